@@ -1,0 +1,216 @@
+"""Fictional atlases: worlds that no model can know by heart, with questions that need the right knowledge base.
+
+Every seed is another world of countries with capitals, currencies, leaders, languages, flags and yearly statistics. What is known about it is
+spread over three knowledge bases (sentences, flag images with captions, table rows), each with distractors. Names are drawn from disjoint
+sets for training, validation and held-out worlds, so facts cannot be memorised: the policy must ask, route, read and copy.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from experiments.flags import Flag, describe, photograph, png, random_flag
+from retrieval_actors.records import Passage
+from rollout.records import GoldStep, Image, Question
+
+SYLLABLES = [onset + nucleus for onset in "b d f k l m n r s t v dr".split() for nucleus in "a e i o u an or el".split()]
+SPLITS = {"train": range(0, 7), "validation": range(7, 8), "heldout": range(8, 10)}
+"""A name belongs to the split whose range holds its hash modulo ten."""
+RELATIONS = ("capital", "currency", "leader", "language")
+TABLES = {"statistics": ("population", "area"), "economy": ("income", "debt")}
+STATISTICS = tuple((table, column) for table, columns in TABLES.items() for column in columns)
+YEARS = (1990, 2000, 2010)
+FAMILIES = ("text_one_hop", "text_two_hop", "table", "compare", "image", "image_text", "image_table", "picture")
+KNOWLEDGE_BASES = {
+    "text": ("Text Retriever", "sentences about countries, cities, people, currencies and languages"),
+    "text_image": ("Text Image Retriever", "pictures of flags with captions"),
+    "table": ("Table Retriever", "rows of yearly tables: population, area, income, debt"),
+}
+SMALLEST_GAP = 5
+"""Two values that are compared differ at least by this much."""
+
+
+@dataclass(frozen=True)
+class Country:
+    name: str
+    capital: str
+    currency: str
+    leader: str
+    language: str
+    birthplace: str
+    """Of the leader."""
+    flag: Flag
+    values: dict[tuple[str, int], int] = field(hash=False)
+    """(column, year) -> two-digit value."""
+
+
+class World:
+    """One fictional world, fully determined by its split and seed."""
+
+    def __init__(self, split: str, seed: int, countries: int = 24, taken: set | None = None):
+        self.split, self.seed = split, seed
+        self.rng = random.Random(f"{split}/{seed}")
+        taken = set() if taken is None else taken
+        self.countries = [self._country(taken) for _ in range(countries)]
+
+    def _country(self, taken: set) -> Country:
+        names = [self._fresh(self._name, taken) for _ in range(6)]
+        values = {(column, year): self.rng.randint(10, 99) for _, column in STATISTICS for year in YEARS}
+        return Country(*names, self._fresh(lambda: random_flag(self.rng), taken), values)
+
+    def _fresh(self, draw, taken: set):
+        while (thing := draw()) in taken:
+            pass
+        taken.add(thing)
+        return thing
+
+    def _name(self) -> str:
+        while True:
+            name = "-".join(self.rng.choice(SYLLABLES) for _ in range(2)).capitalize()
+            if zlib.crc32(name.encode()) % 10 in SPLITS[self.split]:
+                return name
+
+    def stream(self, purpose: str) -> random.Random:
+        """Random numbers for one purpose: what is drawn for one never changes another."""
+        return random.Random(f"{self.split}/{self.seed}/{purpose}")
+
+    # What the knowledge bases hold -------------------------------------------------------------------------------------------------------
+
+    def sentences(self) -> list[str]:
+        """The text knowledge base: each fact in both directions, the value last; and sentences that only sound like an answer."""
+        rng, facts = self.stream("sentences"), []
+        for country in self.countries:
+            name = country.name
+            for relation in RELATIONS:
+                value = getattr(country, relation)
+                facts += [f"The {relation} of {name} is {value}.", f"The country whose {relation} is {value} is {name}."]
+            facts.append(f"The birthplace of {country.leader} is {country.birthplace}.")
+            facts.append(f"The flag of {name} was sewn in {country.capital}.")
+            facts.append(f"The {rng.choice(STATISTICS)[1]} of {name} changed in {rng.choice(YEARS)}.")
+        return facts
+
+    def rows(self) -> list[str]:
+        """The table knowledge base: one row a passage, title and column names repeated in each; some tables have lost their values."""
+        rows = []
+        for country in self.countries:
+            for table, columns in TABLES.items():
+                for year in YEARS:
+                    cells = " | ".join(f"{column} {country.values[column, year]}" for column in columns)
+                    rows.append(f"{country.name} {table} | year {year} | {cells}")
+            rows.append(f"{country.name} cities | {country.capital} | {country.birthplace}")
+        return rows
+
+    def pictures(self) -> list[tuple[str, Flag]]:
+        """The text-image knowledge base: captions of flags, and of city banners that look like flags."""
+        rng = self.stream("banners")
+        captions = [(f"The flag with {describe(country.flag)} is of {country.name}.", country.flag) for country in self.countries]
+        for country in self.countries[::4]:
+            banner = random_flag(rng)
+            captions.append((f"The banner with {describe(banner)} is of {country.capital}.", banner))
+        return captions
+
+    # Questions ---------------------------------------------------------------------------------------------------------------------------
+
+    def question(self, family: str, rng: random.Random, pixels: np.random.Generator) -> Question:
+        """A question of the family with its gold steps; `pixels` is the noise of the photographs."""
+        country = rng.choice(self.countries)
+        relation, (_, column), year = rng.choice(RELATIONS), rng.choice(STATISTICS), rng.choice(YEARS)
+        by_flag = [flag_step(country)]
+        if family == "text_one_hop":
+            text, steps = f"What is the {relation} of {country.name}?", [relation_step(country, relation)]
+        elif family == "text_two_hop" and rng.random() < 0.3:
+            text = f"What is the birthplace of the leader of {country.name}?"
+            steps = [relation_step(country, "leader"), birthplace_step(country)]
+        elif family == "text_two_hop":
+            known = rng.choice([other for other in RELATIONS if other != relation])
+            text = f"What is the {relation} of the country whose {known} is {getattr(country, known)}?"
+            steps = [country_step(country, known), relation_step(country, relation)]
+        elif family == "table":
+            text, steps = f"What was the {column} of {country.name} in {year}?", [value_step(country, column, year)]
+        elif family == "compare":
+            other = rng.choice([c for c in self.countries if abs(c.values[column, year] - country.values[column, year]) >= SMALLEST_GAP])
+            text = f"Which had the larger {column} in {year}, {country.name} or {other.name}?"
+            steps = [value_step(country, column, year), value_step(other, column, year)]
+        elif family == "image":
+            text, steps = "Which country has this flag?", by_flag
+        elif family == "image_text":
+            text, steps = f"What is the {relation} of the country with this flag?", [*by_flag, relation_step(country, relation)]
+        elif family == "image_table":
+            text, steps = f"What was the {column} of the country with this flag in {year}?", [*by_flag, value_step(country, column, year)]
+        elif family == "picture":
+            text, steps = "What does this flag show?", []
+        else:
+            raise ValueError(f"unknown question family {family!r}: expected one of {', '.join(FAMILIES)}")
+        if family == "compare":
+            answer = max(country, other, key=lambda c: c.values[column, year]).name
+        else:
+            answer = steps[-1].answer if steps else describe(country.flag)
+        shows = family == "picture" or family.startswith("image")
+        image = Image.of(png(photograph(country.flag, pixels))) if shows else None
+        key = f"{self.split}/{self.seed}/{text}/{answer}/{image.key if image else ''}"
+        return Question(f"{family}-{zlib.crc32(key.encode()):08x}", text, (answer,), image, tuple(steps), family)
+
+
+def relation_step(country: Country, relation: str) -> GoldStep:
+    query = f"What is the {relation} of {country.name}?"
+    return GoldStep(query, "text", getattr(country, relation), (relation, country.name))
+
+
+def birthplace_step(country: Country) -> GoldStep:
+    return GoldStep(f"What is the birthplace of {country.leader}?", "text", country.birthplace, ("birthplace", country.leader))
+
+
+def country_step(country: Country, known: str) -> GoldStep:
+    value = getattr(country, known)
+    return GoldStep(f"Which is the country whose {known} is {value}?", "text", country.name, (known, value))
+
+
+def value_step(country: Country, column: str, year: int) -> GoldStep:
+    query = f"What was the {column} of {country.name} in {year}?"
+    return GoldStep(query, "table", str(country.values[column, year]), (column, country.name, str(year)))
+
+
+def flag_step(country: Country) -> GoldStep:
+    """No entities: a colour that the policy takes for another is no reason to ask again, and the picture is searched as well."""
+    return GoldStep(f"Which country has the flag with {describe(country.flag)}?", "text_image", country.name)
+
+
+class Atlas:
+    """Several worlds of one split that share their knowledge bases; no name and no flag occurs twice in it, nor in the one `beside` it."""
+
+    def __init__(self, split: str, seed: int = 0, worlds: int = 4, countries: int = 24, beside: Atlas | None = None):
+        if split not in SPLITS:
+            raise ValueError(f"unknown split {split!r}: expected one of {', '.join(SPLITS)}")
+        taken: set = set(beside.taken) if beside else set()
+        self.taken = taken
+        self.split, self.seed = split, seed
+        self.worlds = [World(split, seed * 1000 + i, countries, taken) for i in range(worlds)]
+
+    def passages(self, kb: str) -> Iterator[Passage]:
+        """What the knowledge base holds, in a fixed order; text-image entries carry their picture as PNG."""
+        for world in self.worlds:
+            if kb == "text_image":
+                pixels = np.random.default_rng(zlib.crc32(f"{self.split}/{world.seed}/pictures".encode()))
+                for i, (caption, flag) in enumerate(world.pictures()):
+                    yield Passage(f"{kb}-{world.seed}-{i}", caption, image=png(photograph(flag, pixels)))
+            else:
+                for i, text in enumerate(world.sentences() if kb == "text" else world.rows()):
+                    yield Passage(f"{kb}-{world.seed}-{i}", text)
+
+    def questions(self, count: int, seed: int = 0) -> list[Question]:
+        """`count` questions, no two with the same id, the families in turn (a small atlas runs out of one-hop questions first)."""
+        name = f"{self.split}/{self.seed}/questions/{seed}"
+        rng, pixels = random.Random(name), np.random.default_rng(zlib.crc32(name.encode()))
+        found: dict[str, Question] = {}
+        for attempt in itertools.count():
+            if len(found) == count:
+                return list(found.values())
+            question = rng.choice(self.worlds).question(FAMILIES[attempt % len(FAMILIES)], rng, pixels)
+            found.setdefault(question.id, question)
+        raise AssertionError("unreachable: photographs never repeat, so there is always another question")

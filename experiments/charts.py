@@ -1,0 +1,127 @@
+"""Small charts as inline SVG. Colours are CSS variables, so one picture serves light and dark pages."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from html import escape
+
+WIDTH, HEIGHT = 420, 200
+LEFT, RIGHT, TOP, BOTTOM = 44, 12, 12, 28
+
+Points = Sequence[tuple[float, float]]
+
+
+def line_chart(
+    series: Mapping[str, Points], *, label: str, low: float | None = None, high: float | None = None, x: str = "iteration"
+) -> str:
+    """Lines through (x, y) points; the i-th series has the colour `--series-i`. `low`, `high`: ends of the y axis, else from the data."""
+    series = {name: [(a, b) for a, b in points if math.isfinite(b)] for name, points in series.items()}
+    everything = [point for points in series.values() for point in points]
+    if not everything:
+        return ""
+    xs, ys = [a for a, _ in everything], [b for _, b in everything]
+    bottom, top = _ends(min(ys) if low is None else low, max(ys) if high is None else high)
+    scale = _Scale(min(xs), max(xs), bottom, top)
+    lines = []
+    for number, (name, points) in enumerate(series.items()):
+        raw = " ".join(f"{scale.x(a):.1f},{scale.y(b):.1f}" for a, b in points)
+        smooth = " ".join(f"{scale.x(a):.1f},{scale.y(b):.1f}" for a, b in moving_mean(points))
+        colour = f"var(--series-{number})"
+        if len(points) > 12:
+            lines.append(f'<polyline class="raw" style="stroke:{colour}" points="{raw}"/>')
+        else:
+            lines += [f'<circle r="3" cx="{scale.x(a):.1f}" cy="{scale.y(b):.1f}" style="fill:{colour}"/>' for a, b in points]
+        lines.append(f'<polyline class="line" style="stroke:{colour}" points="{smooth}"><title>{escape(name)}</title></polyline>')
+    return _figure(label, list(series), scale.axes(x) + "".join(lines))
+
+
+def area_chart(shares: Mapping[str, Points], *, label: str, x: str = "iteration") -> str:
+    """Shares that add up to 1, stacked. All series have the same x values; the i-th has the colour `--kb-i`."""
+    names = list(shares)
+    if not names or not shares[names[0]]:
+        return ""
+    smooth = {name: moving_mean(points) for name, points in shares.items()}
+    xs = [a for a, _ in smooth[names[0]]]
+    scale = _Scale(xs[0], xs[-1], 0.0, 1.0)
+    below, bands = [0.0] * len(xs), []
+    for number, name in enumerate(names):
+        above = [base + y for base, (_, y) in zip(below, smooth[name], strict=True)]
+        upper = [f"{scale.x(a):.1f},{scale.y(b):.1f}" for a, b in zip(xs, above, strict=True)]
+        lower = [f"{scale.x(a):.1f},{scale.y(b):.1f}" for a, b in zip(xs, below, strict=True)]
+        bands.append(
+            f'<polygon style="fill:var(--kb-{number})" points="{" ".join(upper + lower[::-1])}"><title>{escape(name)}</title></polygon>'
+        )
+        below = above
+    return _figure(label, names, "".join(bands) + scale.axes(x), "kb")
+
+
+def interval_chart(rows: Mapping[str, tuple[float, float, float]], *, label: str) -> str:
+    """One row for each name: a dot at the value, a bar from low to high, on a scale from 0 to the largest."""
+    if not rows:
+        return ""
+    top = max(max(row) for row in rows.values()) * 1.05 or 1.0
+    step, left, width = 30, 210, 420
+    parts = []
+    for place, (name, (value, low, high)) in enumerate(rows.items()):
+        y = 18 + place * step
+        at = [left + number / top * width for number in (low, high, value)]
+        parts.append(
+            f'<text x="0" y="{y + 4}">{escape(name)}</text><line class="track" x1="{left}" x2="{left + width}" y1="{y}" y2="{y}"/>'
+            f'<line class="interval" x1="{at[0]:.1f}" x2="{at[1]:.1f}" y1="{y}" y2="{y}" style="stroke:var(--series-{place})"/>'
+            f'<circle cx="{at[2]:.1f}" cy="{y}" r="5" style="fill:var(--series-{place})"/>'
+            f'<text class="value" x="{left + width + 12}" y="{y + 4}">{value:.3f}</text>'
+        )
+    height = step * len(rows) + 8
+    return f'<figure class="wide"><figcaption>{escape(label)}</figcaption><svg viewBox="0 0 700 {height}" role="img">{"".join(parts)}</svg></figure>'
+
+
+def moving_mean(points: Points) -> list[tuple[float, float]]:
+    """Each y as the mean of about a twentieth of the points around it."""
+    reach = len(points) // 40
+    smooth = []
+    for place, (x, _) in enumerate(points):
+        near = points[max(0, place - reach) : place + reach + 1]
+        smooth.append((x, sum(y for _, y in near) / len(near)))
+    return smooth
+
+
+class _Scale:
+    """From data to the picture."""
+
+    def __init__(self, left: float, right: float, bottom: float, top: float):
+        self.left, self.right, self.bottom, self.top = left, right if right > left else left + 1, bottom, top
+
+    def x(self, value: float) -> float:
+        return LEFT + (value - self.left) / (self.right - self.left) * (WIDTH - LEFT - RIGHT)
+
+    def y(self, value: float) -> float:
+        inside = min(max(value, self.bottom), self.top)
+        return HEIGHT - BOTTOM - (inside - self.bottom) / (self.top - self.bottom) * (HEIGHT - TOP - BOTTOM)
+
+    def axes(self, name: str) -> str:
+        parts = []
+        for step in range(5):
+            value = self.bottom + (self.top - self.bottom) * step / 4
+            y = self.y(value)
+            parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+            parts.append(f'<text class="tick" x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{value:.3g}</text>')
+        for value, anchor in ((self.left, "start"), (self.right, "end")):
+            parts.append(f'<text class="tick" x="{self.x(value):.1f}" y="{HEIGHT - 8}" text-anchor="{anchor}">{value:g}</text>')
+        middle = (LEFT + WIDTH - RIGHT) / 2
+        return "".join(parts) + f'<text class="tick" x="{middle}" y="{HEIGHT - 8}" text-anchor="middle">{escape(name)}</text>'
+
+
+def _ends(low: float, high: float) -> tuple[float, float]:
+    return (low, high) if high > low else (low - 0.5, low + 0.5)
+
+
+def _figure(label: str, names: Sequence[str], inside: str, colours: str = "series") -> str:
+    legend = "".join(
+        f'<span><i style="background:var(--{colours}-{number})"></i>{escape(name)}</span>' for number, name in enumerate(names)
+    )
+    return (
+        f"<figure><figcaption>{escape(label)}</figcaption>"
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}">{inside}</svg>'
+        f'<div class="legend">{legend if len(names) > 1 else ""}</div></figure>'
+    )

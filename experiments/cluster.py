@@ -1,0 +1,46 @@
+"""Ray for one command: started here and ended with it, or, in a submitted job, the cluster that is already there."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from experiments.config import TrainConfig
+
+
+def cpus_asked_for(config: TrainConfig) -> int:
+    """CPUs that the actors of a run reserve. On a machine with fewer they share: Ray counts them, it does not pin them."""
+    workers = config.train.num_rollout_workers * 1.5
+    learners = config.learner.num_learners * config.learner.cpus_per_learner
+    return int(workers + learners) + 4
+
+
+@contextmanager
+def start_ray(config: TrainConfig) -> Iterator[None]:
+    """Quiet, without a dashboard, bound to this process. With RAY_ADDRESS set (`ray job submit` does), joins that cluster instead."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("PYTHONWARNINGS", "ignore")
+    import ray
+
+    if ray.is_initialized():  # whoever started it ends it
+        yield
+        return
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(logging_level="error", log_to_driver=False)
+    else:
+        cpus = config.ray.num_cpus or max(os.cpu_count() or 1, cpus_asked_for(config))
+        ray.init(
+            address="local",
+            num_cpus=cpus,
+            object_store_memory=config.ray.object_store_mb * 2**20,
+            include_dashboard=False,
+            logging_level="error",
+            log_to_driver=False,
+        )
+    try:
+        yield
+    finally:
+        ray.shutdown()

@@ -1,0 +1,190 @@
+"""`python -m experiments.cold_start [key=value ...]`: train the tiny policy from nothing to where reinforcement learning starts.
+
+Supervised learning on the teacher's turns over an endless stream of fresh training worlds. The matrices of the decoder layers are trained by
+Muon, everything else by AdamW; only response tokens carry loss.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from omegaconf import OmegaConf
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from experiments.teacher import Demonstration, demonstrations
+from experiments.tiny_policy import tiny_policy, train_tokenizer
+from rollout.policy import Policy
+from rollout.records import Image
+
+
+@dataclass
+class ColdStartConfig:
+    out: str = "runs/cold_start"
+    """Folder of the policy, its curve (`curve.jsonl`) and its model card."""
+    start: str = ""
+    """Policy to go on from; empty: a fresh one."""
+    minutes: float = 60.0
+    """Of training; the learning rate decays to zero by then."""
+    lr: float = 2e-3
+    decay: float = 0.6
+    """Last fraction of the time in which the learning rate falls linearly to zero."""
+    tokens_per_batch: int = 4096
+    hidden: int = 128
+    layers: int = 4
+    seed: int = 0
+    threads: int = 1
+    vocabulary: int = 1024
+
+
+@dataclass(frozen=True)
+class Row:
+    """One demonstration in tokens."""
+
+    prompt: np.ndarray
+    response: np.ndarray
+    image: Image | None
+    kind: str
+    """Kind of turn; `look` for a plan turn that sees a picture."""
+
+    def __len__(self) -> int:
+        return len(self.prompt) + len(self.response)
+
+
+def encode(policy: Policy, turn: Demonstration) -> Row:
+    response = policy.tokenizer(turn.response, add_special_tokens=False)["input_ids"]
+    kind = "look" if turn.kind == "plan" and turn.image else turn.kind
+    return Row(policy.encode(turn.message, turn.image), np.array([*response, policy.end_token_id], np.int32), turn.image, kind)
+
+
+def batches(policy: Policy, config: ColdStartConfig, pool: int = 1500) -> Iterator[list[Row]]:
+    """Rows of like length side by side, at most `tokens_per_batch` with padding; the order of the batches is random."""
+    rng, stream = random.Random(config.seed), demonstrations(config.seed + 1)
+    while True:
+        rows = sorted((encode(policy, turn) for turn in itertools.islice(stream, pool)), key=len)
+        cut: list[list[Row]] = [[]]
+        for row in rows:
+            if cut[-1] and len(row) * (len(cut[-1]) + 1) > config.tokens_per_batch:
+                cut.append([])
+            cut[-1].append(row)
+        rng.shuffle(cut)
+        yield from cut
+
+
+def response_logits(policy: Policy, rows: list[Row]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Logits (n, vocabulary), targets (n,) and row numbers (n,) of all response tokens. Every distinct picture is encoded once."""
+    length = max(map(len, rows))
+    ids = np.full((len(rows), length), policy.pad_token_id, np.int64)
+    positions = np.zeros((3, len(rows), length), np.int64)
+    predicts = np.zeros((len(rows), length), bool)
+    images: dict[str, Image] = {row.image.key: row.image for row in rows if row.image}
+    for i, row in enumerate(rows):
+        n = len(row.prompt)
+        ids[i, : len(row)] = np.concatenate([row.prompt, row.response])
+        positions[:, i, :n] = policy.positions(row.prompt, policy.patches(row.image)[1] if row.image else None)
+        positions[:, i, n:] = positions[:, i, :n].max() + 1 + np.arange(length - n)
+        predicts[i, n - 1 : len(row) - 1] = True
+    core = policy.model.model
+    tokens = torch.from_numpy(ids)
+    embedded = core.language_model.embed_tokens(tokens)
+    if images:
+        pixels, grids = policy.pixels(list(images.values()))
+        features = dict(zip(images, core.get_image_features(pixels, grids).pooler_output, strict=True))
+        placed = torch.cat([features[row.image.key] for row in rows if row.image])
+        embedded = embedded.masked_scatter((tokens == policy.image_token_id)[..., None], placed)
+    hidden = core.language_model(inputs_embeds=embedded, position_ids=torch.from_numpy(positions), use_cache=False).last_hidden_state
+    where = torch.from_numpy(predicts)
+    return policy.model.lm_head(hidden[where]), tokens.roll(-1, 1)[where], where.nonzero()[:, 0]
+
+
+def optimizers(policy: Policy, lr: float) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the layers, AdamW for embeddings, patches, norms and biases."""
+    inside = ("language_model.layers", "visual.blocks", "visual.merger")
+    matrices = {name: p for name, p in policy.model.named_parameters() if p.ndim == 2 and any(part in name for part in inside)}
+    rest = [p for name, p in policy.model.named_parameters() if name not in matrices]
+    return [
+        torch.optim.Muon(list(matrices.values()), lr=lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.98), weight_decay=0.0),
+    ]
+
+
+def fresh_policy(config: ColdStartConfig) -> Policy:
+    sample = itertools.islice(demonstrations(config.seed), 6000)
+    tokenizer = train_tokenizer((turn.message.user + turn.response for turn in sample), config.vocabulary)
+    return tiny_policy(tokenizer, hidden=config.hidden, layers=config.layers, seed=config.seed)
+
+
+def train(config: ColdStartConfig, console: Console) -> Policy:
+    torch.set_num_threads(config.threads)
+    torch.manual_seed(config.seed)
+    policy = Policy.load(config.start) if config.start else fresh_policy(config)
+    opts = optimizers(policy, config.lr)
+    out = Path(config.out)
+    out.mkdir(parents=True, exist_ok=True)
+    progress = Progress(
+        TextColumn("cold start"),
+        BarColumn(),
+        TextColumn("{task.fields[line]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+    )
+    started, seconds, steps, tokens, turns = time.time(), 0.0, 0, 0, 0
+    window: dict[str, list[float]] = {}
+    with progress, (out / "curve.jsonl").open("w") as curve:
+        task = progress.add_task("", total=config.minutes * 60, line="")
+        for rows in batches(policy, config):
+            fraction = (time.time() - started) / (config.minutes * 60)
+            if fraction >= 1:
+                break
+            rate = min(1.0, (steps + 1) / 50) * min(1.0, (1 - fraction) / config.decay)
+            for optimizer in opts:
+                for group in optimizer.param_groups:
+                    group["lr"] = config.lr * rate
+            logits, targets, owner = response_logits(policy, rows)
+            losses = F.cross_entropy(logits.float(), targets, reduction="none")
+            losses.mean().backward()
+            torch.nn.utils.clip_grad_norm_(policy.model.parameters(), 1.0)
+            for optimizer in opts:
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+            steps, tokens, turns = steps + 1, tokens + sum(map(len, rows)), turns + len(rows)
+            with torch.no_grad():
+                right = (logits.argmax(-1) == targets).float()
+                exact = torch.ones(len(rows)).scatter_reduce_(0, owner, right, "amin")
+            for row, value in zip(rows, exact.tolist(), strict=True):
+                window.setdefault(f"exact_{row.kind}", []).append(value)
+            window.setdefault("loss", []).append(losses.mean().item())
+            seconds = time.time() - started
+            if steps % 100 == 0:
+                point: dict[str, float] = {"step": steps, "seconds": round(seconds), "tokens": tokens, "turns": turns}
+                point |= {name: round(float(np.mean(values)), 4) for name, values in window.items()}
+                window.clear()
+                curve.write(json.dumps(point) + "\n")
+                curve.flush()
+                line = "  ".join(f"{k} {v}" for k, v in point.items() if k not in ("step", "seconds", "turns"))
+                progress.update(task, completed=seconds, line=f"{line}  {tokens / seconds:.0f} tokens/s")
+            if steps % 500 == 0:
+                policy.save(out)
+    policy.save(out)
+    return policy
+
+
+def main(arguments: list[str]) -> None:
+    config: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ColdStartConfig), OmegaConf.from_dotlist(arguments)))
+    train(config, Console())
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,254 @@
+"""The settings of a run: one typed tree, YAML files that say only what differs, and dotted overrides.
+
+    python -m experiments.train laptop.yaml train.iterations=10 rollout.group_size=4
+
+Every room brings its own part. A file may name another one as its `base:`. Unknown keys fail.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from learner.config import LearnerConfig
+from retrieval_actors.config import RetrievalConfig
+from rewards.config import RewardConfig
+from rollout.config import RolloutConfig
+
+CONFIGS = Path(__file__).parent / "configs"
+REPOSITORY = Path(__file__).parents[1]
+ROUTINGS = ("policy", "random", "oracle", "all")
+
+
+class RunConfigError(ValueError):
+    """A setting that cannot be used; the message is one line that names its key and what is expected."""
+
+
+@dataclass
+class LoopConfig:
+    """Section `train`: how long, how much at a time, from where."""
+
+    iterations: int = 400
+    """Of roll out, score, learn, broadcast."""
+    minutes: float = 0.0
+    """No iteration begins after so many minutes of training (evaluations not counted); 0: no bound."""
+    questions_per_iteration: int = 16
+    """Questions (offline: recorded turns) that one iteration rolls out, over all workers."""
+    num_rollout_workers: int = 2
+    """Processes that sample; each holds a copy of the policy."""
+    gpus_per_rollout_worker: float = 0.0
+    """GPUs that Ray sets aside for one of them; 0: sample on the CPU."""
+    evaluate_every: int = 25
+    """Iterations between two evaluations on the validation questions, by which the best policy is chosen; 0: only at the end."""
+    checkpoint_every: int = 20
+    """Iterations between two checkpoints; 0: only at the end."""
+    resume: str = "none"
+    """`none`: start anew. `auto`: go on from the newest checkpoint of this run, or start anew without one. Or a checkpoint folder."""
+    policy: str = "experiments/cold_start_policy"
+    """Where training starts: a folder in Hugging Face format, or a model's name on the hub."""
+    seed: int = 0
+    """Of the order of the questions and of every random number in sampling and learning (`learner.seed` follows it)."""
+
+
+@dataclass
+class DataConfig:
+    """Section `data`: which questions, and where they come from."""
+
+    name: str = "atlas"
+    """`atlas` (fictional worlds, made on the spot), `2wiki`, `recorded_steps` (for `rollout.mode=offline`) or `questions` (a file)."""
+    path: str = ""
+    """`2wiki`: folder with corpus.jsonl and questions.jsonl. `recorded_steps`, `questions`: a JSON Lines file."""
+    heldout_path: str = ""
+    """`questions`: a second file for before and after; empty: they are taken from `path`."""
+    image_folder: str = ""
+    """Where the pictures of a file lie, and the only place they may lie; empty: beside the file."""
+    kb_folder: str = "kbs"
+    """Where knowledge bases that a data set brings are built, once."""
+    seed: int = 0
+    """Of the worlds, or of which questions are held out."""
+    train_questions: int = 2048
+    """At most so many different training questions."""
+    worlds: int = 4
+    """`atlas`: worlds of each split."""
+    countries: int = 24
+    """`atlas`: countries of each world."""
+
+
+@dataclass
+class EvaluationConfig:
+    questions: int = 512
+    """Held-out questions that before, after and the baselines are measured on."""
+    validation_questions: int = 96
+    """Questions by which the best policy is chosen."""
+    temperature: float = 0.0
+    """Of sampling; 0: the most probable token."""
+    baselines: list[str] = field(default_factory=lambda: ["random", "all", "oracle"])
+    """Measured with the trained policy beside its own routing: `random`, `all` (static retrieval from every knowledge base), `oracle`."""
+    start_baselines: list[str] = field(default_factory=lambda: ["oracle"])
+    """The same, measured with the policy that training starts from."""
+
+
+@dataclass
+class TrackingConfig:
+    mlflow: bool = True
+    uri: str = "sqlite:///mlflow.db"
+    experiment: str = "r1-router"
+
+
+@dataclass
+class ClusterConfig:
+    """Section `ray`."""
+
+    num_cpus: int = 0
+    """CPUs that Ray counts with; 0: those of the machine, at least as many as the actors of a run ask for. Unused under RAY_ADDRESS."""
+    object_store_mb: int = 512
+    """Memory for what the processes hand each other."""
+
+
+@dataclass
+class TrainConfig:
+    name: str = "run"
+    """Name of the run and of its folder."""
+    runs_folder: str = "runs"
+    train: LoopConfig = field(default_factory=LoopConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    learner: LearnerConfig = field(default_factory=LearnerConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    ray: ClusterConfig = field(default_factory=ClusterConfig)
+
+
+def load_config(arguments: list[str]) -> TrainConfig:
+    """The configuration that `[CONFIG.yaml] [key=value ...]` says. A bare file name is also looked for among the shipped ones.
+
+    Raises RunConfigError, one line, for a missing file, an unknown key (with the nearest known one), or a value of another type.
+    """
+    files = [argument for argument in arguments if "=" not in argument]
+    if len(files) > 1:
+        raise RunConfigError(f"{files[1]!r}: expected one CONFIG.yaml, then key=value")
+    tree = OmegaConf.structured(TrainConfig)
+    for source, layer in [*(_file_layers(files[0]) if files else []), ("command line", _overrides(arguments))]:
+        _check_keys(layer, TrainConfig, source)
+        try:
+            tree = OmegaConf.merge(tree, layer)
+        except OmegaConfBaseException as error:
+            raise RunConfigError(f"{source}: {getattr(error, 'full_key', '') or ''}: {str(error).splitlines()[0]}") from None
+    try:
+        config = typing.cast(TrainConfig, OmegaConf.to_object(tree))
+    except ValueError as error:
+        raise RunConfigError(str(error).splitlines()[0]) from None
+    return _checked(config)
+
+
+def resolved_yaml(config: TrainConfig) -> str:
+    """Every setting with its value, as YAML that `load_config` reads back to the same configuration."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def flat(config: TrainConfig) -> dict[str, Any]:
+    """Dotted key -> value, for tracking and for comparing runs."""
+
+    def walk(prefix: str, value: Any) -> dict[str, Any]:
+        if not isinstance(value, dict) or not value:
+            return {prefix: value}
+        return {key: leaf for name, child in value.items() for key, leaf in walk(f"{prefix}.{name}" if prefix else name, child).items()}
+
+    return walk("", dataclasses.asdict(config))
+
+
+def find_policy(path: str) -> str:
+    """`path` as a folder where there is one (from here, or from the repository), else as the name of a model on the hub.
+
+    Raises RunConfigError when it is neither.
+    """
+    for folder in (Path(path), REPOSITORY / path):
+        if (folder / "config.json").is_file():
+            return str(folder)
+    looks_like_a_folder = path.startswith((".", "/", "runs/", "experiments/")) or path.count("/") != 1
+    if looks_like_a_folder:
+        raise RunConfigError(
+            f"train.policy is {path!r}: no folder with a config.json there; train one with python -m experiments.cold_start"
+        )
+    return path
+
+
+def _file_layers(name: str) -> list[tuple[str, DictConfig]]:
+    """The file and, before it, the files it builds on."""
+    path = next((path for path in (Path(name), CONFIGS / name) if path.is_file()), None)
+    if path is None:
+        shipped = ", ".join(sorted(file.name for file in CONFIGS.glob("*.yaml")))
+        raise RunConfigError(f"{name}: no such configuration file; shipped are {shipped}")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise RunConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise RunConfigError(f"{path}: found {type(content).__name__}, expected keys and values")
+    base = content.pop("base", None)
+    before = _file_layers(str(path.parent / base) if (path.parent / str(base)).is_file() else str(base)) if base else []
+    return [*before, (str(path), OmegaConf.create(content))]
+
+
+def _overrides(arguments: list[str]) -> DictConfig:
+    try:
+        return OmegaConf.from_dotlist([argument for argument in arguments if "=" in argument])
+    except (OmegaConfBaseException, yaml.YAMLError) as error:
+        raise RunConfigError(f"command line: {' '.join(str(error).split())}") from None
+
+
+def _check_keys(layer: DictConfig, schema: type, source: str, prefix: str = "") -> None:
+    types = typing.get_type_hints(schema)
+    for key in layer:
+        if key not in types:
+            near = difflib.get_close_matches(str(key), types, n=1, cutoff=0) or [""]
+            elsewhere = [f"{name}.{key}" for name, kind in typing.get_type_hints(TrainConfig).items() if key in _fields(kind)]
+            meant = elsewhere[0] if elsewhere and not prefix else f"{prefix}{near[0]}"
+            raise RunConfigError(f"{source}: unknown key {prefix}{key}; did you mean {meant}?")
+        if dataclasses.is_dataclass(types[key]):
+            child = layer[key]
+            if not isinstance(child, DictConfig):
+                raise RunConfigError(
+                    f"{source}: {prefix}{key} is {child!r}; expected keys and values, such as {prefix}{key}.{_fields(types[key])[0]}"
+                )
+            _check_keys(child, typing.cast(type, types[key]), source, f"{prefix}{key}.")
+
+
+def _fields(kind: Any) -> list[str]:
+    return [f.name for f in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else []
+
+
+def _checked(config: TrainConfig) -> TrainConfig:
+    """What can be seen to be wrong without opening a file."""
+    rules = [
+        (config.rollout.mode in ("branch", "chain", "offline"), "rollout.mode", config.rollout.mode, "branch, chain or offline"),
+        (config.rollout.routing in ROUTINGS, "rollout.routing", config.rollout.routing, ", ".join(ROUTINGS)),
+        (config.train.iterations > 0, "train.iterations", config.train.iterations, "at least 1"),
+        (config.train.questions_per_iteration > 0, "train.questions_per_iteration", config.train.questions_per_iteration, "at least 1"),
+        (config.train.num_rollout_workers > 0, "train.num_rollout_workers", config.train.num_rollout_workers, "at least 1"),
+        (config.evaluation.questions > 0, "evaluation.questions", config.evaluation.questions, "at least 1"),
+        (bool(config.name) and not set(config.name) & set("/\\"), "name", config.name, "a name without slashes"),
+    ]
+    rules += [
+        (set(found) <= set(ROUTINGS), f"evaluation.{key}", list(found), f"some of {', '.join(ROUTINGS)}")
+        for key, found in (("baselines", config.evaluation.baselines), ("start_baselines", config.evaluation.start_baselines))
+    ]
+    for holds, key, found, expected in rules:
+        if not holds:
+            raise RunConfigError(f"{key} is {found!r}; expected {expected}")
+    recorded = config.data.name == "recorded_steps"
+    if recorded != (config.rollout.mode == "offline"):
+        raise RunConfigError(
+            f"rollout.mode={config.rollout.mode} does not go with data.name={config.data.name}; recorded steps are for offline"
+        )
+    return config

@@ -1,0 +1,84 @@
+"""The parts of a run, built in order: knowledge bases, retrieval, rewards, the algorithm, the evaluation workers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from experiments.config import TrainConfig
+from experiments.datasets import Dataset, KnowledgeBaseSource, ensure_knowledge_bases
+from experiments.evaluate import Evaluator
+from experiments.progress import Progress
+from learner.question_source import ShuffledQuestions
+from learner.step_grpo import StepGRPO
+from learner.step_grpo_config import StepGRPOConfig
+from retrieval_actors.retriever import Retriever, start_retrieval
+from rewards.actor import RewardActor
+
+CPUS_PER_REWARD_ACTOR = 0.1
+CPUS_PER_ROLLOUT_WORKER = 0.5
+
+
+@dataclass(frozen=True)
+class Parts:
+    algorithm: StepGRPO
+    evaluator: Evaluator
+    retriever: Retriever
+    """Over the training knowledge bases."""
+    evaluation_retriever: Retriever
+    """Over those of the validation and held-out questions; the same one where the data set does not tell them apart."""
+    reward_actor: Any
+
+    def fingerprints(self) -> dict[str, str]:
+        """Of the training knowledge bases: a checkpoint belongs to them."""
+        return {card.name: card.fingerprint for card in self.retriever.catalog}
+
+    def close(self) -> None:
+        self.evaluator.close()
+        self.algorithm.stop()
+        for retriever in {id(found): found for found in (self.retriever, self.evaluation_retriever)}.values():
+            retriever.close()
+
+
+def build_parts(config: TrainConfig, dataset: Dataset, policy: str, progress: Progress) -> Parts:
+    """Ray has to be running. Knowledge bases that are not there yet are built."""
+    retriever = retrieval(config, dataset.training_kbs, progress)
+    same = dataset.training_kbs == dataset.evaluation_kbs
+    evaluation_retriever = retriever if same else retrieval(config, dataset.evaluation_kbs, progress)
+    progress.phase("start rollout workers and learner")
+    actor: Any = RewardActor
+    reward_actor = actor.options(num_cpus=CPUS_PER_REWARD_ACTOR).remote(retriever, config.reward)
+    algorithm = algorithm_config(config, dataset.train, policy, retriever, reward_actor).build_algo()
+    return Parts(algorithm, Evaluator(policy, config), retriever, evaluation_retriever, reward_actor)
+
+
+def retrieval(config: TrainConfig, sources: Sequence[KnowledgeBaseSource], progress: Progress) -> Retriever:
+    progress.phase("knowledge bases")
+    folders = ensure_knowledge_bases(sources, progress.detail)
+    return start_retrieval(replace(config.retrieval, folders=folders), progress.detail)
+
+
+def algorithm_config(config: TrainConfig, items: Sequence[Any], policy: str, retriever: Retriever, reward_actor: Any) -> StepGRPOConfig:
+    """The run's settings in the form that RLlib takes."""
+    questions = config.train.questions_per_iteration
+    return (
+        StepGRPOConfig()
+        .env_runners(
+            num_env_runners=config.train.num_rollout_workers,
+            num_cpus_per_env_runner=CPUS_PER_ROLLOUT_WORKER,
+            num_gpus_per_env_runner=config.train.gpus_per_rollout_worker,
+        )
+        .training(
+            policy_path=policy,
+            rollout=config.rollout,
+            learner=replace(config.learner, seed=config.train.seed),
+            retriever=None if config.rollout.mode == "offline" else retriever,
+            reward_actors=[reward_actor],
+            data=ShuffledQuestions(items, config.train.seed),
+            questions_per_iteration=questions,
+            questions_per_chunk=-(-questions // (2 * config.train.num_rollout_workers)),
+            sampling_seed=config.train.seed,
+            deadline_s=config.learner.deadline_s,
+        )
+    )

@@ -1,0 +1,105 @@
+"""Results as tables for the terminal: before and after by question family, and ways of routing side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from experiments.measures import MEASURES, excludes_zero
+
+HEADINGS = {
+    "f1_recall": "F1-Recall",
+    "exact_match": "exact match",
+    "routing_accuracy": "routing",
+    "stop_accuracy": "stop",
+    "premature_stop_rate": "premature stop",
+    "retrievals_per_question": "retrievals",
+    "format_rate": "format",
+}
+METHODS = {
+    "policy": "the policy's own routing",
+    "random": "random routing, same policy",
+    "all": "all knowledge bases, one answer turn",
+    "oracle": "gold knowledge base given",
+}
+"""Routing -> how a table calls it."""
+LESS_IS_BETTER = frozenset({"retrievals_per_question", "premature_stop_rate"})
+
+Figure = Mapping[str, Any]
+"""{"value", "low", "high"} of one measure, None where nothing could be measured."""
+
+
+def shown(figure: Figure, signed: bool = False) -> str:
+    """`.912 ±.021`, with the half width of the interval."""
+    if figure.get("value") is None or figure["value"] != figure["value"]:
+        return "–"
+    half = (figure["high"] - figure["low"]) / 2
+    return f"{figure['value']:{'+' if signed else ''}.3f} ±{half:.3f}"
+
+
+def before_after_table(
+    before: Mapping[str, Figure], after: Mapping[str, Figure], difference: Mapping[str, Figure], questions: int
+) -> Table:
+    """One row a measure, with the paired difference; differences whose interval excludes zero are coloured."""
+    table = Table(title=f"before and after, {questions} held-out questions, 95 % intervals", title_justify="left", title_style="bold")
+    for heading in ("measure", "before", "after", "difference"):
+        table.add_column(heading, justify="left" if heading == "measure" else "right")
+    for name in MEASURES:
+        change = difference[name]
+        style = ""
+        if change.get("value") is not None and change["value"] == change["value"] and excludes_zero(change):
+            style = "green" if (change["value"] > 0) != (name in LESS_IS_BETTER) else "red"
+        table.add_row(HEADINGS[name], shown(before[name]), shown(after[name]), Text(shown(change, signed=True), style=style))
+    return table
+
+
+def family_table(before: Mapping[str, Any], after: Mapping[str, Any]) -> Table:
+    """F1-Recall, routing and retrievals of each question family, before -> after."""
+    table = Table(title="by question family, before → after", title_justify="left", title_style="bold")
+    table.add_column("family")
+    table.add_column("questions", justify="right")
+    for name in ("f1_recall", "routing_accuracy", "stop_accuracy", "retrievals_per_question"):
+        table.add_column(HEADINGS[name], justify="right")
+    for family, then in before["by_family"].items():
+        now = after["by_family"][family]
+        cells = (
+            f"{_value(then[name])} → {_value(now[name])}"
+            for name in ("f1_recall", "routing_accuracy", "stop_accuracy", "retrievals_per_question")
+        )
+        table.add_row(family or "all", str(then["questions"]), *cells)
+    return table
+
+
+def print_family_table(console: Console, summary: Mapping[str, Any], title: str) -> None:
+    """Every measure of one evaluation, overall and by family."""
+    table = Table(title=title, title_justify="left", title_style="bold")
+    table.add_column("family")
+    table.add_column("questions", justify="right")
+    for name in MEASURES:
+        table.add_column(HEADINGS[name], justify="right")
+    for family, figures in summary["by_family"].items():
+        table.add_row(family or "-", str(figures["questions"]), *(_value(figures[name]) for name in MEASURES))
+    table.add_section()
+    table.add_row("overall", str(summary["questions"]), *(shown(summary["overall"][name]) for name in MEASURES), style="bold")
+    console.print(table)
+
+
+def methods_table(methods: Mapping[str, Mapping[str, Figure]]) -> Table:
+    """One row for each way of routing."""
+    table = Table(title="ways of routing, same questions", title_justify="left", title_style="bold")
+    table.add_column("method")
+    names = ("f1_recall", "exact_match", "routing_accuracy", "retrievals_per_question")
+    for name in names:
+        table.add_column(HEADINGS[name], justify="right")
+    for method, figures in methods.items():
+        table.add_row(METHODS.get(method, method), *(shown(figures[name]) for name in names))
+    return table
+
+
+def _value(figure: Figure) -> str:
+    value = figure.get("value")
+    return "–" if value is None or value != value else f"{value:.2f}"

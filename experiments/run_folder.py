@@ -1,0 +1,202 @@
+"""The folder of a run: what it was told, what it measured, what it learned.
+
+config.yaml           every setting
+metrics.jsonl         a line for each iteration
+summary.json          before, after, baselines, seconds by phase
+trajectories/         Parquet files: whole episodes, step by step
+checkpoints/          iteration-000020/, ...: what resume=auto goes on from
+policy/               the best policy, in Hugging Face format
+report.html           all of it to look at
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from experiments.config import RunConfigError, TrainConfig, load_config, resolved_yaml
+from rollout.records import Trajectory
+
+COMPLETE = "complete.json"
+"""Stands in every checkpoint that was written to its end; holds the iteration."""
+KEPT_CHECKPOINTS = 2
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    path: Path
+
+    @classmethod
+    def start(cls, config: TrainConfig) -> RunFolder:
+        """The folder of this run, made if need be. Unless it is resumed, an earlier run of that name steps aside: its time becomes its name."""
+        folder = cls(Path(config.runs_folder) / config.name)
+        earlier = folder.path / "config.yaml"
+        if config.train.resume == "none" and earlier.exists():
+            began = datetime.fromtimestamp(earlier.stat().st_mtime)
+            folder.path.rename(folder.path.with_name(f"{config.name}-{began:%Y%m%d-%H%M%S}"))
+        for part in (folder.path, folder.trajectories, folder.checkpoints):
+            part.mkdir(parents=True, exist_ok=True)
+        (folder.path / "config.yaml").write_text(resolved_yaml(config), encoding="utf-8")
+        return folder
+
+    @classmethod
+    def open(cls, path: str | Path) -> RunFolder:
+        """Raises RunConfigError for a folder that no run has written."""
+        path = Path(path)
+        if not (path / "config.yaml").is_file():
+            raise RunConfigError(f"{path}: no run folder (config.yaml is missing); give the folder of a run, such as runs/laptop")
+        return cls(path)
+
+    @property
+    def trajectories(self) -> Path:
+        return self.path / "trajectories"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def policy(self) -> Path:
+        return self.path / "policy"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.html"
+
+    def config(self) -> TrainConfig:
+        return load_config([str(self.path / "config.yaml")])
+
+    # Metrics and summary
+
+    def add_metrics(self, row: dict[str, Any]) -> None:
+        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(_plain(row)) + "\n")
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines so far; a last line that a kill cut short is left out."""
+        file = self.path / "metrics.jsonl"
+        lines = file.read_text(encoding="utf-8").split("\n") if file.exists() else []
+        return [json.loads(line) for line in lines[:-1] if line]
+
+    def forget_after(self, iteration: int) -> None:
+        """Drop the metrics of later iterations: a resumed run will write them again."""
+        kept = [row for row in self.metrics() if row["iteration"] <= iteration]
+        (self.path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        aside = self.path / "summary.json.new"
+        aside.write_text(json.dumps(_plain(summary), indent=2) + "\n", encoding="utf-8")
+        aside.replace(self.path / "summary.json")
+
+    def summary(self) -> dict[str, Any]:
+        """Empty until something was summarised."""
+        file = self.path / "summary.json"
+        return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+
+    # Trajectories
+
+    def write_trajectories(self, name: str, trajectories: Sequence[Trajectory], counts: Sequence[dict[str, Any]] = ()) -> None:
+        """`name`: `before`, `after`, or `iteration-000020`; `counts`: the measures of each, for paired differences after a restart."""
+        rows = [trajectory_row(trajectory) for trajectory in trajectories]
+        for row, counted in zip(rows, counts, strict=False):
+            row["counts"] = json.dumps(_plain(counted))
+        pq.write_table(pa.Table.from_pylist(rows, schema=TRAJECTORY_SCHEMA), self.trajectories / f"{name}.parquet")
+
+    def read_trajectories(self, name: str) -> list[dict[str, Any]]:
+        file = self.trajectories / f"{name}.parquet"
+        rows = pq.read_table(file).to_pylist() if file.exists() else []
+        return [row | {"steps": json.loads(row["steps"]), "counts": json.loads(row["counts"] or "{}")} for row in rows]
+
+    # Checkpoints
+
+    def checkpoint_at(self, iteration: int) -> Path:
+        return self.checkpoints / f"iteration-{iteration:06d}"
+
+    def finish_checkpoint(self, aside: Path, iteration: int, facts: dict[str, Any]) -> Path:
+        """Makes the folder `aside` the checkpoint of this iteration, and keeps the newest ones only."""
+        (aside / COMPLETE).write_text(json.dumps(_plain({"iteration": iteration, **facts})), encoding="utf-8")
+        final = self.checkpoint_at(iteration)
+        shutil.rmtree(final, ignore_errors=True)
+        aside.rename(final)
+        for old in self.complete_checkpoints()[:-KEPT_CHECKPOINTS]:
+            shutil.rmtree(old)
+        return final
+
+    def complete_checkpoints(self) -> list[Path]:
+        """Oldest first; folders that a kill left half-written are not among them."""
+        return sorted(path.parent for path in self.checkpoints.glob(f"iteration-*/{COMPLETE}"))
+
+
+TRAJECTORY_SCHEMA = pa.schema(
+    [
+        ("question_id", pa.string()),
+        ("family", pa.string()),
+        ("text", pa.string()),
+        ("image", pa.binary()),
+        ("answers", pa.list_(pa.string())),
+        ("steps", pa.string()),
+        ("final", pa.string()),
+        ("answer", pa.string()),
+        ("retrievals", pa.int32()),
+        ("seconds", pa.float64()),
+        ("policy_version", pa.int64()),
+        ("counts", pa.string()),
+    ]
+)
+"""`steps` is JSON: a list of {plan, query, kb, passages: [{id, title, text, score, error}], response, answer}; `counts` is JSON: measure ->
+[numerator, denominator]."""
+
+
+def trajectory_row(trajectory: Trajectory) -> dict[str, Any]:
+    """The trunk of an episode as it is stored; of a recorded turn, its first response."""
+    question = trajectory.question
+    steps = [
+        {
+            "plan": step.plan.text if step.plan else "",
+            "query": step.action.query if step.action else "",
+            "kb": (step.action.kb or "") if step.action else "",
+            "passages": [
+                {"id": p.id, "title": p.title, "text": p.text, "kb": p.kb, "score": round(p.score, 4), "error": p.error}
+                for p in step.passages
+            ],
+            "response": step.answer.text if step.answer else "",
+            "answer": step.exchange.answer if step.exchange else "",
+        }
+        for step in trajectory.steps
+    ]
+    turns = trajectory.groups[-1].turns if trajectory.groups else ()
+    last = trajectory.final or (turns[0] if turns else None)
+    return {
+        "question_id": question.id,
+        "family": question.family,
+        "text": question.text,
+        "image": question.image.data if question.image else None,
+        "answers": list(question.answers),
+        "steps": json.dumps(steps, ensure_ascii=False),
+        "final": last.text if last else "",
+        "answer": trajectory.answer,
+        "retrievals": trajectory.retrievals,
+        "seconds": trajectory.seconds,
+        "policy_version": last.policy_version if last else 0,
+        "counts": None,
+    }
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN, and numpy's numbers are not Python's."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_plain(item) for item in value]
+    if hasattr(value, "item") and not isinstance(value, str):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value

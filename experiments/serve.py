@@ -1,0 +1,114 @@
+"""Answers questions over HTTP with a trained policy and its knowledge bases.
+
+    python -m experiments.serve RUN_OR_POLICY [CONFIG.yaml] [serve.port=8000] [key=value ...]
+
+RUN_OR_POLICY is the folder of a run, whose configuration, best policy and knowledge bases are then used, or a policy folder.
+
+    curl -s localhost:8000/v1/route -d '{"question": "Which currency does Meltoria use?"}'
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+
+from experiments.cluster import start_ray
+from experiments.command_settings import read_settings
+from experiments.config import RunConfigError, TrainConfig
+from experiments.datasets import ensure_knowledge_bases, load_dataset
+from experiments.evaluate import read_arguments
+from experiments.run_folder import RunFolder
+from retrieval_actors.build import Progress
+from retrieval_actors.knowledge_base import KnowledgeBase
+
+
+@dataclass
+class ServeSettings:
+    """Section `serve` of the command line."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on. Anything but loopback is open to whoever reaches it: there is no authentication."""
+    port: int = 8000
+
+
+@dataclass(frozen=True)
+class Service:
+    """What is to be served, checked and built."""
+
+    policy: str
+    policy_version: int
+    config: TrainConfig
+    folders: dict[str, str]
+    """Knowledge base name -> folder."""
+    settings: ServeSettings
+
+
+def prepare(arguments: list[str], progress: Progress | None = None) -> Service:
+    """Raises ValueError, one line, for a policy, a setting or a knowledge base that cannot be served."""
+    ours = [argument.removeprefix("serve.") for argument in arguments if argument.startswith("serve.")]
+    settings = read_settings(ServeSettings, ours)
+    rest = [argument for argument in arguments if not argument.startswith("serve.")]
+    if not rest or "=" in rest[0]:
+        raise RunConfigError("which policy? python -m experiments.serve RUN_OR_POLICY [CONFIG.yaml] [key=value ...]")
+    config, policy = read_arguments(rest)
+    folders = dict(config.retrieval.folders)
+    if not folders:  # a policy without a run: the knowledge bases of its data set
+        folders = ensure_knowledge_bases(load_dataset(config.data, config.evaluation, folders).evaluation_kbs, progress)
+    if not folders:
+        raise RunConfigError("no knowledge base to search: name them, for instance retrieval.folders.text=kbs/text")
+    for folder in folders.values():
+        KnowledgeBase.open(folder)
+    version = RunFolder(Path(rest[0])).summary().get("policy_version", 0) if (Path(rest[0]) / "summary.json").is_file() else 0
+    return Service(policy, int(version), config, folders, settings)
+
+
+@contextmanager
+def serving(service: Service) -> Iterator[str]:
+    """The endpoint, ready; yields its address. Needs a Ray that runs; ends Serve with the block."""
+    from ray import serve
+
+    from experiments.route_service import RouteService
+
+    settings, config = service.settings, service.config
+    serve.start(http_options={"host": settings.host, "port": settings.port, "location": "HeadOnly"})
+    try:
+        deployment = RouteService.options(ray_actor_options={"num_cpus": 0.5}, max_ongoing_requests=32)  # type: ignore[attr-defined]
+        # Workers may start in another folder: paths are made absolute here.
+        folders = {name: str(Path(folder).resolve()) for name, folder in service.folders.items()}
+        policy = str(Path(service.policy).resolve()) if Path(service.policy).exists() else service.policy
+        bound = deployment.bind(policy, service.policy_version, replace(config.retrieval, folders=folders), config.rollout)
+        serve.run(bound, name="router", route_prefix="/")
+        yield f"http://{settings.host}:{settings.port}"
+    finally:
+        serve.shutdown()
+
+
+def main(arguments: list[str]) -> int:
+    console = Console()
+    try:
+        with console.status("knowledge bases") as status:
+            service = prepare(arguments, lambda what, done, total: status.update(f"{what} {done}/{total}"))
+    except (ValueError, OSError) as error:
+        console.print(f"[red]{escape(str(error))}", soft_wrap=True, highlight=False)
+        return 2
+    stopped = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stopped.set())
+    with start_ray(service.config):
+        console.print(f"loading {service.policy} and {', '.join(service.folders)} ...", soft_wrap=True)
+        with serving(service) as address:
+            console.print(f"ready: POST {address}/v1/route, GET {address}/health; Ctrl-C ends it", soft_wrap=True)
+            stopped.wait()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

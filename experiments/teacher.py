@@ -1,0 +1,198 @@
+"""The teacher of the cold start: it asks well and reads well, but routes blindly.
+
+It names a knowledge base at random, says `unknown` when the passages do not hold the answer, and asks again until its steps are used up;
+sometimes it goes on or stops without need. What a policy learns from it are the skills without the judgement: that is left to reinforcement
+learning.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from experiments.atlas import FAMILIES, KNOWLEDGE_BASES, World
+from retrieval_actors.records import Passage
+from rollout.needs import askable_needs, holds_answer, mentions
+from rollout.prompts import SHORT, STOP, Message
+from rollout.records import UNKNOWN, Exchange, GoldStep, Image, Question, TurnKind
+
+FOLLOWS_GOLD = 0.6
+"""How often the episode goes on from the gold knowledge base, whatever the plan turn wrote: half of the readings would be `unknown` otherwise.
+The prompt of a later turn does not show which knowledge base was asked, so nothing is given away."""
+GOES_ON, STOPS_EARLY = 0.15, 0.06
+"""How often the teacher asks again for what it has, or stops without having it."""
+DRILLS = 3
+"""Readings on their own for each question."""
+Search = Callable[[str, str, Question, int], Sequence[Passage]]
+"""(knowledge base, query, question, k) -> passages."""
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """One turn to imitate."""
+
+    kind: TurnKind
+    message: Message
+    image: Image | None
+    response: str
+
+
+def plan_response(thought: str, query: str, retriever: str) -> str:
+    return f"<think> {thought}</think><sub-question> {query}</sub-question><ret> {retriever}</ret>"
+
+
+def answer_response(thought: str, answer: str) -> str:
+    return f"<think> {thought}</think><answer> {answer}</answer>"
+
+
+def thought_of(need: GoldStep) -> str:
+    """What is looked for, in three words: it says nothing about where."""
+    if need.kb == "text_image":
+        return "I need the country."
+    relation = next((entity for entity in need.entities if entity in need.query and entity.islower()), "country")
+    return "I need the country." if need.query.startswith("Which is the country") else f"I need the {relation}."
+
+
+def reading(need: GoldStep, passages: Sequence[Passage]) -> str:
+    """The answer turn: quote the passage that holds the answer, then copy it; or say that none does.
+
+    A fact stands in the knowledge base in both directions. The quoted one has its answer last, where it can: what has to be found is then all
+    read before the answer is due.
+    """
+    holding = [passage.text.rstrip(".") for passage in passages if holds_answer(passage, need)]
+    if not holding:
+        return answer_response("Not here.", UNKNOWN)
+    return answer_response(next((text for text in holding if text.endswith(f" {need.answer}")), holding[0]), need.answer)
+
+
+def conclusion(question: Question, history: Sequence[Exchange]) -> str:
+    """The final turn: the last sub-answer, the larger of two values, or what the picture shows."""
+    if question.family == "picture":
+        return answer_response("I see the flag.", question.answers[0])
+    if askable_needs(question.gold_steps or (), history):
+        return answer_response("I do not know.", UNKNOWN)
+    if question.family == "compare":
+        known = [exchange for exchange in history if exchange.answer != UNKNOWN]
+        winner = question.answers[0]
+        first = next(e for e in known if mentions(e.query, (winner,)) == 1.0)
+        second = next(e for e in known if mentions(e.query, (winner,)) < 1.0)
+        return answer_response(f"{first.answer} is more than {second.answer}.", winner)
+    return answer_response("I have the answer.", question.answers[0])
+
+
+def demonstrate(question: Question, search: Search, rng: random.Random, max_steps: int = 3, passages: int = 3) -> list[Demonstration]:
+    """The turns of one episode of the teacher."""
+    turns: list[Demonstration] = []
+    history: tuple[Exchange, ...] = ()
+    gold = question.gold_steps or ()
+    pictured = question.image is not None
+    while len(history) < max_steps:
+        needs = askable_needs(gold, history)
+        prompt = SHORT.plan(question.text, pictured, history, "")
+        blind = rng.choice(list(KNOWLEDGE_BASES))
+        if not gold and rng.random() < GOES_ON:  # a needless look-up, shown as a plan but not followed
+            query = f"Which country has the flag with {question.answers[0]}?"
+            response = plan_response("I need the country.", query, KNOWLEDGE_BASES[blind][0])
+            turns.append(Demonstration("plan", prompt, question.image, response))
+        if (not needs and (not gold or rng.random() >= GOES_ON)) or rng.random() < STOPS_EARLY:
+            turns.append(Demonstration("plan", prompt, question.image, plan_response("I know enough.", STOP, STOP)))
+            if not needs or rng.random() < 0.5:
+                break
+        need = rng.choice(needs or list(gold[-1:]))
+        turns.append(Demonstration("plan", prompt, question.image, plan_response(thought_of(need), need.query, KNOWLEDGE_BASES[blind][0])))
+        kb = need.kb if rng.random() < FOLLOWS_GOLD else blind
+        found = list(search(kb, need.query, question, passages))
+        rng.shuffle(found)
+        response = reading(need, found)
+        looks = kb == "text_image" and pictured
+        turns.append(Demonstration("answer", SHORT.answer(need.query, found, looks, 400), question.image if looks else None, response))
+        answer = need.answer if UNKNOWN not in response else UNKNOWN
+        history += (Exchange(need.query, kb, answer),)
+    turns.append(Demonstration("final", SHORT.final(question.text, pictured, history), question.image, conclusion(question, history)))
+    return turns
+
+
+def drill(question: Question, search: Search, rng: random.Random, passages: int = 3) -> Demonstration | None:
+    """One reading on its own: reading is learned last, so it is shown most. None for questions that need nothing."""
+    if not question.gold_steps:
+        return None
+    need = rng.choice(question.gold_steps)
+    kb = need.kb if rng.random() < FOLLOWS_GOLD else rng.choice(list(KNOWLEDGE_BASES))
+    found = list(search(kb, need.query, question, passages))
+    rng.shuffle(found)
+    image = question.image if kb == "text_image" else None
+    return Demonstration("answer", SHORT.answer(need.query, found, image is not None, 400), image, reading(need, found))
+
+
+def static(question: Question, search: Search, rng: random.Random, passages: int = 3) -> Demonstration:
+    """One answer from all knowledge bases at once, searched with the question itself: the skill that the baseline without decisions needs."""
+    found = [passage for kb in KNOWLEDGE_BASES for passage in search(kb, question.text, question, passages)]
+    rng.shuffle(found)
+    steps = question.gold_steps or ()
+    if question.family == "picture":
+        response = conclusion(question, ())
+    else:
+        response = reading(steps[0], found) if len(steps) == 1 else answer_response("Not here.", UNKNOWN)
+    return Demonstration("answer", SHORT.answer(question.text, found, question.image is not None, 400), question.image, response)
+
+
+class WordOverlap:
+    """A stand-in for retrieval while the teacher demonstrates: shared words weighted by their rarity, with noise.
+
+    A fresh world for every few hundred turns cannot be embedded in time; what the policy has to learn here is to read three passages of which
+    none, one or two hold the answer.
+    """
+
+    def __init__(self, world: World):
+        self.texts = {"text": world.sentences(), "table": world.rows()}
+        captions = world.pictures()
+        self.texts["text_image"] = [caption for caption, _ in captions]
+        self.flags = [flag for _, flag in captions]
+        self.rng = np.random.default_rng(world.seed)
+        self.places: dict[str, dict[str, list[int]]] = {kb: {} for kb in self.texts}
+        for kb, texts in self.texts.items():
+            for i, text in enumerate(texts):
+                for word in _words(text):
+                    self.places[kb].setdefault(word, []).append(i)
+
+    def search(self, kb: str, query: str, flag: tuple | None, k: int) -> list[Passage]:
+        """The k best passages; `flag` is what the question's picture shows."""
+        texts, places = self.texts[kb], self.places[kb]
+        scores = self.rng.gumbel(0, 0.7, len(texts))
+        for word in _words(query):
+            if word in places:
+                scores[places[word]] += np.log(1 + len(texts) / len(places[word]))
+        if flag and kb == "text_image":
+            for i, (layout, colours) in enumerate(self.flags):
+                scores[i] += 2.0 * (layout == flag[0]) + 4.0 * sum(a == b for a, b in zip(colours, flag[1], strict=False)) / len(flag[1])
+        return [Passage(f"{kb}-{i}", texts[i], kb=kb) for i in np.argsort(-scores)[:k]]
+
+
+def _words(text: str) -> set[str]:
+    whole = text.lower().replace(".", " ").replace("?", " ").split()
+    return set(whole) | {part for word in whole for part in word.split("-")}
+
+
+def demonstrations(seed: int, per_world: int = 60):
+    """An endless stream of demonstrations, a fresh training world for every `per_world` questions."""
+    rng, pixels = random.Random(seed), np.random.default_rng(seed)
+    while True:
+        world = World("train", rng.randrange(10**6, 10**9))
+        overlap = WordOverlap(world)
+        flags = {country.name: country.flag for country in world.countries}
+
+        def search(kb: str, query: str, question: Question, k: int, overlap=overlap, flags=flags):
+            shown = flags[question.gold_steps[0].answer] if question.image and question.gold_steps else None
+            return overlap.search(kb, query, shown, k)
+
+        for i in range(per_world):
+            question = world.question(FAMILIES[i % len(FAMILIES)], rng, pixels)
+            yield from demonstrate(question, search, rng)
+            yield from filter(None, (drill(question, search, rng) for _ in range(DRILLS)))
+            if i % 6 == 0:  # rarely: what the baseline needs, and the slowest thing to learn, colours and layouts
+                yield static(question, search, rng)
+                picture = world.question("image", rng, pixels)
+                yield demonstrate(replace(picture, id=f"look-{i}"), search, rng)[0]

@@ -1,0 +1,28 @@
+"""Waiting for Ray, never for ever."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+
+
+class DeadlineError(TimeoutError):
+    """Something that was waited for did not happen in time; the message says what."""
+
+
+def results(refs: Sequence[ray.ObjectRef], what: str, deadline_s: float) -> list[Any]:
+    """The values of `refs`, in their order.
+
+    The first one that fails raises at once: the others may be waiting for it. Raises `DeadlineError` after `deadline_s` seconds.
+    """
+    end = time.monotonic() + deadline_s
+    left = list(refs)
+    while left:
+        ready, left = ray.wait(left, num_returns=1, timeout=max(0.0, end - time.monotonic()))
+        if not ready:
+            raise DeadlineError(f"waited {deadline_s:g} s for {what}: {len(left)} of {len(refs)} are missing")
+        ray.get(ready)
+    return ray.get(list(refs))

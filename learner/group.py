@@ -1,0 +1,194 @@
+"""The learner as everybody else sees it: scored turns in, weights out, whatever the number of its processes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+
+from learner.advantages import TurnAdvantages, turn_advantages
+from learner.config import LearnerConfig
+from learner.deadline import results
+from learner.losses import MAXIMA
+from learner.micro_batches import Row, plan, rows_of
+from learner.worker import LearnerRank, MiniBatch
+from rollout.records import ScoredTurn
+from rollout.weights import WeightBuffer
+
+MANIFEST = "learner.json"
+PER_TOKEN = ("ratio", "clip_fraction", "mismatch", "entropy", "kl")
+"""Metrics that ranks send as sums over tokens."""
+
+
+class LearnerGroup:
+    """One to N learner processes that hold one policy. Every wait for them has the deadline of the configuration."""
+
+    def __init__(self, config: LearnerConfig, policy_path: str):
+        self.config = config
+        self.policy_path = str(policy_path)
+        self.policy_version = 0
+        """Number of updates so far."""
+        options: dict[str, Any] = {"num_cpus": config.cpus_per_learner, "num_gpus": config.gpus_per_learner}
+        options["runtime_env"] = {"env_vars": dict(config.environment)}
+        actor = ray.remote(**options)(LearnerRank)
+        self._ranks = [actor.remote(rank, config.num_learners, config, self.policy_path) for rank in range(config.num_learners)]
+        (address,) = self._wait(
+            [self._ranks[0].address.remote()], "the first learner process to start (are there enough free CPUs or GPUs?)"
+        )
+        self._all("connect", *address)
+        self.build(config)
+
+    def build(self, config: LearnerConfig) -> None:
+        """Begin again from the policy on disk, as version 0, with another configuration but the same processes."""
+        self.config, self.policy_version = config, 0
+        self._all("build", config)
+
+    def update(self, turns: Sequence[ScoredTurn]) -> dict[str, float]:
+        """Learn from the turns of one iteration; the policy version goes up by one, even where there was nothing to learn.
+
+        Returns metrics: `loss`, `grad_norm` (before clipping), `lr`, `entropy`, `ratio` and its maximum, `clip_fraction`, `mismatch` (mean and
+        maximum of |log-prob here - log-prob of the sampler| before the first step: rollout and learner should agree), `kl`, `turns`,
+        `learned_turns`, `learned_tokens`, `groups`, `dropped_groups`, `seconds`, `tokens_per_second` (prompts and padding included).
+        """
+        begin = time.perf_counter()
+        advantages = turn_advantages(turns, self.config) if turns else _nothing()
+        mini_batches = self._mini_batches(turns, advantages)
+        lr = self.config.lr * min(1.0, (self.policy_version + 1) / max(1, self.config.warmup_iterations))
+        by_rank: list[list[MiniBatch]] = [[] for _ in self._ranks]
+        for rows in mini_batches:
+            denominator = sum(row.weight for row in rows)
+            for mine, micro_batches in zip(by_rank, plan(rows, len(self._ranks), self.config.tokens_per_micro_batch), strict=True):
+                mine.append(MiniBatch(micro_batches, denominator, lr))
+        refs = [rank.update.remote(mine) for rank, mine in zip(self._ranks, by_rank, strict=True)]
+        steps = _combined(self._wait(refs, f"the update from policy version {self.policy_version}"))
+        self.policy_version += 1
+        return {
+            "turns": float(len(turns)),
+            "learned_turns": float(advantages.kept.sum()),
+            "groups": float(advantages.groups),
+            "dropped_groups": float(advantages.dropped_groups),
+            "episode_groups": float(advantages.episode_groups),
+            "dropped_episode_groups": float(advantages.dropped_episode_groups),
+            "lr": lr,
+            **_summary(steps),
+            "seconds": time.perf_counter() - begin,
+            "policy_version": float(self.policy_version),
+        }
+
+    def weights(self) -> WeightBuffer:
+        return self._wait([self.weights_ref()], "the weights of the learner")[0]
+
+    def weights_ref(self) -> ray.ObjectRef:
+        """The weights in Ray's object store, to be handed to workers without passing through this process."""
+        return [rank.weights.remote(self.policy_version) for rank in self._ranks][0]
+
+    def save(self, folder: str | Path) -> None:
+        """Write all that `load` needs, aside, and rename it when it is complete. The folder must be visible to all learner nodes."""
+        folder = Path(folder).absolute()
+        aside = folder.with_name(folder.name + ".partial")
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        self._all("save", str(aside))
+        (aside / MANIFEST).write_text(json.dumps({**self._shape(), "policy_version": self.policy_version}, indent=1))
+        if folder.exists():
+            shutil.rmtree(folder)
+        aside.rename(folder)
+
+    def load(self, folder: str | Path) -> None:
+        """Go on exactly where `save` was called.
+
+        Raises: FileNotFoundError when the folder is not a complete checkpoint; ValueError when another number of learners, ZeRO stage or dtype
+        wrote it.
+        """
+        folder = Path(folder).absolute()
+        if not (folder / MANIFEST).is_file():
+            raise FileNotFoundError(f"{folder / MANIFEST} is missing: no complete learner checkpoint; choose another one")
+        manifest = json.loads((folder / MANIFEST).read_text())
+        for key, value in self._shape().items():
+            if manifest[key] != value:
+                raise ValueError(f"{folder / MANIFEST}: written with learner.{key}={manifest[key]}, now it is {value}; set it back")
+        self._all("load", str(folder))
+        self.policy_version = manifest["policy_version"]
+
+    def save_policy(self, folder: str | Path) -> None:
+        """Write the policy in Hugging Face format (weights, tokenizer, image processor): it loads with `from_pretrained`."""
+        folder = Path(folder).absolute()
+        folder.mkdir(parents=True, exist_ok=True)
+        self._all("save_policy", str(folder), self.policy_version)
+
+    def shutdown(self) -> None:
+        for rank in self._ranks:
+            ray.kill(rank)
+        self._ranks = []
+
+    def _mini_batches(self, turns: Sequence[ScoredTurn], advantages: TurnAdvantages) -> list[list[Row]]:
+        """Deal the rows of all turns that are learned into mini-batches with the same mixture of turn kinds, in a seeded order."""
+        weights = [self.config.kind_weights.get(turn.turn.kind, 1.0) for turn in turns]
+        learned = [i for i, turn in enumerate(turns) if advantages.kept[i] and weights[i] and len(turn.turn.response_ids)]
+        by_kind: dict[str, list[Row]] = {}
+        for kind in sorted({turns[i].turn.kind for i in learned}):
+            chosen = [i for i in learned if turns[i].turn.kind == kind]
+            by_kind[kind] = rows_of(
+                [turns[i] for i in chosen],
+                [advantages.advantages[i] for i in chosen],
+                [weights[i] for i in chosen],
+                self.config.tokens_per_micro_batch,
+            )
+        order = np.random.default_rng((self.config.seed, self.policy_version))
+        dealt: list[list[Row]] = [[] for _ in range(self.config.updates_per_iteration)]
+        place = 0
+        for rows in by_kind.values():
+            for i in order.permutation(len(rows)) if len(dealt) > 1 else range(len(rows)):
+                dealt[place % len(dealt)].append(rows[i])
+                place += 1
+        return [rows for rows in dealt if rows]
+
+    def _shape(self) -> dict[str, Any]:
+        return {key: getattr(self.config, key) for key in ("num_learners", "zero_stage", "dtype")}
+
+    def _all(self, method: str, *arguments: Any) -> list[Any]:
+        return self._wait([getattr(rank, method).remote(*arguments) for rank in self._ranks], f"all learners to {method}")
+
+    def _wait(self, refs: Sequence[ray.ObjectRef], what: str) -> list[Any]:
+        return results(refs, what, self.config.deadline_s)
+
+
+def _nothing() -> TurnAdvantages:
+    return TurnAdvantages(np.zeros(0, np.float32), np.zeros(0, bool), 0, 0, 0, 0)
+
+
+def _combined(by_rank: list[list[dict[str, float]]]) -> list[dict[str, float]]:
+    """The metrics of each step over all ranks: sums are added; maxima, times and the gradient norm, which all ranks share, are not."""
+    steps = []
+    for ranks in zip(*by_rank, strict=True):
+        step: dict[str, float] = defaultdict(float)
+        for metrics in ranks:
+            for name, value in metrics.items():
+                step[name] = max(step[name], value) if name in (*MAXIMA, "grad_norm", "seconds") else step[name] + value
+        steps.append(dict(step))
+    return steps
+
+
+def _summary(steps: list[dict[str, float]]) -> dict[str, float]:
+    if not steps:
+        return {"steps": 0.0, "learned_tokens": 0.0}
+    tokens = sum(step["tokens"] for step in steps)
+    means = {name: sum(step[name] for step in steps) / tokens for name in PER_TOKEN if name in steps[0]}
+    return {
+        **means,
+        "mismatch": steps[0]["mismatch"] / steps[0]["tokens"],
+        "mismatch_max": steps[0]["mismatch_max"],
+        "ratio_max": max(step["ratio_max"] for step in steps),
+        "loss": sum(step["loss"] for step in steps) / len(steps),
+        "grad_norm": sum(step["grad_norm"] for step in steps) / len(steps),
+        "steps": float(len(steps)),
+        "learned_tokens": tokens,
+        "tokens_per_second": sum(step["row_tokens"] for step in steps) / sum(step["seconds"] for step in steps),
+    }

@@ -1,0 +1,168 @@
+"""Packing: the siblings of one state share one copy of their prompt, and micro-batches are filled to a number of tokens.
+
+A row is `prompt | response 0 | response 1 | ...`. Every response sees the prompt and itself, never a sibling, and its positions continue from the
+prompt, so its log-probs are those of a row of its own; the prompt and its picture are paid for once. Rows that are alike in length share a
+micro-batch, so that little is padded.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from rollout.records import Image, ScoredTurn
+
+PROMPT = 0
+"""Segment of prompt tokens; responses are 1, 2, ..."""
+PADDING = -1
+
+
+@dataclass(frozen=True)
+class Response:
+    """One sampled turn, as the loss needs it."""
+
+    ids: np.ndarray
+    """(tokens,) int32."""
+    logprobs: np.ndarray
+    """(tokens,) float32, nats, under the version that sampled it."""
+    advantage: float
+    weight: float
+    """Of each of its tokens in the loss."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One prompt and responses to it."""
+
+    prompt_ids: np.ndarray
+    """(tokens,) int32."""
+    image: Image | None
+    responses: tuple[Response, ...]
+
+    @property
+    def length(self) -> int:
+        return len(self.prompt_ids) + sum(len(response.ids) for response in self.responses)
+
+    @property
+    def weight(self) -> float:
+        """Its share of the denominator of the loss."""
+        return sum(response.weight * len(response.ids) for response in self.responses)
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Rows padded to one length, and where in them the tokens of the responses are predicted."""
+
+    input_ids: np.ndarray
+    """(rows, length) int64."""
+    positions: np.ndarray
+    """(3, rows, length) int64: M-RoPE."""
+    segments: np.ndarray
+    """(rows, length) int64: `PROMPT`, 1, 2, ... for the responses, `PADDING`."""
+    images: tuple[Image, ...]
+    """Distinct pictures."""
+    image_of_row: np.ndarray
+    """(rows with a picture,) int64, in the order of the rows: index into `images`."""
+    sources: np.ndarray
+    """(tokens,) int64: place in the flattened rows whose hidden state predicts the token."""
+    targets: np.ndarray
+    """(tokens,) int64: the token."""
+    old_logprobs: np.ndarray
+    """(tokens,) float32."""
+    advantages: np.ndarray
+    """(tokens,) float32."""
+    weights: np.ndarray
+    """(tokens,) float32."""
+
+
+def rows_of(turns: Sequence[ScoredTurn], advantages: Sequence[float], weights: Sequence[float], longest: int) -> list[Row]:
+    """Turns with equal state become the responses of one row; a row that would be longer than `longest` is cut between responses."""
+    states: dict[str, list[int]] = {}
+    for i, turn in enumerate(turns):
+        states.setdefault(turn.state_key, []).append(i)
+    rows = []
+    for members in states.values():
+        state, begun, length = turns[members[0]], [], 0
+        for i in members:
+            tokens = len(turns[i].turn.response_ids)
+            if begun and length + tokens > longest:
+                rows.append(Row(state.prompt_ids, state.image, tuple(begun)))
+                begun = []
+            if not begun:
+                length = len(state.prompt_ids)
+            begun.append(Response(turns[i].turn.response_ids, turns[i].turn.logprobs, float(advantages[i]), float(weights[i])))
+            length += tokens
+        rows.append(Row(state.prompt_ids, state.image, tuple(begun)))
+    return rows
+
+
+def share_out(rows: Sequence[Row], ranks: int) -> list[list[Row]]:
+    """Whole rows to ranks, balanced by tokens: the longest row that is left goes to the rank with the fewest tokens so far."""
+    shares: list[list[Row]] = [[] for _ in range(ranks)]
+    loads = [(0, rank) for rank in range(ranks)]
+    for row in sorted(rows, key=lambda row: -row.length):
+        load, rank = heapq.heappop(loads)
+        shares[rank].append(row)
+        heapq.heappush(loads, (load + row.length, rank))
+    return shares
+
+
+def cut(rows: Sequence[Row], tokens: int) -> list[list[Row]]:
+    """Rows, sorted by length, into micro-batches of at most `tokens` tokens with their padding (or one row that is longer by itself)."""
+    batches: list[list[Row]] = []
+    for row in sorted(rows, key=lambda row: row.length):
+        if batches and row.length * (len(batches[-1]) + 1) <= tokens:
+            batches[-1].append(row)
+        else:
+            batches.append([row])
+    return batches
+
+
+def plan(rows: Sequence[Row], ranks: int, tokens: int) -> list[list[list[Row]]]:
+    """Micro-batches of every rank, the same number on each (at least 1): all ranks have to take part in every backward pass.
+
+    Where a rank has fewer, it gets empty ones.
+    """
+    shares = [cut(share, tokens) for share in share_out(rows, ranks)]
+    count = max(1, *(len(share) for share in shares))
+    return [share + [[] for _ in range(count - len(share))] for share in shares]
+
+
+def pack(rows: Sequence[Row], positions: Sequence[np.ndarray], pad_id: int) -> MicroBatch:
+    """Lay rows side by side. `positions`: M-RoPE positions (3, tokens) of each row's prompt. No rows: one padding token and nothing to learn."""
+    shape = (max(1, len(rows)), max((row.length for row in rows), default=1))
+    ids, segments = np.full(shape, pad_id, np.int64), np.full(shape, PADDING, np.int64)
+    places = np.zeros((3, *shape), np.int64)
+    sources, images, image_of_row = [], {}, []
+    for i, (row, prompt) in enumerate(zip(rows, positions, strict=True)):
+        end = len(row.prompt_ids)
+        ids[i, :end], segments[i, :end], places[:, i, :end] = row.prompt_ids, PROMPT, prompt
+        after, last = prompt.max() + 1, end - 1
+        for segment, response in enumerate(row.responses, start=1):
+            span = np.arange(end, end + len(response.ids))
+            ids[i, span], segments[i, span], places[:, i, span] = response.ids, segment, after + np.arange(len(span))
+            sources.append(i * shape[1] + np.concatenate([[last], span[:-1]]))
+            end += len(span)
+        if row.image is not None:
+            image_of_row.append(images.setdefault(row.image.key, (len(images), row.image))[0])
+    responses = [response for row in rows for response in row.responses]
+    lengths = [len(response.ids) for response in responses]
+    return MicroBatch(
+        input_ids=ids,
+        positions=places,
+        segments=segments,
+        images=tuple(image for _, image in images.values()),
+        image_of_row=np.array(image_of_row, np.int64),
+        sources=_joined(sources, np.int64),
+        targets=_joined([response.ids for response in responses], np.int64),
+        old_logprobs=_joined([response.logprobs for response in responses], np.float32),
+        advantages=np.repeat(np.array([response.advantage for response in responses], np.float32), lengths),
+        weights=np.repeat(np.array([response.weight for response in responses], np.float32), lengths),
+    )
+
+
+def _joined(parts: Sequence[np.ndarray], dtype: type) -> np.ndarray:
+    return np.concatenate([np.zeros(0, dtype), *parts]).astype(dtype)

@@ -1,0 +1,198 @@
+"""One learner process: a DeepSpeed engine around the scorer, in a Ray actor.
+
+DeepSpeed is imported only after the environment of the rank is set, inside the actor. Nothing is compiled: its shared-memory extension is
+switched off (gloo does its work) and the optimizer is torch's own AdamW, so the first update on a fresh machine starts at once.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+
+from learner.config import LearnerConfig
+from learner.losses import MAXIMA, kl_to_reference, policy_loss
+from learner.micro_batches import MicroBatch, Row, pack
+from learner.scorer import Scorer, inputs_of
+from rollout import weights as weight_buffers
+from rollout.policy import Policy
+
+SMALLEST_PARTITIONED = 10_000
+"""ZeRO-3 keeps tensors with fewer elements whole on every rank: gathering them costs more than storing them."""
+
+
+@dataclass(frozen=True)
+class MiniBatch:
+    """One rank's part of one optimizer step."""
+
+    micro_batches: list[list[Row]]
+    """As many on every rank; an empty list of rows is a pass with nothing to learn."""
+    denominator: float
+    """Sum of the token weights of the mini-batch over all ranks."""
+    lr: float
+
+
+class LearnerRank:
+    """Rank `rank` of `ranks`. Call `connect`, then `build`, on all ranks at once; so too every other method that is not `address`."""
+
+    def __init__(self, rank: int, ranks: int, config: LearnerConfig, policy_path: str):
+        self.rank, self.ranks, self.config, self.policy_path = rank, ranks, config, policy_path
+        self.device = torch.device("cuda" if config.gpus_per_learner else "cpu")
+        self.engine: Any = None
+        self._sent: np.ndarray | None = None
+        torch.set_num_threads(config.threads)
+
+    def address(self) -> tuple[str, int]:
+        """Of this process, with a free port, for the ranks to meet at."""
+        with socket.socket() as free:
+            free.bind(("", 0))
+            return ray.util.get_node_ip_address(), free.getsockname()[1]
+
+    def connect(self, host: str, port: int) -> None:
+        os.environ.update(
+            MASTER_ADDR=host,
+            MASTER_PORT=str(port),
+            RANK=str(self.rank),
+            WORLD_SIZE=str(self.ranks),
+            LOCAL_RANK="0",
+            DS_ACCELERATOR=self.device.type,
+            DS_LOG_LEVEL="error",
+        )
+        import deepspeed
+        import deepspeed.ops
+
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        deepspeed.init_distributed(
+            dist_backend="nccl" if self.device.type == "cuda" else "gloo",
+            auto_mpi_discovery=False,
+            verbose=False,
+            timeout=timedelta(seconds=self.config.deadline_s),
+        )
+
+    def build(self, config: LearnerConfig) -> None:
+        """Load the policy and a fresh optimizer; an engine that was built before is dropped."""
+        import deepspeed
+
+        if self.engine is not None:
+            self.engine.destroy()
+        self.config = config
+        torch.manual_seed(config.seed)
+        self.policy = Policy.load(self.policy_path, dtype=config.dtype, device=str(self.device))
+        self.reference = Scorer(Policy.load(self.policy_path, dtype=config.dtype, device=str(self.device))) if config.kl_weight else None
+        scorer = Scorer(self.policy)
+        optimizer = torch.optim.AdamW(scorer.parameters(), lr=config.lr, betas=tuple(config.betas), weight_decay=config.weight_decay)
+        self.engine, *_ = deepspeed.initialize(model=scorer, optimizer=optimizer, config=_engine_config(config), dist_init_required=False)
+
+    def update(self, mini_batches: list[MiniBatch]) -> list[dict[str, float]]:
+        """One optimizer step for each mini-batch. Returns its metrics on this rank: sums over tokens, and maxima as in `losses.MAXIMA`."""
+        return [self._step(mini_batch) for mini_batch in mini_batches]
+
+    def weights(self, version: int) -> weight_buffers.WeightBuffer | None:
+        """All weights, on rank 0; None on the others, which take part because ZeRO-3 gathers from all."""
+        named = self._gathered()
+        if self.rank:
+            for _ in named:
+                pass
+            return None
+        buffer = weight_buffers.pack(named if self._sent is not None else [(n, t.clone()) for n, t in named], version, self._sent)
+        self._sent = buffer.data
+        return buffer
+
+    def save_policy(self, folder: str, version: int) -> None:
+        """Write the policy in Hugging Face format, from rank 0."""
+        buffer = self.weights(version)
+        if buffer is not None:
+            policy = Policy.load(self.policy_path, dtype=self.config.dtype)
+            weight_buffers.copy_into(policy.model, weight_buffers.unpack(buffer))
+            policy.save(folder)
+
+    def save(self, folder: str) -> None:
+        """Write weights, optimizer and random state; every rank writes its part."""
+        self.engine.save_checkpoint(folder, tag="engine")
+        random = {"cpu": torch.get_rng_state()} | ({"cuda": torch.cuda.get_rng_state()} if self.device.type == "cuda" else {})
+        torch.save(random, Path(folder) / f"random_{self.rank}.pt")
+
+    def load(self, folder: str) -> None:
+        self.engine.load_checkpoint(folder, tag="engine")
+        random = torch.load(Path(folder) / f"random_{self.rank}.pt", weights_only=True)
+        torch.set_rng_state(random["cpu"])
+        if "cuda" in random:
+            torch.cuda.set_rng_state(random["cuda"])
+
+    def _step(self, mini_batch: MiniBatch) -> dict[str, float]:
+        begin = time.perf_counter()
+        totals: dict[str, float] = defaultdict(float)
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = mini_batch.lr
+        norm = None
+        for i, rows in enumerate(mini_batch.micro_batches):
+            last = i + 1 == len(mini_batch.micro_batches)
+            self.engine.set_gradient_accumulation_boundary(last)
+            batch = self._packed(rows)
+            loss, metrics = self._loss(batch, mini_batch.denominator)
+            self.engine.backward(loss * self.ranks)  # the engine averages over ranks, and the denominator is already the one of all ranks
+            if last and not self.config.zero_stage:
+                norm = self._gradient_norm()
+            self.engine.step()
+            metrics |= {"loss": loss.detach(), "row_tokens": torch.tensor(float(batch.input_ids.size))}
+            for name, value in metrics.items():
+                totals[name] = max(totals[name], value.item()) if name in MAXIMA else totals[name] + value.item()
+        if norm is None:
+            norm = float(self.engine.get_global_grad_norm())
+        return dict(totals) | {"grad_norm": norm, "seconds": time.perf_counter() - begin}
+
+    def _loss(self, batch: MicroBatch, denominator: float) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        inputs = inputs_of(batch, self.policy, self.device)
+        logprobs, entropy = self.engine(**inputs)
+        old, advantages, weights = (torch.from_numpy(a).to(self.device) for a in (batch.old_logprobs, batch.advantages, batch.weights))
+        clip = {"clip_low": self.config.clip_low, "clip_high": self.config.clip_high}
+        loss, metrics = policy_loss(logprobs, old, advantages, weights, denominator=denominator, **clip)
+        metrics["entropy"] = entropy.sum()
+        if self.reference is not None:
+            with torch.no_grad():
+                reference, _ = self.reference(**inputs)
+            kl, kl_metrics = kl_to_reference(logprobs, reference, weights, denominator=denominator)
+            loss, metrics = loss + self.config.kl_weight * kl, metrics | kl_metrics
+        return loss, metrics
+
+    def _packed(self, rows: list[Row]) -> MicroBatch:
+        grids = [self.policy.patches(row.image)[1] if row.image else None for row in rows]
+        positions = [self.policy.positions(row.prompt_ids, grid) for row, grid in zip(rows, grids, strict=True)]
+        return pack(rows, positions, self.policy.pad_token_id)
+
+    def _gradient_norm(self) -> float:
+        """Without ZeRO the engine clips but does not tell the norm."""
+        gradients = [p.grad for p in self.engine.module.parameters() if p.grad is not None]
+        return float(torch.nn.utils.get_total_norm(gradients))
+
+    def _gathered(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Names and values, one at a time, as the policy's model names them."""
+        import deepspeed
+
+        for name, parameter in self.policy.model.named_parameters():
+            with deepspeed.zero.GatheredParameters([parameter], enabled=self.config.zero_stage == 3):
+                yield name, parameter.detach()
+
+
+def _engine_config(config: LearnerConfig) -> dict[str, Any]:
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,  # the loop says itself which micro-batch is the last one
+        "gradient_clipping": config.max_grad_norm,
+        "bf16": {"enabled": config.dtype == "bfloat16"},
+        "zero_optimization": {"stage": config.zero_stage, "stage3_param_persistence_threshold": SMALLEST_PARTITIONED},
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 10**9,
+        "wall_clock_breakdown": False,
+    }

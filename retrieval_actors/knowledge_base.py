@@ -1,0 +1,159 @@
+"""A knowledge base on disk: a folder that is whole, or refused.
+
+    kb.json                 who it is, its embedder, and for every other file its size and sha256
+    passages-00000.arrow    passages of the first shard (Arrow IPC: memory-mapped, so processes of a machine share the pages)
+    index-00000.faiss       their vectors, in the same order (FAISS IndexFlatIP, memory-mapped)
+
+Shards are consecutive slices: the position of a passage in the whole knowledge base is the first position of its shard plus its row.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import faiss
+import pyarrow as pa
+
+from retrieval_actors.records import KnowledgeBaseCard, Passage
+
+MANIFEST = "kb.json"
+FORMAT = 1
+SCHEMA = pa.schema([("id", pa.string()), ("title", pa.string()), ("text", pa.large_string()), ("image", pa.large_binary())])
+MANIFEST_KEYS = {
+    "format": int,
+    "name": str,
+    "retriever_name": str,
+    "description": str,
+    "modality": str,
+    "embedder": str,
+    "dimension": int,
+    "metric": str,
+    "index": str,
+    "passages": int,
+    "shards": list,
+    "files": dict,
+}
+
+
+class KnowledgeBaseError(ValueError):
+    """A folder that is no whole knowledge base; the message is one line that names the file and the mend."""
+
+
+@dataclass(frozen=True)
+class KnowledgeBase:
+    folder: Path
+    manifest: dict[str, Any]
+
+    @classmethod
+    def open(cls, folder: str | Path, verify: bool = True) -> KnowledgeBase:
+        """Reads the manifest and checks every file: there, of the right size and, with `verify`, with the right checksum.
+
+        Raises KnowledgeBaseError for a folder that is not whole. Vectors and passages are not read before a shard is opened.
+        """
+        folder = Path(folder)
+        manifest = _read_manifest(folder)
+        for name, recorded in manifest["files"].items():
+            path = folder / name
+            if Path(name).name != name or not isinstance(recorded, dict) or {"bytes", "sha256"} - recorded.keys():
+                raise _refusal(folder / MANIFEST, f"has a malformed entry for file {name!r}")
+            if not path.is_file():
+                raise _refusal(path, "is missing")
+            if path.stat().st_size != recorded["bytes"]:
+                raise _refusal(path, f"has {path.stat().st_size} bytes, {recorded['bytes']} were written")
+            if verify and sha256_of(path) != recorded["sha256"]:
+                raise _refusal(path, "was altered: its sha256 is not the one in kb.json")
+        return cls(folder, manifest)
+
+    @cached_property
+    def card(self) -> KnowledgeBaseCard:
+        kept = ("name", "retriever_name", "description", "modality", "passages", "embedder", "dimension")
+        return KnowledgeBaseCard(
+            **{key: self.manifest[key] for key in kept}, shards=len(self.manifest["shards"]), fingerprint=self.fingerprint
+        )
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return hashlib.sha256(json.dumps(self.manifest, sort_keys=True).encode()).hexdigest()[:16]
+
+    def shard(self, number: int) -> Shard:
+        """Memory-maps one shard. Raises KnowledgeBaseError when its index and passages disagree with each other or with the manifest."""
+        entry = self.manifest["shards"][number]
+        index_path, passages_path = self.folder / entry["index_file"], self.folder / entry["passages_file"]
+        try:
+            index = faiss.read_index(str(index_path), faiss.IO_FLAG_MMAP_IFC)
+        except RuntimeError as error:
+            raise _refusal(index_path, "is no FAISS index") from error
+        if not isinstance(index, faiss.IndexFlatIP):
+            raise _refusal(index_path, f"is a {type(index).__name__}, not an IndexFlatIP")
+        try:
+            table = pa.ipc.open_file(pa.memory_map(str(passages_path))).read_all()
+        except (pa.ArrowInvalid, OSError) as error:
+            raise _refusal(passages_path, "is no Arrow file") from error
+        if index.d != self.manifest["dimension"]:
+            raise _refusal(index_path, f"has dimension {index.d}, kb.json says {self.manifest['dimension']}")
+        if not index.ntotal == table.num_rows == entry["passages"]:
+            raise _refusal(index_path, f"has {index.ntotal} vectors for {table.num_rows} passages, kb.json says {entry['passages']}")
+        if table.schema.names != SCHEMA.names:
+            raise _refusal(passages_path, f"has columns {table.schema.names}, not {SCHEMA.names}")
+        return Shard(first=entry["first"], index=index, table=table)
+
+    def passages(self) -> Iterator[Passage]:
+        """All passages in order, pictures included."""
+        for number in range(len(self.manifest["shards"])):
+            shard = self.shard(number)
+            yield from (shard.passage(row, with_image=True) for row in range(shard.table.num_rows))
+
+
+@dataclass(frozen=True)
+class Shard:
+    first: int
+    """Position of its first passage in the whole knowledge base."""
+    index: faiss.IndexFlat
+    table: pa.Table
+
+    def passage(self, row: int, with_image: bool = False) -> Passage:
+        columns = ("id", "title", "text", "image") if with_image else ("id", "title", "text")
+        return Passage(**{column: self.table.column(column)[row].as_py() for column in columns})
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST
+    if not folder.is_dir():
+        raise _refusal(folder, "is no folder")
+    if not path.is_file():
+        raise _refusal(path, "is missing")
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise _refusal(path, f"is no JSON ({error})") from error
+    for key, kind in MANIFEST_KEYS.items():
+        if not isinstance(manifest, dict) or not isinstance(manifest.get(key), kind):
+            raise _refusal(path, f"has no key {key!r} of type {kind.__name__}")
+    if manifest["format"] != FORMAT:
+        raise _refusal(path, f"has format {manifest['format']}, this program reads {FORMAT}")
+    position = 0
+    for number, shard in enumerate(manifest["shards"]):
+        keys = {"first", "passages", "index_file", "passages_file"}
+        if not isinstance(shard, dict) or keys - shard.keys() or shard["first"] != position:
+            raise _refusal(path, f"has a malformed entry for shard {number}")
+        if {shard["index_file"], shard["passages_file"]} - manifest["files"].keys():
+            raise _refusal(path, f"names files for shard {number} that have no checksum")
+        position += shard["passages"]
+    if position != manifest["passages"]:
+        raise _refusal(path, f"counts {manifest['passages']} passages, its shards {position}")
+    return manifest
+
+
+def _refusal(path: Path, finding: str) -> KnowledgeBaseError:
+    return KnowledgeBaseError(f"{path} {finding}: not a whole knowledge base, build it again (python -m experiments.build_kb SOURCE OUT)")

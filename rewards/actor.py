@@ -1,0 +1,53 @@
+"""The reward actor: scores whole trajectories, with one call to the embedder for all of them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+import ray
+
+from retrieval_actors.retriever import Retriever
+from rewards.config import RewardConfig
+from rewards.step_rewards import Similarity, score_trajectory, texts_to_compare
+from rollout.records import ScoredTurn, Trajectory
+
+RETRIEVERS = {"Text Retriever": "text", "Text Image Retriever": "text_image", "Table Retriever": "table"}
+"""The paper's three retrievers: what recorded plan turns name, even where no knowledge base is loaded."""
+
+
+def batched_similarity(texts: Sequence[str], retriever: Retriever) -> Similarity:
+    """Cosines between `texts`, embedded in one call. A text that is not among them raises KeyError."""
+    distinct = sorted(set(texts))
+    vectors = retriever.embed(distinct) if distinct else np.zeros((0, 1), np.float32)
+    rows = dict(zip(distinct, vectors, strict=True))
+    return lambda a, b: float(rows[a] @ rows[b])
+
+
+@ray.remote(max_restarts=-1, max_task_retries=1)
+class RewardActor:
+    def __init__(self, retriever: Retriever, config: RewardConfig):
+        self._retriever = retriever
+        self._config = config
+        self._retrievers = {card.retriever_name: card.name for card in retriever.catalog} or RETRIEVERS
+        self._counts: Counter[str] = Counter()
+
+    def score(self, trajectories: Sequence[Trajectory]) -> list[ScoredTurn]:
+        """Every turn that can be judged, trajectory by trajectory. Episodes are numbered by their place in `trajectories`."""
+        similarity = batched_similarity(
+            [text for trajectory in trajectories for text in texts_to_compare(trajectory, self._retrievers)], self._retriever
+        )
+        scored: list[ScoredTurn] = []
+        for number, trajectory in enumerate(trajectories):
+            turns = score_trajectory(trajectory, similarity, self._config, self._retrievers, episode=f"{trajectory.question.id}#{number}")
+            sampled = Counter(group.state.kind for group in trajectory.groups for _ in group.turns)
+            judged = Counter(turn.turn.kind for turn in turns)
+            self._counts.update({f"turns_{kind}": n for kind, n in sampled.items()})
+            self._counts.update({f"unjudged_{kind}": n - judged[kind] for kind, n in sampled.items()})
+            scored += turns
+        return scored
+
+    def counts(self) -> dict[str, int]:
+        """Turns seen and turns that nobody could judge, by kind, since the actor started."""
+        return dict(self._counts)

@@ -1,0 +1,31 @@
+"""Settings of the rewards: what counts in a plan turn, and how strictly answers are read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass
+class RewardConfig:
+    query_weight: float = 0.2
+    """Plan turn: weight of cos(embed(query), embed(gold query)). The paper's plan reward is (.5, 0, .5) for query, entity and routing."""
+    entity_weight: float = 0.3
+    """Plan turn: weight of the fraction of the gold query's entities that the query names; by embedding alone a wrong name scores .95."""
+    routing_weight: float = 0.5
+    """Plan turn: weight of naming exactly one retriever, the gold one."""
+    entity_gates_query: bool = False
+    """Multiply the query part by the entity match, so that a similar query about somebody else earns nothing for being similar."""
+    format_weight: float = 0.0
+    """Share of every reward that the format alone earns; 0, because a malformed turn earns nothing anyway."""
+    short_answer_words: int = 5
+    """A single gold answer of at most so many words is right or wrong; a longer one earns its token recall."""
+    spare_answer_tokens: int = 3
+    """An answer longer than its gold by more tokens than this earns nothing: recall alone would pay for listing everything. -1: no limit,
+    as in the paper."""
+
+    def __post_init__(self) -> None:
+        total = self.query_weight + self.entity_weight + self.routing_weight
+        if abs(total - 1.0) > 1e-6:
+            raise ValueError(f"reward.query_weight + reward.entity_weight + reward.routing_weight is {total:g}; it has to be 1")
+        if not 0.0 <= self.format_weight <= 1.0:
+            raise ValueError(f"reward.format_weight is {self.format_weight:g}; it has to lie between 0 and 1")

@@ -1,0 +1,177 @@
+"""What each turn earns, as pure functions of its text and of the state it started from.
+
+A plan turn is compared with the needs that are left (`rollout/needs.py`), an answer turn with the answer of the need that its query asks
+for, the final turn with the answers of the question: section "Rewards" of the paper (arXiv 2505.22095), for policies that retrieve live.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from rewards.config import RewardConfig
+from rewards.metrics import best_gold, token_recall, tokens
+from rollout.needs import askable_needs, asks_for, entities, holds_answer, mentions
+from rollout.prompts import parse_answer, parse_plan
+from rollout.records import UNKNOWN, GoldStep, ScoredTurn, State, Trajectory, TurnReward
+
+Similarity = Callable[[str, str], float]
+"""Cosine of the embeddings of two texts."""
+Retrievers = Mapping[str, str]
+"""Retriever name, as the policy writes it -> name of the knowledge base."""
+
+MALFORMED = TurnReward(0.0, {"format": 0.0})
+
+
+def score_trajectory(
+    trajectory: Trajectory, similarity: Similarity, config: RewardConfig, retrievers: Retrievers, episode: str | None = None
+) -> list[ScoredTurn]:
+    """One `ScoredTurn` for every sibling of `trajectory` that can be judged, group by group.
+
+    Left out are turns that nobody can judge: plan turns of questions without gold steps, answer turns whose query asks for nothing that the
+    gold steps know or whose search failed, final turns without gold answers. `episode` (default: the id of the question) is the id of the
+    episode, and its outcome that of its trunk: siblings from which it did not go on are judged by their own reward alone.
+    """
+    episode = trajectory.question.id if episode is None else episode
+    outcome = _outcome(trajectory, config)
+    scored: list[ScoredTurn] = []
+    for group in trajectory.groups:
+        state = group.state
+        judge = _judge(state, similarity, config, retrievers)
+        if judge is None:
+            continue
+        scored += [
+            ScoredTurn(
+                state_key=state.key,
+                prompt_ids=state.prompt_ids,
+                image=state.image,
+                turn=turn,
+                reward=judge(turn.text),
+                episode=episode,
+                outcome=outcome,
+                episode_group=trajectory.question.id,
+            )
+            for turn in group.turns
+        ]
+    return scored
+
+
+def texts_to_compare(trajectory: Trajectory, retrievers: Retrievers) -> Iterator[str]:
+    """Every text whose embedding `score_trajectory` will ask for: one batch of them saves a call for each turn."""
+    for group in trajectory.groups:
+        if group.state.kind != "plan" or not (needs := plan_needs(group.state)):
+            continue
+        yield from (need.query for need in needs)
+        for turn in group.turns:
+            action = parse_plan(turn.text, retrievers)
+            if action is not None and action.kb is not None:
+                yield action.query
+
+
+def plan_needs(state: State) -> list[GoldStep] | None:
+    """The needs that a plan turn of `state` may ask for now; empty when it should stop; None when nobody knows.
+
+    A need that waits for the answer of another one is not among them: guessing ahead would earn the routing part of a later step.
+    """
+    if state.target is not None:
+        return [] if state.target.kb in ("", "None") else [state.target]
+    if state.question.gold_steps is None:
+        return None
+    return askable_needs(state.question.gold_steps, state.history)
+
+
+def plan_reward(text: str, needs: Sequence[GoldStep], similarity: Similarity, config: RewardConfig, retrievers: Retrievers) -> TurnReward:
+    """Query, entity and routing part against the need that gives the most; without needs only stopping is right, with needs it is wrong.
+
+    Components: with needs `query`, `entity`, `routing` and `premature` (it stopped), without needs `stop` (it stopped).
+    """
+    action = parse_plan(text, retrievers)
+    if action is None:
+        return MALFORMED
+    if not needs:
+        stops = float(action.kb is None)
+        return _with_format(stops, {"stop": stops}, config)
+    if action.kb is None:
+        return _with_format(0.0, {"routing": 0.0, "premature": 1.0}, config)
+
+    def parts(need: GoldStep) -> dict[str, float]:
+        query = max(0.0, similarity(action.query, need.query))
+        named = entity_match(action.query, need)
+        entity = query if named is None else named
+        if config.entity_gates_query:
+            query *= entity
+        return {"query": query, "entity": entity, "routing": float(action.kb == need.kb), "premature": 0.0}
+
+    def total(parts: Mapping[str, float]) -> float:
+        return config.query_weight * parts["query"] + config.entity_weight * parts["entity"] + config.routing_weight * parts["routing"]
+
+    best = max((parts(need) for need in needs), key=total)
+    return _with_format(total(best), best, config)
+
+
+def entity_match(query: str, need: GoldStep) -> float | None:
+    """Fraction of the entities of `need` that `query` names as whole words; None when the need names none (what a picture shows)."""
+    names = entities(need)
+    return mentions(query, names) if names else None
+
+
+def answer_gold(state: State) -> str | None:
+    """What an answer turn of `state` should say: the answer that the passages hold, `unknown` if they do not, None when unjudged."""
+    if any(passage.error for passage in state.passages):
+        return None
+    if state.target is not None:
+        return state.target.answer
+    for need in state.question.gold_steps or ():
+        if asks_for(state.query, need):
+            return need.answer if any(holds_answer(passage, need) for passage in state.passages) else UNKNOWN
+    return None
+
+
+def answer_reward(text: str, answers: Sequence[str], config: RewardConfig, component: str = "answer") -> TurnReward:
+    """The paper's rule on the text between the answer tags: one short gold has to be there in full, one long gold earns its token recall,
+    of several golds one has to be there in full. `component` names the figure in the metrics."""
+    prediction = parse_answer(text)
+    if prediction is None:
+        return MALFORMED
+    gold = best_gold(prediction, answers)
+    recall = token_recall(prediction, gold)
+    if config.spare_answer_tokens >= 0 and len(tokens(prediction)) > len(tokens(gold)) + config.spare_answer_tokens:
+        recall = 0.0
+    graded = len(answers) == 1 and len(gold.split()) > config.short_answer_words
+    return _with_format(recall if graded else float(recall == 1.0), {component: recall}, config)
+
+
+def abstain_reward(text: str, config: RewardConfig) -> TurnReward:
+    """The passages do not hold the answer: saying so, and only that, is right."""
+    prediction = parse_answer(text)
+    if prediction is None:
+        return MALFORMED
+    right = float(prediction.lower() == UNKNOWN)
+    return _with_format(right, {"abstain": right}, config)
+
+
+def _judge(state: State, similarity: Similarity, config: RewardConfig, retrievers: Retrievers) -> Callable[[str], TurnReward] | None:
+    """The reward of a response to `state`, or None when nobody can judge it. What depends on the state alone is worked out once."""
+    if state.kind == "plan":
+        needs = plan_needs(state)
+        return None if needs is None else lambda text: plan_reward(text, needs, similarity, config, retrievers)
+    if state.kind == "answer":
+        gold = answer_gold(state)
+        if gold is None:
+            return None
+        if gold == UNKNOWN:
+            return lambda text: abstain_reward(text, config)
+        return lambda text: answer_reward(text, (gold,), config)
+    answers = state.question.answers
+    return (lambda text: answer_reward(text, answers, config, component="final")) if answers else None
+
+
+def _outcome(trajectory: Trajectory, config: RewardConfig) -> float:
+    """Reward of the final answer of the trunk; 0 without a final turn."""
+    if trajectory.final is None or not trajectory.question.answers:
+        return 0.0
+    return answer_reward(trajectory.final.text, trajectory.question.answers, config).total
+
+
+def _with_format(total: float, components: dict[str, float], config: RewardConfig) -> TurnReward:
+    """A well-formed turn: the format's share in full, the rest of the reward by `total`."""
+    return TurnReward((1.0 - config.format_weight) * total + config.format_weight, {"format": 1.0, **components})

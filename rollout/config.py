@@ -1,0 +1,40 @@
+"""Settings of a rollout: how turns are sampled and how an episode goes on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass
+class RolloutConfig:
+    mode: str = "branch"
+    """`branch`: `group_size` siblings at every turn, one becomes the trunk. `chain`: `group_size` independent episodes a question.
+    `offline`: recorded turns, no retrieval."""
+    group_size: int = 8
+    """Siblings sampled from each state (`branch`, `offline`), or episodes a question (`chain`)."""
+    max_steps: int = 3
+    """Retrievals an episode may make before it has to answer."""
+    passages: int = 3
+    """Top-k passages that an answer turn reads."""
+    shuffle_passages: bool = True
+    """Show passages in random order: with gold at rank 1 a policy learns to copy the first."""
+    max_passage_chars: int = 400
+    """Longer passages are cut in the prompt."""
+    routing: str = "policy"
+    """Who names the knowledge base: `policy`; or, for comparison, `random`, `oracle` (the gold one, or stop when nothing is needed),
+    `all` (no planning: one search of every knowledge base with the question itself, then one answer turn)."""
+    temperature: float = 1.0
+    """0: greedy."""
+    top_p: float = 1.0
+    top_k: int = 0
+    """0: no limit."""
+    max_new_tokens: int = 64
+    """Of each turn."""
+    max_prompt_tokens: int = 4096
+    """Longer prompts are an error, except recorded (offline) ones, which are left out and counted."""
+    prompts: str = "short"
+    """`short` (tiny policy) or `paper` (instructions in full, for instruction-tuned models)."""
+    batch_tokens: int = 32768
+    """Bound on prompt and response tokens that are generated side by side."""
+    threads: int = 1
+    """CPU threads of one rollout worker."""

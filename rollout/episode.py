@@ -1,0 +1,289 @@
+"""One episode, step by step, as a coroutine: plan -> search -> answer -> ... -> final.
+
+`episode` reads like the method of the paper and knows nothing of batches: it yields what it needs next (`Sample` a turn, `Look` something up)
+and is sent the result. `roll_out` keeps many episodes alive and serves whatever they ask for side by side.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+from retrieval_actors.records import Passage, Query
+from rollout.config import RolloutConfig
+from rollout.engines.base import Engine, Request, Response, Sampling
+from rollout.needs import askable_needs, asks_for
+from rollout.policy import Policy
+from rollout.prompts import PROMPT_SETS, Message, parse_answer, parse_plan
+from rollout.records import UNKNOWN, Action, Exchange, GoldStep, Image, Question, State, Step, Trajectory, Turn, TurnGroup, TurnKind
+
+
+class PolicyEngine(Engine, Protocol):
+    policy: Policy
+
+
+class Card(Protocol):
+    """What an episode has to know of a knowledge base."""
+
+    name: str
+    retriever_name: str
+    description: str
+    modality: str
+
+
+class Searcher(Protocol):
+    @property
+    def catalog(self) -> Sequence[Any]:
+        """A `Card` of every knowledge base."""
+        ...
+
+    def search(self, kb: str, queries: list[Query], k: int) -> list[list[Passage]]: ...
+
+
+@dataclass(frozen=True)
+class RecordedTurn:
+    """One turn of a recorded trajectory (`offline` mode): its prompt with everything pasted in, and its gold."""
+
+    question: Question
+    kind: TurnKind
+    system: str
+    user: str
+    target: GoldStep
+    """Plan turns: gold query and knowledge base (`` or `None` to stop). Answer and final turns: the gold answer."""
+    image: Image | None = None
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Siblings of this state, please."""
+
+    state: State
+
+
+@dataclass(frozen=True)
+class Look:
+    """Passages for this query, please."""
+
+    kb: str
+    query: Query
+
+
+Episode = Generator[Sample | Look, Any, Trajectory]
+
+
+@dataclass
+class Log:
+    """What has happened so far in one episode."""
+
+    steps: list[Step] = field(default_factory=list)
+    groups: list[TurnGroup] = field(default_factory=list)
+    history: tuple[Exchange, ...] = ()
+    search_errors: int = 0
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What all episodes of a batch share: the policy's encoder, the knowledge bases, the settings."""
+
+    policy: Policy
+    cards: Mapping[str, Any]
+    """Knowledge base name -> `Card`."""
+    config: RolloutConfig
+
+    @property
+    def retrievers(self) -> dict[str, str]:
+        """Retriever name, as the policy writes it -> knowledge base."""
+        return {card.retriever_name: name for name, card in self.cards.items()}
+
+    @property
+    def descriptions(self) -> str:
+        return "\n".join(f"- {card.retriever_name}: {card.description}" for card in self.cards.values())
+
+    def state(self, kind: TurnKind, message: Message, question: Question, history: tuple[Exchange, ...] = (), **more: Any) -> State:
+        image = question.image if message.image else None
+        prompt_ids = self.policy.encode(message, image)
+        if len(prompt_ids) > self.config.max_prompt_tokens:
+            raise ValueError(
+                f"question {question.id}: its {kind} prompt has {len(prompt_ids)} tokens, more than rollout.max_prompt_tokens="
+                f"{self.config.max_prompt_tokens}; raise it, or lower rollout.passages or rollout.max_passage_chars"
+            )
+        return State(kind, prompt_ids, image, question, history, **more)
+
+
+def episode(question: Question, around: Surroundings, rng: random.Random) -> Episode:
+    """Answer one question. Yields `Sample` (is sent the siblings) and `Look` (is sent the passages); returns the trajectory."""
+    prompts, config, log = PROMPT_SETS[around.config.prompts], around.config, Log()
+    pictured, started = question.image is not None, time.perf_counter()
+    if config.routing == "all":
+        return (yield from read_everything(question, around, rng, started))
+    while len(log.history) < config.max_steps:
+        message = prompts.plan(question.text, pictured, log.history, around.descriptions)
+        group = yield Sample(around.state("plan", message, question, log.history))
+        group, action = _go_on(group, rng, lambda text: parse_plan(text, around.retrievers))
+        log.groups.append(group)
+        action = _route(action, question, log.history, around, rng)
+        if action is None or action.kb is None:
+            log.steps.append(Step(group.chosen, action))
+            break
+        found = yield Look(action.kb, Query(action.query, question.image.data if question.image else None))
+        yield from answer(action, found, group.chosen, question, around, rng, log)
+    message = prompts.final(question.text, pictured, log.history)
+    group = yield Sample(around.state("final", message, question, log.history))
+    group, said = _go_on(group, rng, parse_answer)
+    log.groups.append(group)
+    seconds = time.perf_counter() - started
+    return Trajectory(question, tuple(log.steps), group.chosen, said or "", tuple(log.groups), seconds, log.search_errors)
+
+
+def answer(
+    action: Action, found: list[Passage], plan: Turn, question: Question, around: Surroundings, rng: random.Random, log: Log
+) -> Generator[Sample, Any, None]:
+    """The second half of a step: read the passages, remember the sub-answer."""
+    config, kb = around.config, action.kb or ""
+    passages = _shown(found, config, rng)
+    looks = question.image is not None and "image" in around.cards[kb].modality
+    message = PROMPT_SETS[config.prompts].answer(action.query, passages, looks, config.max_passage_chars)
+    state = around.state("answer", message, question, log.history, query=action.query, kb=kb, passages=passages)
+    group = yield Sample(state)
+    group, said = _go_on(group, rng, parse_answer)
+    exchange = Exchange(action.query, kb, said or UNKNOWN)
+    log.groups.append(group)
+    log.steps.append(Step(plan, action, passages, group.chosen, exchange))
+    log.history += (exchange,)
+    log.search_errors += any(passage.error for passage in passages)
+
+
+def read_everything(question: Question, around: Surroundings, rng: random.Random, started: float) -> Episode:
+    """Static retrieval, the baseline without decisions: search every knowledge base with the question itself, answer once from all of it."""
+    everything: list[Passage] = []
+    steps = []
+    for kb in around.cards:
+        found = yield Look(kb, Query(question.text, question.image.data if question.image else None))
+        everything += found
+        steps.append(Step(None, Action(question.text, kb), tuple(found), None, Exchange(question.text, kb, "")))
+    passages = _shown(everything, around.config, rng)
+    message = PROMPT_SETS[around.config.prompts].answer(
+        question.text, passages, question.image is not None, around.config.max_passage_chars
+    )
+    group = yield Sample(around.state("answer", message, question, passages=passages))
+    group, said = _go_on(group, rng, parse_answer)
+    errors = sum(bool(passage.error) for passage in everything)
+    return Trajectory(question, tuple(steps), group.chosen, said or "", (group,), time.perf_counter() - started, errors)
+
+
+def _go_on(group: TurnGroup, rng: random.Random, parse: Callable[[str], Any]) -> tuple[TurnGroup, Any]:
+    """Draw the trunk from the well-formed siblings (from all, when none is), and what it says."""
+    parsed = [parse(turn.text) for turn in group.turns]
+    well_formed = [i for i, said in enumerate(parsed) if said is not None]
+    trunk = rng.choice(well_formed or range(len(parsed)))
+    return replace(group, trunk=trunk), parsed[trunk]
+
+
+def _route(
+    action: Action | None, question: Question, history: tuple[Exchange, ...], around: Surroundings, rng: random.Random
+) -> Action | None:
+    """Who names the knowledge base: the policy; for comparison, chance, or the gold steps (which also say when to stop)."""
+    if action is None or around.config.routing == "policy":
+        return action
+    if around.config.routing == "random":
+        return action if action.kb is None else replace(action, kb=rng.choice(sorted(around.cards)))
+    if around.config.routing == "oracle":
+        needs = askable_needs(question.gold_steps or (), history)
+        if not needs:
+            return Action("", None)
+        need = next((need for need in needs if asks_for(action.query, need)), needs[0])
+        return action if action.kb is None else replace(action, kb=need.kb)
+    raise ValueError(f"rollout.routing={around.config.routing!r}: expected policy, random, oracle or all")
+
+
+def _shown(found: Sequence[Passage], config: RolloutConfig, rng: random.Random) -> tuple[Passage, ...]:
+    passages = list(found)
+    if config.shuffle_passages:
+        rng.shuffle(passages)
+    return tuple(passages)
+
+
+def roll_out(
+    questions: Sequence[Question], engine: PolicyEngine, retriever: Searcher, config: RolloutConfig, seed: int
+) -> list[Trajectory]:
+    """Trajectories in the order of the questions; in `chain` mode `group_size` of each, side by side.
+
+    What an episode samples depends on (seed, question, episode) alone, not on what else is in the batch or which worker runs it.
+    """
+    around = Surroundings(engine.policy, {card.name: card for card in retriever.catalog}, config)
+    copies = config.group_size if config.mode == "chain" else 1
+    siblings = 1 if config.mode == "chain" else config.group_size
+    seeds = [stream(seed, question.id, copy) for question in questions for copy in range(copies)]
+    live = {i: episode(question, around, random.Random(seeds[i])) for i, question in enumerate(q for q in questions for _ in range(copies))}
+    finished: dict[int, Trajectory] = {}
+    asked: dict[int, Sample | Look] = {}
+    turns = dict.fromkeys(live, 0)
+
+    def advance(i: int, result: Any) -> None:
+        try:
+            asked[i] = live[i].send(result)
+        except StopIteration as stop:
+            finished[i] = stop.value
+            del live[i]
+
+    for i in list(live):
+        advance(i, None)
+    while live:
+        looks = {i: request for i, request in asked.items() if isinstance(request, Look)}
+        if looks:  # first, so that all episodes meet at the next turn
+            for i, passages in _search(looks, retriever, config.passages).items():
+                del asked[i]
+                advance(i, passages)
+            continue
+        samples, asked = asked, {}
+        order = sorted(samples)
+        states = [samples[i].state for i in order]  # type: ignore[union-attr]
+        groups = sample_turns(states, engine, config, siblings, [stream(seeds[i], turns[i]) for i in order])
+        for i, group in zip(order, groups, strict=True):
+            turns[i] += 1
+            advance(i, group)
+    return [finished[i] for i in sorted(finished)]
+
+
+def roll_out_recorded(recorded: Sequence[RecordedTurn], engine: PolicyEngine, config: RolloutConfig, seed: int) -> list[Trajectory]:
+    """`offline` mode: one group of siblings for every recorded turn; prompts longer than `max_prompt_tokens` are left out."""
+    states = []
+    for turn in recorded:
+        prompt_ids = engine.policy.encode(Message(turn.system, turn.user, turn.image is not None), turn.image)
+        if len(prompt_ids) <= config.max_prompt_tokens:
+            states.append(State(turn.kind, prompt_ids, turn.image, turn.question, target=turn.target))
+    groups = sample_turns(states, engine, config, config.group_size, [stream(seed, state.key, 0) for state in states])
+    return [Trajectory(group.state.question, (), None, "", (group,)) for group in groups]
+
+
+def sample_turns(
+    states: Sequence[State], engine: PolicyEngine, config: RolloutConfig, siblings: int, seeds: Sequence[int]
+) -> list[TurnGroup]:
+    """`siblings` turns from each state, in one batch."""
+    sampling = Sampling(config.temperature, config.top_p, config.top_k, config.max_new_tokens)
+    requests = [Request(state.prompt_ids, state.image, siblings, seed) for state, seed in zip(states, seeds, strict=True)]
+    version = engine.policy_version
+
+    def turn(state: State, response: Response) -> Turn:
+        return Turn(state.kind, response.ids, response.logprobs, response.finish_reason, version, engine.policy.decode(response.ids))
+
+    responses = engine.generate(requests, sampling)
+    return [TurnGroup(state, tuple(turn(state, r) for r in group)) for state, group in zip(states, responses, strict=True)]
+
+
+def _search(looks: Mapping[int, Look], retriever: Searcher, k: int) -> dict[int, list[Passage]]:
+    """Searches of all episodes, one call for each knowledge base."""
+    found: dict[int, list[Passage]] = {}
+    for kb in sorted({look.kb for look in looks.values()}):
+        here = [i for i, look in looks.items() if look.kb == kb]
+        found |= zip(here, retriever.search(kb, [looks[i].query for i in here], k), strict=True)
+    return found
+
+
+def stream(*parts: int | str) -> int:
+    """A seed made of names and numbers: (seed, question, episode) -> 63 bits."""
+    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "big") >> 1

@@ -1,0 +1,139 @@
+"""Data sets: what is trained on is never what is measured on, and real files are read as they are."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from experiments.config import DataConfig, EvaluationConfig, RunConfigError
+from experiments.datasets import load_dataset
+from experiments.question_file import DataError
+from experiments.recorded_steps import read_recorded_steps
+from experiments.two_wiki import read_two_wiki
+from retrieval_actors.knowledge_base import KnowledgeBaseError
+
+SHARED = Path(__file__).parents[2] / "../shared/data"
+TWO_WIKI = SHARED / "2wiki_hipporag1000"
+STEPS = SHARED / "r1router/grpo_dataset_valid_new.jsonl"
+SMALL = EvaluationConfig(questions=16, validation_questions=8)
+
+needs_two_wiki = pytest.mark.skipif(not TWO_WIKI.is_dir(), reason="the 2Wiki subset is not beside the repository")
+needs_steps = pytest.mark.skipif(not STEPS.is_file(), reason="the recorded steps are not beside the repository")
+
+
+def names(questions) -> set[str]:
+    return {entity for q in questions for gold in q.gold_steps for entity in (*gold.entities, gold.answer) if "-" in entity}
+
+
+def test_train_validation_and_held_out_worlds_share_no_names():
+    data = load_dataset(DataConfig(worlds=1, train_questions=64), SMALL, {})
+    parts = [names(part) for part in (data.train, data.validation, data.heldout)]
+    assert all(parts)
+    assert not parts[0] & parts[1]
+    assert not parts[0] & parts[2]
+    assert not parts[1] & parts[2]
+
+
+def test_training_knowledge_bases_hold_nothing_of_the_held_out_worlds():
+    data = load_dataset(DataConfig(worlds=1, train_questions=16), SMALL, {})
+    trained = " ".join(passage.text for source in data.training_kbs for passage in source.passages())
+    measured = " ".join(passage.text for source in data.evaluation_kbs for passage in source.passages())
+    for question in data.heldout:
+        for gold in question.gold_steps:
+            assert gold.answer.isdigit() or gold.answer not in trained
+            assert gold.answer in measured
+    ids = [passage.id for passage in data.evaluation_kbs[0].passages()]
+    assert len(ids) == len(set(ids))
+
+
+def test_the_same_seed_gives_the_same_worlds_and_another_seed_another_folder():
+    first, again, other = (load_dataset(DataConfig(worlds=1, train_questions=8, seed=seed), SMALL, {}) for seed in (0, 0, 1))
+    assert first.train == again.train
+    assert [source.folder for source in first.training_kbs] == [source.folder for source in again.training_kbs]
+    assert first.training_kbs[0].folder != other.training_kbs[0].folder
+
+
+def test_unknown_data_and_missing_paths_name_their_key():
+    with pytest.raises(RunConfigError, match=r"data\.name is 'wiki'; expected one of atlas"):
+        load_dataset(DataConfig(name="wiki"), SMALL, {})
+    with pytest.raises(RunConfigError, match=r"data\.path is empty"):
+        load_dataset(DataConfig(name="2wiki"), SMALL, {})
+    with pytest.raises(DataError, match=r"questions\.jsonl: no such file"):
+        load_dataset(DataConfig(name="2wiki", path="nowhere"), SMALL, {})
+
+
+def question_lines(folder: Path, n: int) -> Path:
+    path = folder / "questions.jsonl"
+    path.write_text("".join(json.dumps({"id": f"q{i}", "text": f"What is {i}?", "answers": [str(i)]}) + "\n" for i in range(n)))
+    return path
+
+
+def test_questions_of_a_file_are_split_without_overlap(tmp_path: Path):
+    path = question_lines(tmp_path, 40)
+    data = load_dataset(DataConfig(name="questions", path=str(path)), SMALL, {"text": "kbs/mine"})
+    parts = [{question.id for question in part} for part in (data.train, data.validation, data.heldout)]
+    assert [len(part) for part in parts] == [16, 8, 16]
+    assert len(set.union(*parts)) == 40
+    assert data.training_kbs == data.evaluation_kbs
+
+
+def test_too_few_questions_to_split_is_said_with_the_keys(tmp_path: Path):
+    path = question_lines(tmp_path, 20)
+    with pytest.raises(RunConfigError, match=r"evaluation\.questions \+ evaluation\.validation_questions is 24; .* has 20 questions"):
+        load_dataset(DataConfig(name="questions", path=str(path)), SMALL, {"text": "kbs/mine"})
+
+
+def test_a_knowledge_base_folder_without_its_manifest_is_refused_before_anything_starts(tmp_path: Path):
+    data = load_dataset(DataConfig(name="questions", path=str(question_lines(tmp_path, 40))), SMALL, {"text": str(tmp_path)})
+    with pytest.raises(KnowledgeBaseError, match=r"kb\.json") as caught:
+        data.training_kbs[0].check()
+    assert "\n" not in str(caught.value)
+
+
+@needs_two_wiki
+def test_two_wiki_questions_get_gold_steps_from_their_evidence():
+    questions, gold = read_two_wiki(TWO_WIKI)
+    assert len(questions) == 1000
+    first = questions[0]
+    assert [step.query for step in first.gold_steps] == ["What is the mother of Lothair II?", "What is the date of death of Ermengarde of Tours?"]
+    assert first.gold_steps[1].answer == "20 March 851"
+    assert gold[first.id] == ("4", "5")
+
+
+@needs_two_wiki
+def test_two_wiki_is_one_text_knowledge_base():
+    data = load_dataset(DataConfig(name="2wiki", path=str(TWO_WIKI)), SMALL, {})
+    assert [source.name for source in data.training_kbs] == ["text"]
+    assert sum(1 for _ in data.training_kbs[0].passages()) == 6119
+    assert len(data.train) + len(data.validation) + len(data.heldout) == 1000
+
+
+@needs_steps
+def test_every_recorded_turn_of_the_published_file_is_read():
+    read = read_recorded_steps(STEPS)
+    assert len(read.trajectories) == 119
+    assert read.counts == {"plan": 346, "answer": 293, "final": 119, "missing_images": 34}
+    turns = [turn for trajectory in read.trajectories for turn in trajectory]
+    by_kb = {kb: sum(turn.kind == "plan" and turn.target.kb == kb for turn in turns) for kb in ("text", "table", "text_image", "")}
+    assert by_kb == {"text": 173, "table": 85, "text_image": 35, "": 53}
+    assert not any("<image>" in turn.user for turn in turns)
+    assert turns[0].question.text == "When was the director of film Strangler Of The Swamp born?"
+    assert turns[-1].question.answers
+
+
+@needs_steps
+def test_whole_recorded_trajectories_are_held_out():
+    data = load_dataset(DataConfig(name="recorded_steps", path=str(STEPS)), SMALL, {})
+    lines = [{turn.question.id.split("#")[0] for turn in part} for part in (data.train, data.validation, data.heldout)]
+    assert not lines[0] & lines[1]
+    assert not lines[0] & lines[2]
+    assert len(data.heldout) >= 16
+
+
+def test_a_recorded_line_of_another_form_is_named_by_file_and_line(tmp_path: Path):
+    path = tmp_path / "steps.jsonl"
+    path.write_text('{"images": [], "steps": [{"step_type": "ret", "problem": "q", "system": "s", "answer": "text"}]}\n')
+    with pytest.raises(DataError, match=r"steps\.jsonl:1: not a recorded trajectory"):
+        read_recorded_steps(path)

@@ -1,0 +1,203 @@
+"""Real DeepSpeed in real Ray actors; the processes are shared by the tests because they take seconds to start."""
+
+from dataclasses import replace
+
+import pytest
+import ray
+import torch
+from tiny_turns import group as siblings
+
+from learner.config import LearnerConfig
+from learner.deadline import DeadlineError, results
+from learner.group import LearnerGroup
+from rollout.policy import Policy
+from rollout.weights import unpack
+
+CONFIG = LearnerConfig(lr=1e-3, warmup_iterations=1, tokens_per_micro_batch=96, cpus_per_learner=0.5, deadline_s=120)
+
+
+@pytest.fixture(scope="module")
+def one(ray_cluster, policy_path):
+    group = LearnerGroup(CONFIG, policy_path)
+    yield group
+    group.shutdown()
+
+
+@pytest.fixture(scope="module")
+def two(ray_cluster, policy_path):
+    group = LearnerGroup(replace(CONFIG, num_learners=2), policy_path)
+    yield group
+    group.shutdown()
+
+
+def weights(group: LearnerGroup) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in unpack(group.weights()).items()}
+
+
+def assert_close(a, b, **tolerance):
+    assert a.keys() == b.keys()
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], msg=lambda m, name=name: f"{name}: {m}", **tolerance)
+
+
+def assert_same_update(a, b, exact=True):
+    """AdamW divides a gradient by its own size, so where it is almost 0 rounding alone moves a weight: compare all weights, and then on average."""
+    if exact:
+        assert_close(a, b, atol=CONFIG.lr / 2, rtol=0)
+    assert torch.cat([(a[name] - b[name]).abs().flatten() for name in a]).mean() < CONFIG.lr * (1e-4 if exact else 0.5)
+
+
+def test_an_update_makes_rewarded_turns_likelier_and_counts_versions(one, turns, policy):
+    one.build(CONFIG)
+    first = one.update(turns)
+    assert one.policy_version == 1
+    assert one.weights().version == 1
+    assert (first["groups"], first["dropped_groups"]) == (7, 1)
+    assert first["learned_turns"] < first["turns"] == len(turns)
+    assert first["mismatch_max"] < 1e-5
+    assert abs(first["ratio"] - 1) < 1e-5
+    assert first["clip_fraction"] == 0
+    assert first["grad_norm"] > 0
+    assert first["lr"] == CONFIG.lr
+    assert first["tokens_per_second"] > 0
+    assert first["entropy"] > 0
+    second = one.update(turns)
+    assert second["loss"] < first["loss"]
+    assert second["mismatch"] > first["mismatch"]
+
+
+def test_two_ranks_make_the_update_of_one(one, two, turns):
+    one.build(CONFIG)
+    two.build(replace(CONFIG, num_learners=2))
+    for _ in range(2):
+        alone, together = one.update(turns), two.update(turns)
+    for name in ("loss", "grad_norm", "entropy", "learned_tokens", "ratio"):
+        assert together[name] == pytest.approx(alone[name], rel=1e-3), name
+    assert_same_update(weights(one), weights(two))
+
+
+def test_the_update_does_not_depend_on_the_size_of_micro_batches(one, turns):
+    found = []
+    for tokens in (1, 96, 100_000):
+        one.build(replace(CONFIG, tokens_per_micro_batch=tokens))
+        one.update(turns)
+        found.append(weights(one))
+    assert_same_update(found[0], found[1])
+    assert_same_update(found[1], found[2])
+
+
+@pytest.mark.parametrize(("stage", "dtype"), [(1, "float32"), (2, "float32"), (3, "float32"), (2, "bfloat16")])
+def test_every_zero_stage_makes_the_same_update_and_knows_its_gradient_norm(one, two, turns, stage, dtype):
+    one.build(CONFIG)
+    two.build(replace(CONFIG, num_learners=2, zero_stage=stage, dtype=dtype))
+    alone, together = one.update(turns), two.update(turns)
+    exact = dtype == "float32"
+    assert together["grad_norm"] == pytest.approx(alone["grad_norm"], rel=1e-3 if exact else 0.1)
+    assert_same_update(weights(one), {name: tensor.float() for name, tensor in weights(two).items()}, exact)
+
+
+def test_ranks_without_anything_to_learn_keep_up_with_the_others(two, policy):
+    two.build(replace(CONFIG, num_learners=2, zero_stage=3))
+    metrics = two.update(siblings(policy, 3, 2))  # one row: the second rank has none
+    assert metrics["learned_turns"] == 2
+    assert metrics["grad_norm"] > 0
+
+
+def test_turns_without_variance_leave_the_weights_alone(one, policy):
+    one.build(CONFIG)
+    before = weights(one)
+    metrics = one.update(siblings(policy, 3, 3, rewards=[1.0, 1.0, 1.0]))
+    assert metrics["learned_turns"] == 0
+    assert metrics["steps"] == 0
+    assert one.policy_version == 1
+    assert_close(before, weights(one), atol=0, rtol=0)
+    assert one.update([])["turns"] == 0
+
+
+def test_mini_batches_share_the_turns_and_every_kind_weight_zero_is_left_out(one, turns):
+    one.build(replace(CONFIG, updates_per_iteration=3, kind_weights={"plan": 0.0}))
+    metrics = one.update(turns)
+    kept = [turn for turn in turns if turn.turn.kind != "plan" and turn.state_key != turns[-1].state_key]
+    assert metrics["steps"] == 3
+    assert 0 < metrics["learned_tokens"] <= sum(len(turn.turn.response_ids) for turn in kept) + 60
+
+
+def test_the_learning_rate_warms_up(one, turns):
+    one.build(replace(CONFIG, warmup_iterations=4))
+    assert [one.update(turns[:4])["lr"] for _ in range(5)] == pytest.approx([0.25e-3, 0.5e-3, 0.75e-3, 1e-3, 1e-3])
+
+
+def test_kl_to_the_start_is_zero_at_first_and_holds_the_policy_back(one, turns):
+    one.build(CONFIG)
+    start = weights(one)
+    moved = {}
+    for kl_weight in (1e-9, 20.0):
+        one.build(replace(CONFIG, kl_weight=kl_weight))
+        kl = [one.update(turns)["kl"] for _ in range(4)]
+        assert kl[0] == pytest.approx(0, abs=1e-6)
+        assert kl[-1] > 0
+        moved[kl_weight] = kl[-1]
+    assert moved[20.0] < moved[1e-9]
+    assert start
+
+
+def test_two_updates_and_two_in_a_new_process_equal_four_bit_for_bit_and_nothing_is_compiled(one, turns, policy_path, tmp_path):
+    extensions = tmp_path / "extensions"
+    extensions.mkdir()
+    config = replace(CONFIG, updates_per_iteration=2, environment={"TORCH_EXTENSIONS_DIR": str(extensions)})
+    expected = two_and_two(one, config, turns, tmp_path / "checkpoint")
+    again = LearnerGroup(config, policy_path)
+    again.load(tmp_path / "checkpoint")
+    assert again.policy_version == 2
+    for _ in range(2):
+        again.update(turns)
+    assert_close(expected, weights(again), atol=0, rtol=0)
+    assert not list(extensions.rglob("*")), "the fresh process built a C++ extension"
+    again.shutdown()
+
+
+def test_partitioned_state_of_two_ranks_is_restored_bit_for_bit(two, turns, tmp_path):
+    config = replace(CONFIG, num_learners=2, zero_stage=2)
+    expected = two_and_two(two, config, turns, tmp_path / "checkpoint")
+    two.build(config)
+    two.load(tmp_path / "checkpoint")
+    for _ in range(2):
+        two.update(turns)
+    assert_close(expected, weights(two), atol=0, rtol=0)
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def two_and_two(group, config, turns, checkpoint):
+    """The weights after four updates, with a checkpoint after two."""
+    group.build(config)
+    for i in range(4):
+        if i == 2:
+            group.save(checkpoint)
+        group.update(turns)
+    return weights(group)
+
+
+def test_a_checkpoint_of_another_shape_or_an_incomplete_one_is_refused(one, two, tmp_path):
+    one.build(CONFIG)
+    one.save(tmp_path / "one")
+    with pytest.raises(ValueError, match=r"learner.json: written with learner.num_learners=1, now it is 2"):
+        two.load(tmp_path / "one")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="no complete learner checkpoint"):
+        one.load(tmp_path / "empty")
+
+
+def test_the_saved_policy_loads_and_has_the_weights_of_the_learner(two, turns, tmp_path):
+    two.build(replace(CONFIG, num_learners=2, zero_stage=3))
+    two.update(turns)
+    two.save_policy(tmp_path / "policy")
+    loaded = Policy.load(tmp_path / "policy")
+    assert_close(dict(loaded.model.named_parameters()), weights(two), atol=0, rtol=0)
+    assert loaded.tokenizer.get_vocab()
+
+
+def test_a_wait_ends_with_the_name_of_what_it_waits_for(ray_cluster):
+    never = ray.remote(num_cpus=10_000)(lambda: None).remote()
+    with pytest.raises(DeadlineError, match=r"waited 0.1 s for the moon: 1 of 1 are missing"):
+        results([never], "the moon", 0.1)
+    ray.cancel(never)

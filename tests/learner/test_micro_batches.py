@@ -1,0 +1,101 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny_turns import group, picture, plain_logprobs
+
+from learner.micro_batches import Response, Row, cut, pack, plan, rows_of, share_out
+from learner.scorer import Scorer, inputs_of, visible
+from rollout.policy import Policy
+
+
+def row(prompt: int, *responses: int) -> Row:
+    return Row(
+        np.arange(prompt, dtype=np.int32),
+        None,
+        tuple(Response(np.full(n, 7, np.int32), np.zeros(n, np.float32), 1.0, 1.0) for n in responses),
+    )
+
+
+ROWS = st.lists(st.builds(row, st.integers(1, 30), st.integers(1, 9), st.integers(1, 9)), max_size=25)
+
+
+def score(policy, rows):
+    scorer = Scorer(policy)
+    grids = [policy.pixels([r.image])[1][0] if r.image else None for r in rows]
+    batch = pack(rows, [policy.positions(r.prompt_ids, grid) for r, grid in zip(rows, grids, strict=True)], policy.pad_token_id)
+    return scorer(**inputs_of(batch, policy, policy.device))
+
+
+def test_packed_siblings_have_the_logprobs_of_rows_of_their_own(policy):
+    shared = picture(1)
+    turns = group(policy, 1, 5, shared) + group(policy, 2, 3) + group(policy, 3, 4, picture(3, 84)) + group(policy, 4, 2, shared)
+    logprobs, entropy = score(policy, rows_of(turns, [1.0] * len(turns), [1.0] * len(turns), 10_000))
+    expected = torch.cat([plain_logprobs(policy, t.prompt_ids, t.image, t.turn.response_ids) for t in turns])
+    torch.testing.assert_close(logprobs, expected, atol=1e-5, rtol=0)
+    assert (entropy > 0).all()
+
+
+def test_cutting_a_long_group_into_rows_changes_no_logprob(policy):
+    turns = group(policy, 1, 6, picture(1))
+    ones = [1.0] * len(turns)
+    whole, cut_up = rows_of(turns, ones, ones, 10_000), rows_of(turns, ones, ones, 40)
+    assert len(whole) == 1
+    assert len(cut_up) > 1
+    torch.testing.assert_close(score(policy, whole)[0], score(policy, cut_up)[0], atol=1e-5, rtol=0)
+
+
+def test_a_batch_without_pictures_still_gives_the_vision_tower_gradients_of_zero(policy_path):
+    policy = Policy.load(policy_path)
+    turns = group(policy, 2, 3)
+    score(policy, rows_of(turns, [1.0] * 3, [1.0] * 3, 999))[0].sum().backward()
+    gradients = [p.grad for p in policy.model.model.visual.parameters()]
+    assert all(g is not None and not g.any() for g in gradients)
+
+
+def test_an_empty_batch_has_no_tokens_and_gives_every_parameter_a_gradient_of_zeros(policy_path):
+    policy = Policy.load(policy_path)
+    logprobs, _ = score(policy, [])
+    assert logprobs.shape == (0,)
+    logprobs.sum().backward()
+    assert all(p.grad is not None and not p.grad.any() for p in policy.model.parameters())
+
+
+def test_a_token_sees_the_prompt_and_its_own_response_up_to_itself():
+    found = visible(torch.tensor([[0, 0, 1, 1, 2, -1]]))[0].int().tolist()
+    assert found == [
+        [1, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0],
+        [1, 1, 1, 0, 0, 0],
+        [1, 1, 1, 1, 0, 0],
+        [1, 1, 0, 0, 1, 0],
+        [1, 1, 0, 0, 0, 1],
+    ]
+
+
+@given(ROWS, st.integers(1, 400))
+def test_micro_batches_hold_every_row_once_and_stay_within_their_bound(rows, tokens):
+    batches = cut(rows, tokens)
+    assert sorted(id(r) for batch in batches for r in batch) == sorted(map(id, rows))
+    assert all(len(batch) == 1 or max(r.length for r in batch) * len(batch) <= tokens for batch in batches)
+
+
+@given(ROWS, st.integers(1, 4))
+def test_ranks_share_the_rows_and_differ_by_at_most_the_longest(rows, ranks):
+    shares = share_out(rows, ranks)
+    assert sorted(id(r) for share in shares for r in share) == sorted(map(id, rows))
+    loads = [sum(r.length for r in share) for share in shares]
+    assert max(loads) - min(loads) <= max((r.length for r in rows), default=0)
+
+
+@given(ROWS, st.integers(1, 4), st.integers(1, 400))
+def test_every_rank_runs_the_same_number_of_micro_batches(rows, ranks, tokens):
+    assert len({len(batches) for batches in plan(rows, ranks, tokens)}) == 1
+
+
+@given(ROWS, st.integers(1, 400), st.integers(1, 3))
+def test_however_the_rows_are_cut_the_weights_add_up_to_the_same_denominator(rows, tokens, ranks):
+    total = sum(r.weight for r in rows)
+    batches = [pack(b, [np.tile(np.arange(len(r.prompt_ids)), (3, 1)) for r in b], 0) for share in plan(rows, ranks, tokens) for b in share]
+    assert sum(float(batch.weights.sum()) for batch in batches) == pytest.approx(total)

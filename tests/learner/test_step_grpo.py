@@ -1,0 +1,138 @@
+"""The whole algorithm: real rollout workers, a real DeepSpeed learner, real reward actors."""
+
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import ray
+from tiny_training import NothingKnown, offline_config, questions
+
+from learner.deadline import DeadlineError
+from learner.question_source import ShuffledQuestions
+from learner.step_grpo_config import StepGRPOConfig
+from rollout.config import RolloutConfig
+from rollout.worker import WrongPolicyVersion
+
+
+@pytest.fixture(scope="module")
+def algorithm(ray_cluster, policy_path):
+    algorithm = offline_config(policy_path).build_algo()
+    yield algorithm
+    algorithm.stop()
+
+
+def sampled(algorithm) -> list[list[int]]:
+    return [turn.turn.response_ids.tolist() for turn in algorithm.turns]
+
+
+def test_iterations_sample_with_the_version_that_was_just_learned_and_earn_more(algorithm):
+    before = algorithm.policy_version
+    found = [algorithm.train() for _ in range(6)]
+    assert algorithm.policy_version == before + 6
+    assert {turn.turn.policy_version for turn in algorithm.turns} == {before + 5}
+    assert found[-1]["reward"]["final"] > found[0]["reward"]["final"] + 0.1
+    assert found[0]["rollout"]["trajectories"] == 6
+    assert found[0]["rollout"]["turns"] == found[0]["learner"]["turns"] == 24
+    assert all(result["learner"]["mismatch_max"] < 1e-4 for result in found)
+    assert set(found[0]["seconds"]) == {"push", "rollout", "score", "learn"}
+
+
+def test_trajectories_come_in_the_order_of_the_questions_and_do_not_depend_on_the_workers(algorithm):
+    algorithm.push_weights()
+    asked = algorithm.data.next(9)
+    both = algorithm.roll_out(asked, seed=7)
+    ready = algorithm.workers._ready
+    algorithm.workers._ready = {1}
+    one = algorithm.roll_out(asked, seed=7)
+    algorithm.workers._ready = ready
+    assert [t.question.id for t in both] == [q.question.id for q in asked]
+    same = lambda ts: [turn.response_ids.tolist() for t in ts for group in t.groups for turn in group.turns]  # noqa: E731
+    assert same(both) == same(one) != same(algorithm.roll_out(asked, seed=8))
+
+
+def test_settings_of_the_rollout_can_be_replaced_for_one_call(algorithm):
+    algorithm.push_weights()
+    greedy = algorithm.roll_out(algorithm.data.next(3), seed=0, overrides={"temperature": 0.0, "group_size": 1})
+    assert [len(trajectory.groups[0].turns) for trajectory in greedy] == [1, 1, 1]
+
+
+def test_a_worker_refuses_to_sample_with_another_version_than_asked_for(algorithm):
+    algorithm.push_weights()
+    version = algorithm.policy_version
+    with pytest.raises(WrongPolicyVersion, match=f"holds policy version {version}, was asked for {version + 3}"):
+        ray.get(algorithm.workers.handles[1].sample.remote([], version + 3), timeout=60)
+
+
+def test_a_worker_with_stale_weights_is_sent_the_right_ones_and_the_chunk_is_not_lost(algorithm):
+    algorithm.push_weights()
+    stale = replace(algorithm.learner_group.weights(), version=999)
+    stale = replace(stale, checksum=__import__("rollout.weights").weights._checksum(stale.data, stale.manifest, 999))
+    ray.get(algorithm.workers.handles[2].set_weights.remote(stale), timeout=60)
+    before = algorithm.workers.requeued_chunks
+    trajectories = algorithm.roll_out(algorithm.data.next(8), seed=0)
+    assert len(trajectories) == 8
+    assert algorithm.workers.requeued_chunks == before + 1
+    assert {turn.policy_version for t in trajectories for turn in t.groups[0].turns} == {algorithm.policy_version}
+
+
+def test_a_fault_of_the_program_ends_the_iteration_and_is_not_retried(algorithm):
+    algorithm.push_weights()
+    with pytest.raises(AttributeError):
+        algorithm.roll_out(["no question"], seed=0)
+    algorithm.workers.version = -1
+
+
+def test_a_push_that_takes_too_long_says_what_it_waits_for(algorithm):
+    with pytest.raises(DeadlineError, match=r"waited 0.0001 s for rollout workers \[1, 2\] to take the weights of policy version"):
+        algorithm.workers.push(algorithm.learner_group.weights_ref(), deadline_s=0.0001)
+    algorithm.workers.version = -1
+
+
+def test_two_iterations_and_two_after_a_restore_equal_four_bit_for_bit(ray_cluster, policy_path, tmp_path):
+    first = offline_config(policy_path).build_algo()
+    for i in range(4):
+        if i == 2:
+            first.save_to_path(tmp_path / "checkpoint")
+        first.train()
+    expected, data = sampled(first), first.learner_group.weights().data.copy()
+    shutil.move(tmp_path / "checkpoint", tmp_path / "moved")
+    first.restore_from_path(tmp_path / "moved")
+    assert (first.policy_version, first.iteration) == (2, 2)
+    for _ in range(2):
+        first.train()
+    assert sampled(first) == expected
+    np.testing.assert_array_equal(first.learner_group.weights().data, data)
+    assert first.iteration == 4
+    first.stop()
+
+
+def test_live_episodes_train_too_and_tune_runs_the_algorithm(ray_cluster, policy_path, tmp_path):
+    from ray import tune
+
+    config = offline_config(
+        policy_path,
+        rollout=RolloutConfig(mode="branch", group_size=4, max_new_tokens=6),
+        retriever=NothingKnown(),
+        data=ShuffledQuestions(questions(6)),
+        questions_per_iteration=3,
+    ).env_runners(num_env_runners=1)
+    run = tune.RunConfig(
+        stop={"training_iteration": 2},
+        storage_path=str(tmp_path),
+        verbose=0,
+        checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=True),
+    )
+    (result,) = tune.Tuner(config.algo_class, param_space=config, run_config=run).fit()
+    assert result.error is None
+    assert result.metrics["training_iteration"] == 2
+    assert result.metrics["rollout"]["trajectories"] == 3
+    assert result.metrics["learner"]["policy_version"] == 2
+    assert (tmp_path / result.checkpoint.path / "learner_group" / "learner.json").is_file()
+
+
+def test_a_setting_that_is_missing_is_named(policy_path):
+    with pytest.raises(ValueError, match=r"StepGRPOConfig.policy_path is not set; pass it to .training\(policy_path=...\)"):
+        StepGRPOConfig().validate()
+    with pytest.raises(ValueError, match=r"retriever is not set, and rollout.mode=branch searches"):
+        StepGRPOConfig().training(policy_path=policy_path, data=ShuffledQuestions([1]), reward_actors=[1]).validate()

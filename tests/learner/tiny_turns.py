@@ -1,0 +1,54 @@
+"""Scored turns as a rollout would make them, for a policy of a few thousand weights."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import torch
+from PIL import Image as PillowImage
+
+from rollout.policy import Policy
+from rollout.prompts import Message
+from rollout.records import Image, Question, ScoredTurn, State, Turn, TurnReward
+
+
+def picture(seed: int, side: int = 56) -> Image:
+    pixels = np.random.default_rng(seed).integers(0, 255, (side, side, 3), dtype=np.uint8)
+    out = io.BytesIO()
+    PillowImage.fromarray(pixels).save(out, "PNG")
+    return Image.of(out.getvalue())
+
+
+def plain_logprobs(policy: Policy, prompt_ids: np.ndarray, image: Image | None, response_ids: np.ndarray) -> torch.Tensor:
+    """(tokens,) log-probs of a response by the library's own forward pass: one row, no packing."""
+    ids = torch.from_numpy(np.concatenate([prompt_ids, response_ids]).astype(np.int64))[None]
+    pictured = {}
+    if image is not None:
+        pixel_values, grids = policy.pixels([image])
+        pictured = {
+            "pixel_values": pixel_values,
+            "image_grid_thw": grids,
+            "mm_token_type_ids": (ids == policy.image_token_id).int(),
+        }
+    logits = policy.model(input_ids=ids, attention_mask=torch.ones_like(ids), **pictured).logits[0, len(prompt_ids) - 1 : -1].float()
+    return torch.log_softmax(logits, -1).gather(1, ids[0, len(prompt_ids) :, None])[:, 0]
+
+
+def group(policy: Policy, seed: int, siblings: int = 4, image: Image | None = None, kind="plan", rewards=None) -> list[ScoredTurn]:
+    """Siblings with random responses and, by default, random rewards; their log-probs are the policy's own."""
+    random = np.random.default_rng(seed)
+    text = " ".join(random.choice(["capital", "flag", "red", "blue", "Kor", "mu", "1", "2", "3"], random.integers(2, 12)))
+    prompt_ids = policy.encode(Message("", text, image is not None), image)
+    question = Question(id=f"q{seed}", text=text, answers=("a",), image=image)
+    state = State(kind, prompt_ids, image, question)
+    allowed = np.setdiff1d(np.arange(len(policy.tokenizer)), policy.banned_token_ids)
+    turns = []
+    for i in range(siblings):
+        response = random.choice(allowed, random.integers(1, 14)).astype(np.int32)
+        with torch.no_grad():
+            logprobs = plain_logprobs(policy, prompt_ids, image, response).numpy().astype(np.float32)
+        reward = float(random.random() if rewards is None else rewards[i])
+        turn = Turn(kind, response, logprobs, "stop", 0, "")
+        turns.append(ScoredTurn(state.key, prompt_ids, image, turn, TurnReward(reward), f"{question.id}#0", reward, question.id))
+    return turns

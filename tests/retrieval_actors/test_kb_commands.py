@@ -1,0 +1,57 @@
+"""The commands that build and show a knowledge base, as a user calls them."""
+
+from __future__ import annotations
+
+import io
+import json
+
+from PIL import Image
+
+from experiments import build_kb, kb
+from retrieval_actors.knowledge_base import KnowledgeBase
+
+
+def test_a_file_becomes_a_folder_that_finds_its_passages(ray_cluster, tmp_path, capsys):
+    source = tmp_path / "facts.jsonl"
+    source.write_text("".join(json.dumps({"title": f"Country {n}", "text": f"Its capital is City{n}."}) + "\n" for n in range(9)))
+    assert build_kb.main([str(source), str(tmp_path / "kb"), "description=Capitals.", "shards=3", "limit=8"]) == 0
+    said = capsys.readouterr().out
+    assert "8 in 3 shards" in said
+    assert "passages/s" in said
+    card = KnowledgeBase.open(tmp_path / "kb").card
+    assert (card.name, card.retriever_name, card.description, card.modality) == ("text", "Text Retriever", "Capitals.", "text")
+    assert kb.main([str(tmp_path / "kb"), "What is the capital of Country 5?", "k=2"]) == 0
+    assert "Its capital is City5." in capsys.readouterr().out
+
+
+def test_a_source_with_pictures_becomes_a_text_image_knowledge_base(tmp_path, capsys):
+    picture = io.BytesIO()
+    Image.new("RGB", (8, 8), "red").save(picture, "PNG")
+    (tmp_path / "red.png").write_bytes(picture.getvalue())
+    (tmp_path / "flags.jsonl").write_text('{"text": "A red flag.", "image": "red.png"}\n')
+    assert build_kb.main([str(tmp_path / "flags.jsonl"), str(tmp_path / "kb"), "name=flags"]) == 0
+    base = KnowledgeBase.open(tmp_path / "kb")
+    assert (base.card.name, base.card.modality, base.card.embedder) == ("flags", "text_image", "colour-layout+minilm")
+    assert next(base.passages()).image == picture.getvalue()
+    assert kb.main([str(tmp_path / "kb")]) == 0
+    assert "Text Image Retriever" in capsys.readouterr().out
+
+
+def test_wrong_input_is_one_line_that_names_it(tmp_path, capsys):
+    source = tmp_path / "facts.jsonl"
+    source.write_text('{"text": "good"}\nnot json\n')
+    for arguments, finding in [
+        ([str(source), str(tmp_path / "kb")], "facts.jsonl:2: Expecting value"),
+        ([str(source), str(tmp_path / "kb"), "shard=3"], "unknown key shard; did you mean shards?"),
+        ([str(source), str(tmp_path / "kb"), "shards=two"], "shards=two: Value 'two'"),
+        ([str(source), str(tmp_path / "kb"), "limit=1", "embedder=bert"], "unknown embedder 'bert'"),
+        ([str(tmp_path / "none.jsonl"), str(tmp_path / "kb")], "No such file"),
+        (["name=x"], "from what, to where?"),
+    ]:
+        assert build_kb.main(arguments) == 2
+        said = capsys.readouterr().out
+        assert finding in said
+        assert said.count("\n") == 1
+    assert kb.main([str(tmp_path / "kb")]) == 2
+    assert "kb is no folder" in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == ["facts.jsonl"]

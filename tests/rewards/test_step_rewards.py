@@ -1,0 +1,206 @@
+"""Every rule of the step rewards, on turns written by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from retrieval_actors.records import Passage
+from rewards.config import RewardConfig
+from rewards.step_rewards import abstain_reward, answer_gold, answer_reward, plan_needs, plan_reward, score_trajectory, texts_to_compare
+from rollout.records import Exchange, GoldStep, Question, State, Trajectory, Turn, TurnGroup
+
+RETRIEVERS = {"Text Retriever": "text", "Text Image Retriever": "text_image", "Table Retriever": "table"}
+CAPITAL = GoldStep("What is the capital of Kormu?", "text", "Tasla", ("Kormu",))
+PEOPLE = GoldStep("How many people lived in Tasla in 2003?", "table", "41", ("Tasla", "2003"))
+QUESTION = Question("q1", "How many people lived in the capital of Kormu in 2003?", ("41",), gold_steps=(CAPITAL, PEOPLE))
+
+
+def same(a: str, b: str) -> float:
+    """A similarity that is easy to work out by hand: 1 for the same text, .9 for any other."""
+    return 1.0 if a == b else 0.9
+
+
+def plan(query: str, retriever: str) -> str:
+    return f"<think>next</think><sub-question>{query}</sub-question><ret>{retriever}</ret>"
+
+
+def said(answer: str) -> str:
+    return f"<think>so</think><answer>{answer}</answer>"
+
+
+def turn(kind: str, text: str) -> Turn:
+    return Turn(kind, np.array([5, 6], np.int32), np.zeros(2, np.float32), "stop", 0, text)
+
+
+def state(kind: str, question: Question = QUESTION, **seen) -> State:
+    return State(kind, np.array([1, 2, 3], np.int32), None, question, **seen)
+
+
+def earned(text: str, needs, config: RewardConfig | None = None) -> float:
+    return plan_reward(text, needs, same, config or RewardConfig(), RETRIEVERS).total
+
+
+def test_the_gold_query_to_the_gold_knowledge_base_earns_one():
+    assert earned(plan(CAPITAL.query, "Text Retriever"), [CAPITAL]) == pytest.approx(1.0)
+
+
+def test_each_part_of_a_plan_turn_is_worth_its_weight():
+    reward = plan_reward(plan("What is the capital of Belsi?", "Table Retriever"), [CAPITAL], same, RewardConfig(), RETRIEVERS)
+    assert reward.components == {"format": 1.0, "query": 0.9, "entity": 0.0, "routing": 0.0, "premature": 0.0}
+    assert reward.total == pytest.approx(0.2 * 0.9)
+    assert earned(plan("What is the capital of Kormu now?", "Table Retriever"), [CAPITAL]) == pytest.approx(0.2 * 0.9 + 0.3)
+    assert earned(plan("How many people lived in Tasla?", "Table Retriever"), [PEOPLE]) == pytest.approx(0.2 * 0.9 + 0.3 * 0.5 + 0.5)
+
+
+def test_the_weights_of_the_paper_are_one_line_of_configuration():
+    paper = RewardConfig(query_weight=0.5, entity_weight=0.0, routing_weight=0.5)
+    assert earned(plan("What is the capital of Belsi?", "Text Retriever"), [CAPITAL], paper) == pytest.approx(0.5 * 0.9 + 0.5)
+
+
+def test_a_similar_query_about_somebody_else_earns_nothing_when_the_entity_gates_it():
+    gated = RewardConfig(entity_gates_query=True)
+    assert earned(plan("What is the capital of Belsi?", "Text Retriever"), [CAPITAL], gated) == pytest.approx(0.5)
+
+
+def test_a_need_without_entities_lends_their_weight_to_the_query():
+    flag = GoldStep("which country has this flag?", "text_image", "Kormu")
+    reward = plan_reward(plan("whose flag is it?", "Text Image Retriever"), [flag], same, RewardConfig(), RETRIEVERS)
+    assert reward.total == pytest.approx((0.2 + 0.3) * 0.9 + 0.5)
+
+
+def test_a_plan_turn_is_compared_with_the_best_need_that_is_left():
+    other = GoldStep("What is the capital of Belsi?", "text", "Runo", ("Belsi",))
+    assert earned(plan(other.query, "Text Retriever"), [CAPITAL, other]) == pytest.approx(1.0)
+
+
+def test_stopping_is_right_only_when_no_need_is_left():
+    stop = plan("None", "None")
+    assert earned(stop, [CAPITAL]) == 0.0
+    assert earned(stop, []) == 1.0
+    assert earned(plan(CAPITAL.query, "Text Retriever"), []) == 0.0
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "Kormu", plan("None", "Text Retriever"), plan(CAPITAL.query, "None"), plan(CAPITAL.query, "Map Retriever"), said("41")],
+)
+def test_a_malformed_plan_turn_earns_nothing(text: str):
+    for needs in ([CAPITAL], []):
+        reward = plan_reward(text, needs, same, RewardConfig(), RETRIEVERS)
+        assert (reward.total, reward.components) == (0.0, {"format": 0.0})
+
+
+def test_a_need_that_waits_for_an_answer_cannot_be_asked_for_yet():
+    assert plan_needs(state("plan")) == [CAPITAL]
+
+
+def test_a_need_counts_as_met_when_anything_but_unknown_came_back():
+    asked = Exchange(CAPITAL.query, "text", "Tasla")
+    assert plan_needs(state("plan", history=(asked,))) == [PEOPLE]
+    assert plan_needs(state("plan", history=(Exchange(CAPITAL.query, "table", "unknown"),))) == [CAPITAL]
+    misread = plan_needs(state("plan", history=(Exchange(CAPITAL.query, "text", "Runo"),)))
+    assert [need.query for need in misread] == ["How many people lived in Runo in 2003?"]
+    assert plan_needs(state("plan", history=(asked, Exchange(PEOPLE.query, "table", "41")))) == []
+
+
+def test_a_plan_turn_of_a_question_without_known_needs_is_not_judged():
+    assert plan_needs(state("plan", Question("q2", "Who?", ("Bela",)))) is None
+
+
+def test_an_answer_turn_should_say_what_the_passages_hold_and_unknown_otherwise():
+    holds = Passage("1", "The capital of Kormu is Tasla.")
+    other = Passage("2", "The capital of Belsi is Runo.")
+    assert answer_gold(state("answer", query=CAPITAL.query, kb="text", passages=(other, holds))) == "Tasla"
+    assert answer_gold(state("answer", query=CAPITAL.query, kb="table", passages=(other,))) == "unknown"
+
+
+def test_an_answer_turn_that_nobody_can_judge_is_left_out():
+    wrong_entity = state("answer", query="How many people lived in Runo in 2003?", passages=(Passage("2", "Runo 2003: 17"),))
+    failed = state("answer", query=CAPITAL.query, passages=(Passage("error", "", error="no answer within 60 s"),))
+    assert answer_gold(wrong_entity) is None
+    assert answer_gold(failed) is None
+
+
+def test_a_short_answer_is_right_or_wrong_and_a_long_one_earns_its_recall():
+    config = RewardConfig()
+    assert answer_reward(said("It is Frank Wisbar"), ["Frank Wisbar"], config).total == 1.0
+    assert answer_reward(said("Frank"), ["Frank Wisbar"], config).total == 0.0
+    long = "ships that carried grain from northern Belsi"
+    assert answer_reward(said("ships carried grain"), [long], config).total == pytest.approx(3 / 7)
+
+
+def test_of_several_golds_one_has_to_be_there_in_full():
+    config = RewardConfig()
+    assert answer_reward(said("Runo"), ["Tasla", "Runo"], config).total == 1.0
+    assert answer_reward(said("Frank"), ["Frank Wisbar", "Frank Robert Wisbar"], config).total == 0.0
+
+
+def test_listing_everything_earns_nothing_unless_the_paper_s_rule_is_asked_for():
+    spam = said("Tasla Runo Kormu Belsi Ankor Melta")
+    assert answer_reward(spam, ["Tasla"], RewardConfig()).total == 0.0
+    assert answer_reward(spam, ["Tasla"], RewardConfig(spare_answer_tokens=-1)).total == 1.0
+
+
+def test_saying_unknown_is_right_only_where_the_passages_do_not_hold_the_answer():
+    config = RewardConfig()
+    assert abstain_reward(said("unknown"), config).total == 1.0
+    assert abstain_reward(said("Tasla"), config).total == 0.0
+    assert abstain_reward("unknown", config).components == {"format": 0.0}
+    assert answer_reward(said("unknown"), ["Tasla"], config).total == 0.0
+
+
+def test_the_format_can_be_given_a_share():
+    config = RewardConfig(format_weight=0.1)
+    assert answer_reward(said("Runo"), ["Tasla"], config).total == pytest.approx(0.1)
+    assert answer_reward(said("Tasla"), ["Tasla"], config).total == pytest.approx(1.0)
+    assert answer_reward("Tasla", ["Tasla"], config).total == 0.0
+
+
+@pytest.mark.parametrize("wrong", [{"query_weight": 0.5}, {"format_weight": 2.0}])
+def test_weights_that_do_not_add_up_name_their_key(wrong: dict[str, float]):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        RewardConfig(**wrong)
+
+
+def episode() -> Trajectory:
+    first = state("plan")
+    read = state("answer", query=CAPITAL.query, kb="text", passages=(Passage("1", "The capital of Kormu is Tasla."),))
+    unjudged = state("answer", query="Who rules Kormu?", kb="text")
+    groups = (
+        TurnGroup(first, (turn("plan", plan("None", "None")), turn("plan", plan(CAPITAL.query, "Text Retriever"))), trunk=1),
+        TurnGroup(read, (turn("answer", said("Tasla")), turn("answer", "Tasla")), trunk=0),
+        TurnGroup(unjudged, (turn("answer", said("Bela")),)),
+        TurnGroup(state("final"), (turn("final", said("17")), turn("final", said("41"))), trunk=1),
+    )
+    return Trajectory(QUESTION, (), groups[-1].chosen, "41", groups)
+
+
+def test_a_trajectory_is_scored_sibling_by_sibling():
+    scored = score_trajectory(episode(), same, RewardConfig(), RETRIEVERS, episode="q1#0")
+    assert [turn.reward.total for turn in scored] == pytest.approx([0.0, 1.0, 1.0, 0.0, 0.0, 1.0])
+    assert {(turn.episode, turn.outcome, turn.episode_group) for turn in scored} == {("q1#0", 1.0, "q1")}
+    assert scored[0].state_key == scored[1].state_key
+    assert scored[-1].reward.components == {"format": 1.0, "final": 1.0}
+
+
+def test_only_texts_that_will_be_compared_are_embedded():
+    assert set(texts_to_compare(episode(), RETRIEVERS)) == {CAPITAL.query}
+
+
+def recorded(kind: str, target: GoldStep, *texts: str) -> Trajectory:
+    question = Question("r1", "", (target.answer,) if kind == "final" else ())
+    group = TurnGroup(state(kind, question, target=target), tuple(turn(kind, text) for text in texts))
+    return Trajectory(question, (), None, "", (group,))
+
+
+def test_recorded_turns_are_compared_with_their_recorded_gold():
+    def rewards(trajectory: Trajectory) -> list[float]:
+        return [turn.reward.total for turn in score_trajectory(trajectory, same, RewardConfig(), RETRIEVERS)]
+
+    ask = GoldStep("who directed the silenced?", "text", "")
+    assert rewards(recorded("plan", ask, plan(ask.query, "Text Retriever"), plan("None", "None"))) == pytest.approx([1.0, 0.0])
+    stop = GoldStep("None", "", "")
+    assert rewards(recorded("plan", stop, plan(ask.query, "Text Retriever"), plan("None", "None"))) == pytest.approx([0.0, 1.0])
+    assert rewards(recorded("answer", GoldStep("", "", "lee hae-young"), said("Lee Hae-young"), said("Wise"))) == [1.0, 0.0]
+    assert rewards(recorded("final", GoldStep("", "", "yes"), said("yes"), said("no"))) == [1.0, 0.0]
