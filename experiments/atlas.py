@@ -54,6 +54,8 @@ class World:
     """One fictional world, fully determined by its split and seed."""
 
     def __init__(self, split: str, seed: int, countries: int = 24, taken: set | None = None):
+        if countries < 2:
+            raise ValueError(f"a world of {countries} countries has nothing to compare; expected at least 2")
         self.split, self.seed = split, seed
         self.rng = random.Random(f"{split}/{seed}")
         taken = set() if taken is None else taken
@@ -134,7 +136,10 @@ class World:
         elif family == "table":
             text, steps = f"What was the {column} of {country.name} in {year}?", [value_step(country, column, year)]
         elif family == "compare":
-            other = rng.choice([c for c in self.countries if abs(c.values[column, year] - country.values[column, year]) >= SMALLEST_GAP])
+            rivals = [c for c in self.countries if abs(c.values[column, year] - country.values[column, year]) >= SMALLEST_GAP]
+            if not rivals:  # small worlds only
+                return self.question(family, rng, pixels)
+            other = rng.choice(rivals)
             text = f"Which had the larger {column} in {year}, {country.name} or {other.name}?"
             steps = [value_step(country, column, year), value_step(other, column, year)]
         elif family == "image":

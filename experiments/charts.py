@@ -73,7 +73,8 @@ def interval_chart(rows: Mapping[str, tuple[float, float, float]], *, label: str
             f'<text class="value" x="{left + width + 12}" y="{y + 4}">{value:.3f}</text>'
         )
     height = step * len(rows) + 8
-    return f'<figure class="wide"><figcaption>{escape(label)}</figcaption><svg viewBox="0 0 700 {height}" role="img">{"".join(parts)}</svg></figure>'
+    picture = f'<svg viewBox="0 0 700 {height}" role="img" aria-label="{escape(label)}">{"".join(parts)}</svg>'
+    return f'<figure class="wide"><figcaption>{escape(label)}</figcaption>{picture}</figure>'
 
 
 def moving_mean(points: Points) -> list[tuple[float, float]]:

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from experiments.config import TrainConfig
+
+QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_worker_maximum_startup_concurrency": "32",  # else the raylet warns that a run has more actors than cores
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TQDM_DISABLE": "1",
+    "PYTHONWARNINGS": "ignore",
+}
+"""Environment of this process and, through it, of every actor."""
 
 
 def cpus_asked_for(config: TrainConfig) -> int:
@@ -19,10 +30,9 @@ def cpus_asked_for(config: TrainConfig) -> int:
 @contextmanager
 def start_ray(config: TrainConfig) -> Iterator[None]:
     """Quiet, without a dashboard, bound to this process. With RAY_ADDRESS set (`ray job submit` does), joins that cluster instead."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("PYTHONWARNINGS", "ignore")
+    for key, value in QUIET.items():
+        os.environ.setdefault(key, value)
+    logging.getLogger("ray.rllib").setLevel(logging.ERROR)
     import ray
 
     if ray.is_initialized():  # whoever started it ends it

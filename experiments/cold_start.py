@@ -46,6 +46,9 @@ class ColdStartConfig:
     seed: int = 0
     threads: int = 1
     vocabulary: int = 1024
+    """Size of a fresh policy's tokenizer, at most."""
+    log_every: int = 100
+    """Steps between two points of the curve."""
 
 
 @dataclass(frozen=True)
@@ -167,7 +170,7 @@ def train(config: ColdStartConfig, console: Console) -> Policy:
                 window.setdefault(f"exact_{row.kind}", []).append(value)
             window.setdefault("loss", []).append(losses.mean().item())
             seconds = time.time() - started
-            if steps % 100 == 0:
+            if steps % config.log_every == 0:
                 point: dict[str, float] = {"step": steps, "seconds": round(seconds), "tokens": tokens, "turns": turns}
                 point |= {name: round(float(np.mean(values)), 4) for name, values in window.items()}
                 window.clear()

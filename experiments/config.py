@@ -209,9 +209,9 @@ def _overrides(arguments: list[str]) -> DictConfig:
 
 def _check_keys(layer: DictConfig, schema: type, source: str, prefix: str = "") -> None:
     types = typing.get_type_hints(schema)
-    for key in layer:
+    for key in map(str, layer):
         if key not in types:
-            near = difflib.get_close_matches(str(key), types, n=1, cutoff=0) or [""]
+            near = difflib.get_close_matches(key, types, n=1, cutoff=0) or [""]
             elsewhere = [f"{name}.{key}" for name, kind in typing.get_type_hints(TrainConfig).items() if key in _fields(kind)]
             meant = elsewhere[0] if elsewhere and not prefix else f"{prefix}{near[0]}"
             raise RunConfigError(f"{source}: unknown key {prefix}{key}; did you mean {meant}?")

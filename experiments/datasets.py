@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 import zlib
 from collections.abc import Callable, Iterable, Sequence
@@ -114,7 +115,7 @@ def _atlas_sources(purpose: str, atlases: Sequence[Atlas], data: DataConfig) -> 
             checksum = zlib.crc32(f"{passage.id}\n{passage.text}\n".encode() + (passage.image or b""), checksum)
     folder = Path(data.kb_folder) / f"atlas-{purpose}-{checksum:08x}"
     return tuple(
-        KnowledgeBaseSource(kb, folder / kb, retriever_name, description, lambda kb=kb: passages(kb))
+        KnowledgeBaseSource(kb, folder / kb, retriever_name, description, functools.partial(passages, kb))
         for kb, (retriever_name, description) in KNOWLEDGE_BASES.items()
     )
 

@@ -121,7 +121,8 @@ class Evaluator:
         if config.mode != "offline":
             config = replace(config, mode="chain")
         parts = [items[start : start + QUESTIONS_AT_ONCE] for start in range(0, len(items), QUESTIONS_AT_ONCE)]
-        waiting, idle, running = deque(enumerate(parts)), deque(self._workers), {}
+        waiting, idle = deque(enumerate(parts)), deque(self._workers)
+        running: dict[Any, tuple[int, Any]] = {}
         found: dict[int, list[Trajectory]] = {}
         while waiting or running:
             while waiting and idle:

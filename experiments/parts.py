@@ -3,32 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
 from experiments.config import TrainConfig
-from experiments.datasets import Dataset, KnowledgeBaseSource, ensure_knowledge_bases
+from experiments.datasets import Dataset, ensure_knowledge_bases
 from experiments.evaluate import Evaluator
 from experiments.progress import Progress
+from experiments.run_folder import RunFolder
+from experiments.tally import Tally
+from experiments.tracking import Tracker
 from learner.question_source import ShuffledQuestions
 from learner.step_grpo import StepGRPO
 from learner.step_grpo_config import StepGRPOConfig
 from retrieval_actors.retriever import Retriever, start_retrieval
-from rewards.actor import RewardActor
+from rewards.actor import start_reward_actor
 
-CPUS_PER_REWARD_ACTOR = 0.1
 CPUS_PER_ROLLOUT_WORKER = 0.5
 
 
 @dataclass(frozen=True)
 class Parts:
+    """What runs in Ray."""
+
     algorithm: StepGRPO
     evaluator: Evaluator
     retriever: Retriever
     """Over the training knowledge bases."""
     evaluation_retriever: Retriever
     """Over those of the validation and held-out questions; the same one where the data set does not tell them apart."""
-    reward_actor: Any
 
     def fingerprints(self) -> dict[str, str]:
         """Of the training knowledge bases: a checkpoint belongs to them."""
@@ -41,22 +45,36 @@ class Parts:
             retriever.close()
 
 
+@dataclass
+class Run:
+    """One run: what it was told, what it runs on, where it writes, and how far it is."""
+
+    config: TrainConfig
+    dataset: Dataset
+    folder: RunFolder
+    parts: Parts
+    progress: Progress
+    tracker: Tracker
+    tally: Tally
+    iteration: int = 0
+    """Iterations done."""
+
+
 def build_parts(config: TrainConfig, dataset: Dataset, policy: str, progress: Progress) -> Parts:
-    """Ray has to be running. Knowledge bases that are not there yet are built."""
-    retriever = retrieval(config, dataset.training_kbs, progress)
-    same = dataset.training_kbs == dataset.evaluation_kbs
-    evaluation_retriever = retriever if same else retrieval(config, dataset.evaluation_kbs, progress)
-    progress.phase("start rollout workers and learner")
-    actor: Any = RewardActor
-    reward_actor = actor.options(num_cpus=CPUS_PER_REWARD_ACTOR).remote(retriever, config.reward)
-    algorithm = algorithm_config(config, dataset.train, policy, retriever, reward_actor).build_algo()
-    return Parts(algorithm, Evaluator(policy, config), retriever, evaluation_retriever, reward_actor)
-
-
-def retrieval(config: TrainConfig, sources: Sequence[KnowledgeBaseSource], progress: Progress) -> Retriever:
+    """Ray has to be running. Knowledge bases that are not there yet are built; what can start side by side does."""
     progress.phase("knowledge bases")
-    folders = ensure_knowledge_bases(sources, progress.detail)
-    return start_retrieval(replace(config.retrieval, folders=folders), progress.detail)
+    folders = [ensure_knowledge_bases(sources, progress.detail) for sources in (dataset.training_kbs, dataset.evaluation_kbs)]
+    progress.phase("start retrieval, rewards, rollout workers, learner")
+    evaluator = Evaluator(policy, config)
+    with ThreadPoolExecutor() as pool:
+        started = [
+            pool.submit(start_retrieval, replace(config.retrieval, folders=wanted))
+            for wanted in (folders if folders[0] != folders[1] else folders[:1])
+        ]
+        retrievers = [future.result() for future in started]
+    reward_actor = start_reward_actor(retrievers[0], config.reward)
+    algorithm = algorithm_config(config, dataset.train, policy, retrievers[0], reward_actor).build_algo()
+    return Parts(algorithm, evaluator, retrievers[0], retrievers[-1])
 
 
 def algorithm_config(config: TrainConfig, items: Sequence[Any], policy: str, retriever: Retriever, reward_actor: Any) -> StepGRPOConfig:
@@ -77,7 +95,7 @@ def algorithm_config(config: TrainConfig, items: Sequence[Any], policy: str, ret
             reward_actors=[reward_actor],
             data=ShuffledQuestions(items, config.train.seed),
             questions_per_iteration=questions,
-            questions_per_chunk=-(-questions // (2 * config.train.num_rollout_workers)),
+            questions_per_chunk=-(-questions // config.train.num_rollout_workers),
             sampling_seed=config.train.seed,
             deadline_s=config.learner.deadline_s,
         )

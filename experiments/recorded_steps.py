@@ -50,8 +50,9 @@ def read_recorded_steps(path: str | Path, image_folder: str | Path | None = None
 def _turn(where: str, place: int, last: bool, step: dict[str, Any], image: Image | None) -> RecordedTurn:
     kind: TurnKind = "plan" if step["step_type"] == "ret" else "final" if last else "answer"
     gold, marked = step["answer"], IMAGE_MARK in step["problem"]
+    answers: tuple[str, ...] = ()
     if kind == "plan":
-        target, answers = _plan_gold(where, gold), ()
+        target = _plan_gold(where, gold)
     else:
         answers = (gold.strip(),) if isinstance(gold, str) else tuple(text.strip() for text in gold)
         target = GoldStep("", "", answers[0])

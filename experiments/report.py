@@ -176,7 +176,8 @@ def _time(summary: Mapping[str, Any]) -> str:
 
 
 def _settings(folder: RunFolder) -> str:
-    return f"<h2>Settings</h2><details><summary>config.yaml</summary><pre>{escape((folder.path / 'config.yaml').read_text(encoding='utf-8'))}</pre></details>"
+    settings = escape((folder.path / "config.yaml").read_text(encoding="utf-8"))
+    return f"<h2>Settings</h2><details><summary>config.yaml</summary><pre>{settings}</pre></details>"
 
 
 def _cell(figure: Mapping[str, Any]) -> str:

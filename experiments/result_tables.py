@@ -100,6 +100,16 @@ def methods_table(methods: Mapping[str, Mapping[str, Figure]]) -> Table:
     return table
 
 
+def print_results(console: Console, summary: Mapping[str, Any]) -> None:
+    """All tables of a finished run."""
+    before, after = summary["before"], summary["after"]
+    console.print(before_after_table(before["overall"], after["overall"], summary["difference"], before["questions"]))
+    console.print(family_table(before, after))
+    if summary["baselines"]:
+        others = {name: other["overall"] for name, other in summary["baselines"].items()}
+        console.print(methods_table({"policy": after["overall"]} | others))
+
+
 def _value(figure: Figure) -> str:
     value = figure.get("value")
     return "–" if value is None or value != value else f"{value:.2f}"

@@ -9,6 +9,7 @@ RUN_OR_POLICY is the folder of a run, whose configuration, best policy and knowl
 
 from __future__ import annotations
 
+import logging
 import signal
 import sys
 import threading
@@ -45,6 +46,7 @@ class Service:
 
     policy: str
     policy_version: int
+    """The one that the run found best; 0 for a policy without a run."""
     config: TrainConfig
     folders: dict[str, str]
     """Knowledge base name -> folder."""
@@ -66,19 +68,22 @@ def prepare(arguments: list[str], progress: Progress | None = None) -> Service:
         raise RunConfigError("no knowledge base to search: name them, for instance retrieval.folders.text=kbs/text")
     for folder in folders.values():
         KnowledgeBase.open(folder)
-    version = RunFolder(Path(rest[0])).summary().get("policy_version", 0) if (Path(rest[0]) / "summary.json").is_file() else 0
-    return Service(policy, int(version), config, folders, settings)
+    best = RunFolder(Path(rest[0])).summary().get("best") or {}
+    return Service(policy, int(best.get("policy_version", 0)), config, folders, settings)
 
 
 @contextmanager
 def serving(service: Service) -> Iterator[str]:
     """The endpoint, ready; yields its address. Needs a Ray that runs; ends Serve with the block."""
     from ray import serve
+    from ray.serve.schema import LoggingConfig
 
     from experiments.route_service import RouteService
 
     settings, config = service.settings, service.config
-    serve.start(http_options={"host": settings.host, "port": settings.port, "location": "HeadOnly"})
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    http = {"host": settings.host, "port": settings.port, "location": "HeadOnly"}
+    serve.start(http_options=http, logging_config=LoggingConfig(log_level="WARNING", enable_access_log=False))
     try:
         deployment = RouteService.options(ray_actor_options={"num_cpus": 0.5}, max_ongoing_requests=32)  # type: ignore[attr-defined]
         # Workers may start in another folder: paths are made absolute here.
@@ -91,6 +96,15 @@ def serving(service: Service) -> Iterator[str]:
         serve.shutdown()
 
 
+def _wait_for_the_end() -> None:
+    """Until Ctrl-C or SIGTERM. To be called when Ray runs: it brings a SIGTERM handler of its own, which ends the process at once."""
+    stopped = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stopped.set())
+    while not stopped.wait(timeout=1):
+        pass  # a wait without a timeout would not let the signal handler run on every platform
+
+
 def main(arguments: list[str]) -> int:
     console = Console()
     try:
@@ -99,14 +113,11 @@ def main(arguments: list[str]) -> int:
     except (ValueError, OSError) as error:
         console.print(f"[red]{escape(str(error))}", soft_wrap=True, highlight=False)
         return 2
-    stopped = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stopped.set())
     with start_ray(service.config):
         console.print(f"loading {service.policy} and {', '.join(service.folders)} ...", soft_wrap=True)
         with serving(service) as address:
             console.print(f"ready: POST {address}/v1/route, GET {address}/health; Ctrl-C ends it", soft_wrap=True)
-            stopped.wait()
+            _wait_for_the_end()
     return 0
 
 

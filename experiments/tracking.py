@@ -45,6 +45,15 @@ class Tracker:
         if self._client is not None:
             self._attempt(lambda: self._client.log_artifact(self._run_id, str(path)))
 
+    def log_results(self, folder: Path, summary: Mapping[str, Any], step: int) -> None:
+        """Before, after and their difference as figures, and the files of the run folder that hold them."""
+        for when in ("before", "after", "difference"):
+            figures = summary[when].get("overall", summary[when])
+            known = {f"{when}_{name}": figure["value"] for name, figure in figures.items() if figure["value"] is not None}
+            self.log(known, step)
+        for name in ("summary.json", "config.yaml", "report.html"):
+            self.log_file(folder / name)
+
     def finish(self, status: str = "FINISHED") -> None:
         """`status`: FINISHED, FAILED or KILLED."""
         if self._client is not None:
@@ -52,10 +61,7 @@ class Tracker:
 
     def _start(self, config: TrainConfig, folder: Path) -> None:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-        import logging
-
-        logging.getLogger("alembic").setLevel(logging.ERROR)
-        logging.getLogger("mlflow").setLevel(logging.ERROR)
+        os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
         from mlflow import MlflowClient
 
         client = MlflowClient(tracking_uri=config.tracking.uri)

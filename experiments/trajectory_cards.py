@@ -44,10 +44,9 @@ def card(after: Row, before: Row | None) -> str:
     earlier = (
         f'<details class="earlier"><summary>before training: {_verdict(before)}</summary>{_episode(before)}</details>' if before else ""
     )
-    return (
-        f'<article class="card"><header>{image}<div><h3>{escape(after["text"])}</h3><span class="tag">{escape(after["family"] or "question")}</span> '
-        f'<span class="soft">gold: {escape(" / ".join(after["answers"]))}</span></div>{_verdict(after)}</header>{_episode(after)}{earlier}</article>'
-    )
+    family, gold = escape(after["family"] or "question"), escape(" / ".join(after["answers"]))
+    asked = f'<div><h3>{escape(after["text"])}</h3><span class="tag">{family}</span> <span class="soft">gold: {gold}</span></div>'
+    return f'<article class="card"><header>{image}{asked}{_verdict(after)}</header>{_episode(after)}{earlier}</article>'
 
 
 def data_url(image: bytes) -> str:
@@ -77,7 +76,8 @@ def _step(step: Mapping[str, Any]) -> str:
     kb = f'<span class="kb {escape(step["kb"])}">{escape(KB_NAMES.get(step["kb"], step["kb"]))}</span>'
     found = "".join(f"<li>{escape(passage['error'] or _passage(passage))}</li>" for passage in step["passages"])
     read = f"<details><summary>{len(step['passages'])} passages</summary><ul>{found}</ul></details>" if found else ""
-    return f"<li>{_thought(step['plan'])}<p>{kb} {escape(step['query'])}</p>{read}{_thought(step['response'])}<p>→ {escape(step['answer'] or '–')}</p></li>"
+    asked = f"{_thought(step['plan'])}<p>{kb} {escape(step['query'])}</p>"
+    return f"<li>{asked}{read}{_thought(step['response'])}<p>→ {escape(step['answer'] or '–')}</p></li>"
 
 
 def _passage(passage: Mapping[str, Any]) -> str:

@@ -35,7 +35,7 @@ class LearnerConfig:
     updates_per_iteration: int = 1
     """Mini-batches, hence optimizer steps, that one iteration's turns are dealt into; every mini-batch mixes the kinds of turns."""
 
-    tokens_per_micro_batch: int = 8192
+    tokens_per_micro_batch: int = 4096
     """Bound on the tokens (padding included) of one forward pass; it changes time and memory, never the gradient."""
     dtype: str = "float32"
     """Of the weights in the forward pass: `float32` or `bfloat16` (the optimizer keeps float32 either way)."""

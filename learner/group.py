@@ -20,7 +20,7 @@ from learner.losses import MAXIMA
 from learner.micro_batches import Row, plan, rows_of
 from learner.worker import LearnerRank, MiniBatch
 from rollout.records import ScoredTurn
-from rollout.weights import WeightBuffer
+from rollout.weights import PublishedWeights, WeightBuffer
 
 MANIFEST = "learner.json"
 PER_TOKEN = ("ratio", "clip_fraction", "mismatch", "entropy", "kl")
@@ -68,6 +68,12 @@ class LearnerGroup:
                 mine.append(MiniBatch(micro_batches, denominator, lr))
         refs = [rank.update.remote(mine) for rank, mine in zip(self._ranks, by_rank, strict=True)]
         steps = _combined(self._wait(refs, f"the update from policy version {self.policy_version}"))
+        for step in steps:
+            if not np.isfinite(step["grad_norm"]):
+                raise FloatingPointError(
+                    f"the gradient norm of policy version {self.policy_version} is {step['grad_norm']}; "
+                    "go on from the last checkpoint with a lower learner.lr"
+                )
         self.policy_version += 1
         return {
             "turns": float(len(turns)),
@@ -82,12 +88,14 @@ class LearnerGroup:
             "policy_version": float(self.policy_version),
         }
 
-    def weights(self) -> WeightBuffer:
-        return self._wait([self.weights_ref()], "the weights of the learner")[0]
+    def publish(self) -> PublishedWeights:
+        """Put the weights into Ray's object store, to be handed to workers without passing through this process."""
+        calls = [rank.weights.options(num_returns=2).remote(self.policy_version) for rank in self._ranks]  # all ranks have to take part
+        checksum, *_ = self._wait([checksum for _, checksum in calls], f"the weights of policy version {self.policy_version}")
+        return PublishedWeights(calls[0][0], self.policy_version, checksum)
 
-    def weights_ref(self) -> ray.ObjectRef:
-        """The weights in Ray's object store, to be handed to workers without passing through this process."""
-        return [rank.weights.remote(self.policy_version) for rank in self._ranks][0]
+    def weights(self) -> WeightBuffer:
+        return ray.get(self.publish().buffer)
 
     def save(self, folder: str | Path) -> None:
         """Write all that `load` needs, aside, and rename it when it is complete. The folder must be visible to all learner nodes."""

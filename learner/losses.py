@@ -50,9 +50,10 @@ def policy_loss(
 def kl_to_reference(
     logprobs: torch.Tensor, reference_logprobs: torch.Tensor, weights: torch.Tensor, *, denominator: float
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """GRPO's estimate of the KL divergence to the reference policy (arXiv 2402.03300, equation 4; "k3"): exp(d) - d - 1 with d = reference - policy.
+    """GRPO's estimate of the KL divergence to the reference policy (arXiv 2402.03300, equation 4; "k3").
 
-    Per token it is never negative, and on tokens that the policy sampled its mean is the divergence. Tensors as in `policy_loss`.
+    It is exp(d) - d - 1 with d = reference_logprobs - logprobs: never negative for any token, and on tokens that the policy sampled its
+    mean is the divergence. Tensors as in `policy_loss`.
     """
     difference = reference_logprobs - logprobs
     estimate = difference.exp() - difference - 1

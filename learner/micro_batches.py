@@ -85,7 +85,8 @@ def rows_of(turns: Sequence[ScoredTurn], advantages: Sequence[float], weights: S
         states.setdefault(turn.state_key, []).append(i)
     rows = []
     for members in states.values():
-        state, begun, length = turns[members[0]], [], 0
+        state, length = turns[members[0]], 0
+        begun: list[Response] = []
         for i in members:
             tokens = len(turns[i].turn.response_ids)
             if begun and length + tokens > longest:
@@ -136,7 +137,8 @@ def pack(rows: Sequence[Row], positions: Sequence[np.ndarray], pad_id: int) -> M
     shape = (max(1, len(rows)), max((row.length for row in rows), default=1))
     ids, segments = np.full(shape, pad_id, np.int64), np.full(shape, PADDING, np.int64)
     places = np.zeros((3, *shape), np.int64)
-    sources, images, image_of_row = [], {}, []
+    sources, image_of_row = [], []
+    images: dict[str, tuple[int, Image]] = {}
     for i, (row, prompt) in enumerate(zip(rows, positions, strict=True)):
         end = len(row.prompt_ids)
         ids[i, :end], segments[i, :end], places[:, i, :end] = row.prompt_ids, PROMPT, prompt

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
@@ -16,7 +17,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from learner.deadline import DeadlineError
 from rollout.records import Trajectory
-from rollout.weights import WeightBuffer
+from rollout.weights import PublishedWeights
 from rollout.worker import WrongPolicyVersion
 
 ATTEMPTS = 4
@@ -25,125 +26,154 @@ RETRY_S = 0.5
 """Between two tries to reach a worker that Ray is restarting."""
 
 
+@dataclass
+class Batch:
+    """Questions on their way through the workers."""
+
+    chunks: list[Sequence[Any]]
+    seed: int
+    overrides: dict[str, Any] | None
+    waiting: deque[int] = field(default_factory=deque)
+    """Chunks that nobody works on."""
+    attempts: dict[int, int] = field(default_factory=dict)
+    finished: dict[int, list[Trajectory]] = field(default_factory=dict)
+
+
 class RolloutWorkers:
     """The workers of an RLlib `EnvRunnerGroup`, as something that turns questions into trajectories."""
 
     def __init__(self, env_runner_group: Any, chunk: int, deadline_s: float):
-        # RLlib's own way to call workers and collect answers swallows their errors, or waits for all of them; its register of them is used.
+        # RLlib's own way to call workers and collect answers hides their errors, or waits for all of them; only its register of them is used.
         self._register = env_runner_group._worker_manager
         self.chunk, self.deadline_s = chunk, deadline_s
         self.version = -1
         """Policy version that was pushed last."""
+        self.alive: set[int] = set()
+        """Workers that hold this version."""
+        self.sampling: dict[ray.ObjectRef, tuple[int, int]] = {}
+        """Calls that are under way: worker and chunk."""
         self.lost = 0
         """Times that a worker was lost since the start."""
         self.requeued_chunks = 0
         """Chunks that had to be rolled out again."""
-        self._weights: ray.ObjectRef | None = None
-        self._checksum = 0
-        self._ready: set[int] = set()
+        self._weights: PublishedWeights
+        self._joining: dict[ray.ObjectRef, int] = {}
+        self._ask_again_at: dict[int, float] = {}
 
     @property
     def handles(self) -> dict[int, Any]:
         """Worker index -> actor handle, dead or alive."""
         return self._register.actors()
 
-    def push(self, weights: ray.ObjectRef, deadline_s: float | None = None) -> None:
-        """Send weights to all workers, and wait until every living one has answered with their version and checksum.
+    def push(self, weights: PublishedWeights, deadline_s: float | None = None) -> None:
+        """Send weights to all workers, and wait until they have answered with their version and checksum.
 
-        Raises `DeadlineError` when one does not answer, or none is alive.
+        Workers that are known to be dead are not waited for: they are taken in while the others roll out.
+        Raises `DeadlineError` when a worker does not answer in time, or none is alive.
         """
-        buffer: WeightBuffer = ray.get(weights)
-        self._weights, self.version, self._checksum = weights, buffer.version, buffer.checksum
-        self._ready = set()
-        end = time.monotonic() + (deadline_s or self.deadline_s)
-        pending = {handle.set_weights.remote(weights): worker for worker, handle in self.handles.items()}
-        while pending or not self._ready:
-            done, _ = ray.wait(list(pending), timeout=max(0.0, end - time.monotonic())) if pending else ([], [])
+        self._weights, self.version = weights, weights.version
+        self.alive, self._joining = set(), {}
+        healthy = [worker for worker in self.handles if self._register.is_actor_healthy(worker)]
+        self._ask_again_at = dict.fromkeys(healthy or self.handles, 0.0)
+        deadline_s = deadline_s or self.deadline_s
+        end = time.monotonic() + deadline_s
+        self._invite()
+        while self._joining or not self.alive:
+            for answer in _first(self._joining, min(RETRY_S, max(0.0, end - time.monotonic()))):
+                self._join(answer)
             if time.monotonic() >= end:
+                late = sorted(self._joining.values()) or sorted(self.handles)
                 raise DeadlineError(
-                    f"waited {deadline_s or self.deadline_s:g} s for rollout workers {sorted(pending.values()) or list(self.handles)} "
-                    f"to take the weights of policy version {self.version}"
+                    f"waited {deadline_s:g} s for rollout workers {late} to take the weights of policy version {self.version}"
                 )
-            for ref in done:
-                self._joined(ref, pending.pop(ref))
-            if not pending and not self._ready:
-                time.sleep(RETRY_S)
-                pending = {handle.set_weights.remote(weights): worker for worker, handle in self.handles.items()}
+            if not self.alive:
+                self._invite()
 
     def roll_out(self, questions: Sequence[Any], seed: int, overrides: dict[str, Any] | None = None) -> list[Trajectory]:
         """Trajectories of all questions, in their order, sampled with the version that was pushed last.
 
         How the questions are cut depends on the chunk size alone, so the outcome is the same whichever worker does what.
-        Raises: what a worker raised; RuntimeError when one chunk keeps killing workers; `DeadlineError` when no worker finishes anything in time.
+        Raises: what a worker raised; RuntimeError when one chunk keeps killing workers; `DeadlineError` when none finishes anything in time.
         """
-        chunks = [questions[i : i + self.chunk] for i in range(0, len(questions), self.chunk)]
-        waiting, attempts = deque(range(len(chunks))), [0] * len(chunks)
-        finished: dict[int, list[Trajectory]] = {}
-        sampling: dict[ray.ObjectRef, tuple[int, int]] = {}  # -> worker, chunk
-        joining: dict[ray.ObjectRef, int] = {}  # -> worker
-        ask_again_at: dict[int, float] = dict.fromkeys(set(self.handles) - self._ready, 0.0)
-        progress = time.monotonic()
-        while len(finished) < len(chunks):
-            idle = sorted(self._ready - {worker for worker, _ in sampling.values()})
-            for worker in idle[: len(waiting)]:
-                chunk = waiting.popleft()
-                attempts[chunk] += 1
-                if attempts[chunk] > ATTEMPTS:
-                    ids = ", ".join(getattr(question, "id", "?") for question in chunks[chunk])
-                    raise RuntimeError(
-                        f"{ATTEMPTS} rollout workers died of the same questions ({ids}): out of memory? lower rollout.batch_tokens"
-                    )
-                ref = self.handles[worker].sample.remote(chunks[chunk], self.version, overrides, seed)
-                sampling[ref] = worker, chunk
-            now = time.monotonic()
-            for worker in [worker for worker, at in ask_again_at.items() if at <= now]:
-                del ask_again_at[worker]
-                joining[self.handles[worker].set_weights.remote(self._weights)] = worker
-            if now - progress > self.deadline_s:
+        batch = Batch([questions[i : i + self.chunk] for i in range(0, len(questions), self.chunk)], seed, overrides)
+        batch.waiting.extend(range(len(batch.chunks)))
+        self.sampling = {}
+        self._ask_again_at = dict.fromkeys(set(self.handles) - self.alive - set(self._joining.values()), 0.0)
+        progress, finished = time.monotonic(), 0
+        while len(batch.finished) < len(batch.chunks):
+            self._invite()
+            self._give_out(batch)
+            for answer in _first([*self.sampling, *self._joining], RETRY_S):
+                if answer in self.sampling:
+                    self._collect(answer, batch)
+                else:
+                    self._join(answer)
+            if len(batch.finished) > finished:
+                progress, finished = time.monotonic(), len(batch.finished)
+            if time.monotonic() - progress > self.deadline_s:
                 raise DeadlineError(
-                    f"waited {self.deadline_s:g} s for a rollout worker to finish anything: {len(chunks) - len(finished)} of {len(chunks)} "
-                    f"chunks are missing, workers {sorted(self._ready)} of {sorted(self.handles)} are alive"
+                    f"waited {self.deadline_s:g} s for a rollout worker to finish anything: {len(batch.chunks) - finished} of "
+                    f"{len(batch.chunks)} chunks are missing, workers {sorted(self.alive)} of {sorted(self.handles)} are alive"
                 )
-            pending = [*sampling, *joining]
-            done = ray.wait(pending, timeout=RETRY_S)[0] if pending else time.sleep(RETRY_S) or []
-            for ref in done:
-                if ref in joining:
-                    worker = joining.pop(ref)
-                    if not self._joined(ref, worker):
-                        ask_again_at[worker] = time.monotonic() + RETRY_S
-                    continue
-                worker, chunk = sampling.pop(ref)
-                try:
-                    finished[chunk] = ray.get(ref)
-                    progress = time.monotonic()
-                except RayTaskError as error:
-                    if not isinstance(error.cause, WrongPolicyVersion):
-                        raise
-                    self._leave(worker)
-                except RayError:
-                    self._leave(worker)
-                if chunk not in finished:
-                    self.requeued_chunks += 1
-                    waiting.appendleft(chunk)
-                    ask_again_at[worker] = time.monotonic()
-        return [trajectory for chunk in sorted(finished) for trajectory in finished[chunk]]
+        return [trajectory for chunk in sorted(batch.finished) for trajectory in batch.finished[chunk]]
 
-    def _joined(self, answer: ray.ObjectRef, worker: int) -> bool:
-        """Whether a worker now holds the weights; one that says it holds others, or fails for another reason than being dead, is an error."""
+    def _give_out(self, batch: Batch) -> None:
+        """One chunk to every worker that has none."""
+        for worker in sorted(self.alive - {worker for worker, _ in self.sampling.values()})[: len(batch.waiting)]:
+            chunk = batch.waiting.popleft()
+            batch.attempts[chunk] = batch.attempts.get(chunk, 0) + 1
+            if batch.attempts[chunk] > ATTEMPTS:
+                ids = ", ".join(getattr(question, "id", "?") for question in batch.chunks[chunk])
+                raise RuntimeError(
+                    f"{ATTEMPTS} rollout workers died of the same questions ({ids}); out of memory? lower rollout.batch_tokens"
+                )
+            call = self.handles[worker].sample.remote(batch.chunks[chunk], self.version, batch.overrides, batch.seed)
+            self.sampling[call] = worker, chunk
+
+    def _collect(self, answer: ray.ObjectRef, batch: Batch) -> None:
+        """Take in a finished chunk; or, where its worker died or has forgotten the weights, put it first in the queue."""
+        worker, chunk = self.sampling.pop(answer)
+        try:
+            batch.finished[chunk] = ray.get(answer)
+        except RayError as error:
+            if isinstance(error, RayTaskError) and not isinstance(error.cause, WrongPolicyVersion):
+                raise
+            self._leave(worker, ask_again_in=0.0)
+            self.requeued_chunks += 1
+            batch.waiting.appendleft(chunk)
+
+    def _invite(self) -> None:
+        """Send the weights to workers that are lost, when it is time to try."""
+        for worker in [worker for worker, at in self._ask_again_at.items() if at <= time.monotonic()]:
+            del self._ask_again_at[worker]
+            self._joining[self.handles[worker].set_weights.remote(self._weights.buffer)] = worker
+
+    def _join(self, answer: ray.ObjectRef) -> None:
+        """Take a worker in that now holds the weights; a dead one is asked again later. One that holds other weights is an error."""
+        worker = self._joining.pop(answer)
         try:
             held = ray.get(answer)
         except RayTaskError:
             raise
         except RayError:
-            self._leave(worker)
-            return False
-        if tuple(held) != (self.version, self._checksum):
-            raise RuntimeError(f"rollout worker {worker} answered with weights {held}, it was sent {(self.version, self._checksum)}")
-        self._ready.add(worker)
+            self._leave(worker, ask_again_in=RETRY_S)
+            return
+        sent = self._weights.version, self._weights.checksum
+        if tuple(held) != sent:
+            raise RuntimeError(f"rollout worker {worker} answered with weights {held}, it was sent {sent}")
+        self.alive.add(worker)
         self._register.set_actor_state(worker, healthy=True)
-        return True
 
-    def _leave(self, worker: int) -> None:
-        self.lost += worker in self._ready
-        self._ready.discard(worker)
+    def _leave(self, worker: int, ask_again_in: float) -> None:
+        self.lost += self._register.is_actor_healthy(worker)
+        self.alive.discard(worker)
         self._register.set_actor_state(worker, healthy=False)
+        self._ask_again_at[worker] = time.monotonic() + ask_again_in
+
+
+def _first(calls: Any, timeout_s: float) -> list[ray.ObjectRef]:
+    """The calls that are answered, as soon as there is one; none after the timeout."""
+    if not calls:
+        time.sleep(timeout_s)
+        return []
+    return ray.wait(list(calls), timeout=timeout_s)[0]

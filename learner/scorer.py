@@ -40,7 +40,8 @@ class Scorer(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Shapes as in `MicroBatch`; pixel_values (patches, d) and grids (images, 3) of its distinct images.
 
-        Returns log-probs of `targets` at temperature 1 over the whole vocabulary and the entropy of their distributions (without gradient), both (tokens,) float32, nats.
+        Returns log-probs of `targets` at temperature 1 over the whole vocabulary and the entropy of their distributions (without gradient),
+        both (tokens,) float32, nats.
         """
         hidden = self.model.model.language_model(
             inputs_embeds=self._embed(input_ids, image_of_row, pixel_values, grids),

@@ -36,6 +36,7 @@ class StepGRPO(Algorithm):
 
     def setup(self, config: StepGRPOConfig) -> None:
         super().setup(config)
+        assert self.config.data is not None  # validated
         self.data = copy.deepcopy(self.config.data)
         self.workers = RolloutWorkers(self.env_runner_group, self.config.questions_per_chunk, self.config.deadline_s)
         self.trajectories: list[Trajectory] = []
@@ -64,7 +65,7 @@ class StepGRPO(Algorithm):
     def push_weights(self) -> None:
         """Bring all rollout workers to the learner's policy version; nothing is sent to workers that hold it."""
         if self.workers.version != self.policy_version:
-            self.workers.push(self.learner_group.weights_ref())
+            self.workers.push(self.learner_group.publish())
 
     def roll_out(self, questions: Sequence[Any], *, seed: int, overrides: dict[str, Any] | None = None) -> list[Trajectory]:
         """Trajectories in the order of the questions, by all workers. `overrides` replaces fields of the rollout configuration: an evaluation

@@ -54,7 +54,7 @@ class StepGRPOConfig(AlgorithmConfig):
         self.broadcast_env_runner_states = False
         self._reserve()
 
-    def training(  # type: ignore[override]
+    def training(
         self,
         *,
         policy_path: str = NotProvided,
@@ -118,11 +118,11 @@ class CheckpointableLearnerGroup(LearnerGroup, Checkpointable):
 
     is_remote = True
 
-    def save_to_path(self, path: Any = None, **kwargs: Any) -> str:  # type: ignore[override]
+    def save_to_path(self, path: Any = None, **kwargs: Any) -> str:
         self.save(path)
         return str(path)
 
-    def restore_from_path(self, path: Any, **kwargs: Any) -> None:  # type: ignore[override]
+    def restore_from_path(self, path: Any, **kwargs: Any) -> None:
         self.load(path)
 
     def get_state(self, *args: Any, **kwargs: Any) -> dict[str, Any]:

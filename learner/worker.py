@@ -85,32 +85,34 @@ class LearnerRank:
 
         if self.engine is not None:
             self.engine.destroy()
-        self.config = config
+        self.config, self._sent = config, None
         torch.manual_seed(config.seed)
         self.policy = Policy.load(self.policy_path, dtype=config.dtype, device=str(self.device))
         self.reference = Scorer(Policy.load(self.policy_path, dtype=config.dtype, device=str(self.device))) if config.kl_weight else None
         scorer = Scorer(self.policy)
-        optimizer = torch.optim.AdamW(scorer.parameters(), lr=config.lr, betas=tuple(config.betas), weight_decay=config.weight_decay)
+        optimizer = torch.optim.AdamW(
+            scorer.parameters(), lr=config.lr, betas=(config.betas[0], config.betas[1]), weight_decay=config.weight_decay
+        )
         self.engine, *_ = deepspeed.initialize(model=scorer, optimizer=optimizer, config=_engine_config(config), dist_init_required=False)
 
     def update(self, mini_batches: list[MiniBatch]) -> list[dict[str, float]]:
         """One optimizer step for each mini-batch. Returns its metrics on this rank: sums over tokens, and maxima as in `losses.MAXIMA`."""
         return [self._step(mini_batch) for mini_batch in mini_batches]
 
-    def weights(self, version: int) -> weight_buffers.WeightBuffer | None:
-        """All weights, on rank 0; None on the others, which take part because ZeRO-3 gathers from all."""
+    def weights(self, version: int) -> tuple[weight_buffers.WeightBuffer | None, int]:
+        """All weights and their checksum, on rank 0; nothing on the others, which take part because ZeRO-3 gathers from all."""
         named = self._gathered()
         if self.rank:
             for _ in named:
                 pass
-            return None
+            return None, 0
         buffer = weight_buffers.pack(named if self._sent is not None else [(n, t.clone()) for n, t in named], version, self._sent)
         self._sent = buffer.data
-        return buffer
+        return buffer, buffer.checksum
 
     def save_policy(self, folder: str, version: int) -> None:
         """Write the policy in Hugging Face format, from rank 0."""
-        buffer = self.weights(version)
+        buffer, _ = self.weights(version)
         if buffer is not None:
             policy = Policy.load(self.policy_path, dtype=self.config.dtype)
             weight_buffers.copy_into(policy.model, weight_buffers.unpack(buffer))

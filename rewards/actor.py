@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import ray
@@ -25,12 +27,13 @@ def batched_similarity(texts: Sequence[str], retriever: Retriever) -> Similarity
     return lambda a, b: float(rows[a] @ rows[b])
 
 
-@ray.remote(max_restarts=-1, max_task_retries=1)
 class RewardActor:
-    def __init__(self, retriever: Retriever, config: RewardConfig):
-        self._retriever = retriever
+    """To be started by `start_reward_actor`."""
+
+    def __init__(self, retriever: bytes, config: RewardConfig):
+        self._retriever: Retriever = ray.cloudpickle.loads(retriever)
         self._config = config
-        self._retrievers = {card.retriever_name: card.name for card in retriever.catalog} or RETRIEVERS
+        self._retrievers = {card.retriever_name: card.name for card in self._retriever.catalog} or RETRIEVERS
         self._counts: Counter[str] = Counter()
 
     def score(self, trajectories: Sequence[Trajectory]) -> list[ScoredTurn]:
@@ -51,3 +54,15 @@ class RewardActor:
     def counts(self) -> dict[str, int]:
         """Turns seen and turns that nobody could judge, by kind, since the actor started."""
         return dict(self._counts)
+
+    def process_id(self) -> int:
+        return os.getpid()
+
+
+def start_reward_actor(retriever: Retriever, config: RewardConfig, num_cpus: float = 0.1) -> Any:
+    """Handle of a new `RewardActor`, which Ray restarts when it dies.
+
+    The handle of the retriever travels as bytes: Ray cannot promise to restart an actor whose arguments hold handles of others.
+    """
+    actor = ray.remote(RewardActor).options(num_cpus=num_cpus, max_restarts=-1, max_task_retries=2)
+    return actor.remote(ray.cloudpickle.dumps(retriever), config)

@@ -50,7 +50,7 @@ class RolloutWorker(EnvRunner, Checkpointable):
         self.engine.update_weights(buffer.version, unpack(buffer))
         return buffer.version, buffer.checksum
 
-    def sample(  # type: ignore[override]
+    def sample(
         self,
         questions: Sequence[Question | RecordedTurn] = (),
         policy_version: int = 0,

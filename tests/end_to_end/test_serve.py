@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import base64
+import signal
 import socket
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import httpx
 import pytest
 
 from experiments.atlas import KNOWLEDGE_BASES, Atlas
-from experiments.datasets import EMBEDDERS
-from experiments.serve import main, prepare, serving
-from retrieval_actors.build import build_knowledge_base
+from experiments.serve import main
 
 POLICY = Path(__file__).parents[2] / "experiments/cold_start_policy"
 
@@ -25,19 +27,37 @@ def free_port() -> int:
 
 @pytest.fixture(scope="module")
 def world() -> Atlas:
-    return Atlas("heldout", seed=3, worlds=1, countries=8)
+    return Atlas("heldout", seed=0, worlds=1, countries=6)
 
 
 @pytest.fixture(scope="module")
-def client(ray_cluster, world, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("served")
-    arguments = [str(POLICY), f"serve.port={free_port()}"]
-    for kb, (retriever_name, description) in KNOWLEDGE_BASES.items():
-        card = {"name": kb, "retriever_name": retriever_name, "description": description, "modality": kb}
-        build_knowledge_base(world.passages(kb), folder / kb, embedder_name=EMBEDDERS[kb], **card)
-        arguments.append(f"retrieval.folders.{kb}={folder / kb}")
-    with serving(prepare(arguments)) as address, httpx.Client(base_url=address, timeout=60) as client:
-        yield client
+def client(tmp_path_factory):
+    """The command as a user runs it, on the knowledge bases of a small atlas; ended as Ctrl-C ends it."""
+    folder, port = tmp_path_factory.mktemp("served"), free_port()
+    command = [sys.executable, "-m", "experiments.serve", str(POLICY), f"serve.port={port}"]
+    command += [f"data.kb_folder={folder}", "data.worlds=1", "data.countries=6"]
+    said = folder / "serve.log"
+    with said.open("w") as log:
+        process = subprocess.Popen(command, cwd=POLICY.parents[1], stdout=log, stderr=log)
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+            end = time.monotonic() + 150
+            while not is_ready(client):
+                assert process.poll() is None, said.read_text()[-3000:]
+                assert time.monotonic() < end, said.read_text()[-3000:]
+                time.sleep(0.5)
+            yield client
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) == 0, said.read_text()[-3000:]
+    finally:
+        process.kill()
+
+
+def is_ready(client: httpx.Client) -> bool:
+    try:
+        return client.get("/health").status_code == 200
+    except httpx.TransportError:
+        return False
 
 
 def test_health_says_what_is_served(client):

@@ -97,7 +97,10 @@ def test_two_wiki_questions_get_gold_steps_from_their_evidence():
     questions, gold = read_two_wiki(TWO_WIKI)
     assert len(questions) == 1000
     first = questions[0]
-    assert [step.query for step in first.gold_steps] == ["What is the mother of Lothair II?", "What is the date of death of Ermengarde of Tours?"]
+    assert [step.query for step in first.gold_steps] == [
+        "What is the mother of Lothair II?",
+        "What is the date of death of Ermengarde of Tours?",
+    ]
     assert first.gold_steps[1].answer == "20 March 851"
     assert gold[first.id] == ("4", "5")
 

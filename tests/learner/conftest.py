@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import pytest
-from tiny_turns import group, picture
+from tiny_turns import group, picture, save_tiny_policy
 
-from experiments.tiny_policy import tiny_policy, train_tokenizer
 from rollout.policy import Policy
 from rollout.records import ScoredTurn
 
-TEXTS = ["Which knowledge base holds the capital of Kor-mu ?", "The flag shows red and blue stripes .", "1 2 3 4 5 6 7 8 9 0"]
-
 
 @pytest.fixture(scope="session")
-def policy_path(tmp_path_factory) -> str:
-    folder = tmp_path_factory.mktemp("policy")
-    tokenizer = train_tokenizer(TEXTS * 3, vocabulary=320)
-    tiny_policy(tokenizer, hidden=64, layers=2, heads=2, vision_hidden=32, vision_layers=2).save(folder)
-    return str(folder)
+def policy_path() -> str:
+    return save_tiny_policy()
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import ray
-from tiny_training import NothingKnown, offline_config, questions
+from tiny_training import NothingKnown, offline_config, questions, shared_algorithm
 
 from learner.deadline import DeadlineError
 from learner.question_source import ShuffledQuestions
@@ -17,9 +17,7 @@ from rollout.worker import WrongPolicyVersion
 
 @pytest.fixture(scope="module")
 def algorithm(ray_cluster, policy_path):
-    algorithm = offline_config(policy_path).build_algo()
-    yield algorithm
-    algorithm.stop()
+    return shared_algorithm(policy_path)
 
 
 def sampled(algorithm) -> list[list[int]]:
@@ -27,6 +25,7 @@ def sampled(algorithm) -> list[list[int]]:
 
 
 def test_iterations_sample_with_the_version_that_was_just_learned_and_earn_more(algorithm):
+    algorithm.learner_group.build(algorithm.config.learner)  # as it was before other tests
     before = algorithm.policy_version
     found = [algorithm.train() for _ in range(6)]
     assert algorithm.policy_version == before + 6
@@ -38,17 +37,18 @@ def test_iterations_sample_with_the_version_that_was_just_learned_and_earn_more(
     assert set(found[0]["seconds"]) == {"push", "rollout", "score", "learn"}
 
 
-def test_trajectories_come_in_the_order_of_the_questions_and_do_not_depend_on_the_workers(algorithm):
+def test_trajectories_come_in_the_order_of_the_questions_and_do_not_depend_on_the_worker(algorithm):
+    def responses(trajectories):
+        return [turn.response_ids.tolist() for t in trajectories for group in t.groups for turn in group.turns]
+
     algorithm.push_weights()
     asked = algorithm.data.next(9)
-    both = algorithm.roll_out(asked, seed=7)
-    ready = algorithm.workers._ready
-    algorithm.workers._ready = {1}
-    one = algorithm.roll_out(asked, seed=7)
-    algorithm.workers._ready = ready
-    assert [t.question.id for t in both] == [q.question.id for q in asked]
-    same = lambda ts: [turn.response_ids.tolist() for t in ts for group in t.groups for turn in group.turns]  # noqa: E731
-    assert same(both) == same(one) != same(algorithm.roll_out(asked, seed=8))
+    found = algorithm.roll_out(asked, seed=7)
+    assert [t.question.id for t in found] == [recorded.question.id for recorded in asked]
+    for worker in algorithm.workers.handles.values():
+        alone = ray.get(worker.sample.remote(asked[2:4], algorithm.policy_version, None, 7), timeout=60)
+        assert responses(alone) == responses(found[2:4])
+    assert responses(algorithm.roll_out(asked, seed=8)) != responses(found)
 
 
 def test_settings_of_the_rollout_can_be_replaced_for_one_call(algorithm):
@@ -85,26 +85,23 @@ def test_a_fault_of_the_program_ends_the_iteration_and_is_not_retried(algorithm)
 
 def test_a_push_that_takes_too_long_says_what_it_waits_for(algorithm):
     with pytest.raises(DeadlineError, match=r"waited 0.0001 s for rollout workers \[1, 2\] to take the weights of policy version"):
-        algorithm.workers.push(algorithm.learner_group.weights_ref(), deadline_s=0.0001)
+        algorithm.workers.push(algorithm.learner_group.publish(), deadline_s=0.0001)
     algorithm.workers.version = -1
 
 
-def test_two_iterations_and_two_after_a_restore_equal_four_bit_for_bit(ray_cluster, policy_path, tmp_path):
-    first = offline_config(policy_path).build_algo()
-    for i in range(4):
-        if i == 2:
-            first.save_to_path(tmp_path / "checkpoint")
-        first.train()
-    expected, data = sampled(first), first.learner_group.weights().data.copy()
+def test_two_iterations_and_two_after_a_restore_equal_four_bit_for_bit(algorithm, tmp_path):
+    begin = algorithm.iteration, algorithm.policy_version
+    algorithm.save_to_path(tmp_path / "checkpoint")
     shutil.move(tmp_path / "checkpoint", tmp_path / "moved")
-    first.restore_from_path(tmp_path / "moved")
-    assert (first.policy_version, first.iteration) == (2, 2)
     for _ in range(2):
-        first.train()
-    assert sampled(first) == expected
-    np.testing.assert_array_equal(first.learner_group.weights().data, data)
-    assert first.iteration == 4
-    first.stop()
+        algorithm.train()
+    expected, weights = sampled(algorithm), algorithm.learner_group.weights().data.copy()
+    algorithm.restore_from_path(tmp_path / "moved")
+    assert (algorithm.iteration, algorithm.policy_version) == begin
+    for _ in range(2):
+        algorithm.train()
+    assert sampled(algorithm) == expected
+    np.testing.assert_array_equal(algorithm.learner_group.weights().data, weights)
 
 
 def test_live_episodes_train_too_and_tune_runs_the_algorithm(ray_cluster, policy_path, tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import sys
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,10 +11,13 @@ import ray
 
 from learner.config import LearnerConfig
 from learner.question_source import ShuffledQuestions
+from learner.step_grpo import StepGRPO
 from learner.step_grpo_config import StepGRPOConfig
 from rollout.config import RolloutConfig
 from rollout.episode import RecordedTurn
 from rollout.records import GoldStep, Question, ScoredTurn, Trajectory, TurnReward
+
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the processes of Ray cannot import what lies beside a test
 
 
 class LowIds:
@@ -55,10 +60,10 @@ def recorded(n: int) -> list[RecordedTurn]:
 
 def offline_config(policy_path: str, **training) -> StepGRPOConfig:
     reward_actors = [ray.remote(num_cpus=0)(LowIds).remote() for _ in range(2)]
-    learner = LearnerConfig(lr=3e-3, warmup_iterations=1, cpus_per_learner=0.5, deadline_s=120)
+    learner = LearnerConfig(lr=3e-3, warmup_iterations=1, cpus_per_learner=0.2, deadline_s=120)
     return (
         StepGRPOConfig()
-        .env_runners(num_env_runners=2)
+        .env_runners(num_env_runners=2, num_cpus_per_env_runner=0.2)
         .training(
             policy_path=policy_path,
             rollout=RolloutConfig(mode="offline", group_size=4, max_new_tokens=8),
@@ -71,3 +76,9 @@ def offline_config(policy_path: str, **training) -> StepGRPOConfig:
         )
         .training(**training)
     )
+
+
+@functools.cache
+def shared_algorithm(policy_path: str) -> StepGRPO:
+    """One algorithm for all tests that do not ask for special settings: starting its processes takes longer than the tests. It ends with Ray."""
+    return offline_config(policy_path).build_algo()

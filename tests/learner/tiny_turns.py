@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import io
+import shutil
+import tempfile
 
 import numpy as np
 import torch
 from PIL import Image as PillowImage
 
+from experiments.tiny_policy import tiny_policy, train_tokenizer
 from rollout.policy import Policy
 from rollout.prompts import Message
 from rollout.records import Image, Question, ScoredTurn, State, Turn, TurnReward
+
+TEXTS = ["Which knowledge base holds the capital of Kor-mu ?", "The flag shows red and blue stripes .", "1 2 3 4 5 6 7 8 9 0"]
+
+
+@functools.cache
+def save_tiny_policy() -> str:
+    """Folder of a freshly initialised policy with 2 layers of 64."""
+    folder = tempfile.mkdtemp(prefix="tiny_policy_")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    tokenizer = train_tokenizer(TEXTS * 3, vocabulary=320)
+    tiny_policy(tokenizer, hidden=64, layers=2, heads=2, vision_hidden=32, vision_layers=2).save(folder)
+    return folder
 
 
 def picture(seed: int, side: int = 56) -> Image:

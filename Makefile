@@ -1,0 +1,50 @@
+# make train | test | test-all | lint | serve | clean. Each sets up what it needs, once, in .venv.
+# PYTHON=python3.12 picks another Python, EXTRA=gpu the GPU build of FAISS, ARGS="key=value ..." goes to the command,
+# PIP_ARGS to pip: on a machine without a GPU, an --extra-index-url of PyTorch's CPU wheels saves a download of several GB.
+
+VENV := .venv
+BIN := $(VENV)/bin
+EXTRA ?= cpu
+PIP_ARGS ?=
+ARGS ?=
+RUN ?= runs/laptop
+FITS := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))
+PYTHON ?= $(shell for python in python3 python3.12 python3.11; do $$python -c '$(FITS)' 2>/dev/null && echo $$python && break; done)
+# The stamp's name holds a checksum of what is installed: another pyproject.toml or constraints.txt, another set-up.
+STAMP := $(VENV)/.ready-$(EXTRA)-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
+
+.PHONY: setup train test test-all lint serve clean
+.DEFAULT_GOAL := train
+
+setup: $(STAMP)
+
+$(STAMP):
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 is needed: sudo apt-get install python3 python3-venv"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo "no venv: sudo apt-get install python3-venv"; exit 1; }
+	@echo "setting up $(VENV), once (a few minutes)"
+	@$(BIN)/python -m pip install --quiet $(PIP_ARGS) --constraint constraints.txt torch
+	@$(BIN)/python -m pip install --quiet $(PIP_ARGS) --constraint constraints.txt --editable ".[$(EXTRA),dev]"
+	@rm -f $(VENV)/.ready-*
+	@touch $@
+
+train: $(STAMP)
+	@$(BIN)/python -m experiments.train laptop.yaml $(ARGS)
+
+test: $(STAMP)
+	@$(BIN)/python -m pytest -q -m "not slow" $(ARGS)
+
+test-all: $(STAMP)
+	@$(BIN)/python -m pytest -q $(ARGS)
+
+lint: $(STAMP)
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+serve: $(STAMP)
+	@$(BIN)/python -m experiments.serve $(RUN) $(ARGS)
+
+# What can be made again; runs/ and mlflow.db are results, and stay.
+clean:
+	rm -rf $(VENV) kbs bench build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

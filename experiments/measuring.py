@@ -1,0 +1,63 @@
+"""The measurements around training: before, after, and other ways of routing, all on the same held-out questions."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from experiments.measures import paired_difference
+from experiments.parts import Run
+from experiments.summary import summary
+from retrieval_actors.recall import recall_at
+from rollout.records import Question
+
+
+def measure_start(run: Run) -> None:
+    """What the policy can do before training; a resumed run knows it already."""
+    if "before" in run.folder.summary():
+        return
+    measured: dict[str, Any] = {}
+    if run.dataset.gold_passages:
+        measured["recall"] = recall_of_raw_questions(run)
+    with run.tally.timed("evaluate_before"):
+        run.progress.phase("evaluate before")
+        before = run.parts.evaluator.run(run.dataset.heldout, run.parts.evaluation_retriever, progress=run.progress)
+    with run.tally.timed("baselines"):
+        measured["start_baselines"] = other_routings(run, run.config.evaluation.start_baselines, "before")
+    run.folder.write_trajectories("before", before.trajectories, before.counts)
+    run.folder.write_summary(summary(run, measured | {"before": before.summary()}))
+
+
+def measure_end(run: Run) -> None:
+    """The best policy on the questions that the start was measured on, the paired difference, and the other ways of routing."""
+    run.parts.evaluator.use(str(run.folder.policy))
+    with run.tally.timed("evaluate_after"):
+        run.progress.phase("evaluate after")
+        after = run.parts.evaluator.run(run.dataset.heldout, run.parts.evaluation_retriever, progress=run.progress)
+    with run.tally.timed("baselines"):
+        baselines = other_routings(run, run.config.evaluation.baselines, "after")
+    run.folder.write_trajectories("after", after.trajectories, after.counts)
+    before_counts = [row["counts"] for row in run.folder.read_trajectories("before")]
+    difference = {name: dataclasses.asdict(interval) for name, interval in paired_difference(before_counts, after.counts).items()}
+    known = {key: value for key, value in run.folder.summary().items() if key in ("recall", "before", "start_baselines")}
+    run.folder.write_summary(summary(run, known | {"after": after.summary(), "difference": difference, "baselines": baselines}))
+
+
+def other_routings(run: Run, routings: list[str], when: str) -> dict[str, Any]:
+    """Routing -> summary, with the policy that the evaluation workers hold."""
+    found = {}
+    for routing in routings:
+        run.progress.phase(f"evaluate {when}, routing: {routing}")
+        evaluation = run.parts.evaluator.run(run.dataset.heldout, run.parts.evaluation_retriever, routing, run.progress)
+        found[routing] = evaluation.summary()
+    return found
+
+
+def recall_of_raw_questions(run: Run) -> dict[str, float]:
+    """How many gold passages one search with the whole question finds: what step-wise retrieval has to beat."""
+    run.progress.phase("recall of the gold passages for the raw questions")
+    questions = [q for part in (run.dataset.train, run.dataset.validation, run.dataset.heldout) for q in part if isinstance(q, Question)]
+    asked = [(question.text, run.dataset.gold_passages[question.id]) for question in questions]
+    recall = recall_at(run.parts.retriever, run.parts.retriever.catalog[0].name, asked, (2, 5))
+    run.progress.say("  ".join(f"recall@{k} {value:.3f}" for k, value in recall.items()) + f"  ({len(asked)} raw questions)")
+    return {f"recall@{k}": value for k, value in recall.items()} | {"questions": len(asked)}

@@ -1,0 +1,80 @@
+"""The folder of a run: nothing is lost, nothing half-written is taken for whole."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from episodes import episode, question, static, step, stop
+
+from experiments.config import LoopConfig, RunConfigError, TrainConfig
+from experiments.run_folder import COMPLETE, KEPT_CHECKPOINTS, RunFolder
+from rollout.records import Image
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> TrainConfig:
+    return TrainConfig(name="mine", runs_folder=str(tmp_path))
+
+
+def test_an_earlier_run_of_the_same_name_steps_aside(config: TrainConfig, tmp_path: Path):
+    RunFolder.start(config).add_metrics({"iteration": 1})
+    assert RunFolder.start(config).metrics() == []
+    (earlier,) = [path for path in tmp_path.iterdir() if path.name != "mine"]
+    assert RunFolder.open(earlier).metrics() == [{"iteration": 1}]
+
+
+def test_a_resumed_run_keeps_its_folder_and_forgets_what_it_will_do_again(config: TrainConfig):
+    folder = RunFolder.start(config)
+    for iteration in range(1, 6):
+        folder.add_metrics({"iteration": iteration, "reward": float("nan")})
+    resumed = RunFolder.start(replace(config, train=LoopConfig(resume="auto")))
+    resumed.forget_after(3)
+    assert [row["iteration"] for row in resumed.metrics()] == [1, 2, 3]
+    assert resumed.metrics()[0]["reward"] is None
+
+
+def test_a_line_that_a_kill_cut_short_is_left_out(config: TrainConfig):
+    folder = RunFolder.start(config)
+    folder.add_metrics({"iteration": 1})
+    with (folder.path / "metrics.jsonl").open("a") as file:
+        file.write('{"iteration": 2, "rew')
+    assert folder.metrics() == [{"iteration": 1}]
+
+
+def test_only_complete_checkpoints_count_and_the_newest_are_kept(config: TrainConfig):
+    folder = RunFolder.start(config)
+    for iteration in (10, 20, 30):
+        aside = folder.checkpoints / "aside"
+        aside.mkdir()
+        (aside / "weights").write_text("w")
+        folder.finish_checkpoint(aside, iteration, {"policy_version": iteration})
+    half = folder.checkpoint_at(40)
+    half.mkdir()
+    (half / "weights").write_text("w")
+    kept = folder.complete_checkpoints()
+    assert [path.name for path in kept] == ["iteration-000020", "iteration-000030"]
+    assert len(kept) == KEPT_CHECKPOINTS
+    assert json.loads((kept[-1] / COMPLETE).read_text()) == {"iteration": 30, "policy_version": 30}
+
+
+def test_trajectories_are_read_back_step_by_step(config: TrainConfig):
+    folder = RunFolder.start(config)
+    pictured = question(1, "image_text", Image.of(b"\x89PNG..."))
+    episodes = [episode(pictured, step("text", "Tasla"), stop(), answer="Tasla"), static(question(2), answer="Runo")]
+    folder.write_trajectories("after", episodes, [{"f1_recall": (1, 1)}, {"f1_recall": (0, 1)}])
+    first, second = folder.read_trajectories("after")
+    assert first["image"] == b"\x89PNG..."
+    assert [taken["kb"] for taken in first["steps"]] == ["text", ""]
+    assert first["steps"][0]["passages"][1]["text"] == "<b>Runo</b> & sons"
+    assert first["policy_version"] == 3
+    assert second["counts"] == {"f1_recall": [0, 1]}
+    assert second["retrievals"] == 3
+    assert folder.read_trajectories("before") == []
+
+
+def test_a_folder_that_no_run_has_written_is_refused(tmp_path: Path):
+    with pytest.raises(RunConfigError, match=r"config\.yaml is missing"):
+        RunFolder.open(tmp_path)

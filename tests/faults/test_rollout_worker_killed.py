@@ -1,0 +1,72 @@
+"""A rollout worker is killed while it samples: nothing is lost but time."""
+
+from __future__ import annotations
+
+import copy
+import os
+import signal
+import threading
+import time
+
+import pytest
+import ray
+
+from rollout.episode import stream
+
+
+def process_ids(algorithm) -> dict[int, int]:
+    handles = algorithm.workers.handles
+    return {index: ray.get(handle.apply.remote(lambda _: os.getpid()), timeout=60) for index, handle in handles.items()}
+
+
+def train_and_kill(algorithm, processes: list[int]) -> dict:
+    """One iteration, and these processes killed while its first chunks are being sampled."""
+    algorithm.push_weights()
+
+    def kill() -> None:
+        while not algorithm.workers.sampling:
+            time.sleep(0.01)
+        for process in processes:
+            os.kill(process, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    result = algorithm.train()
+    killer.join(timeout=60)
+    return result
+
+
+def sampled(trajectories) -> list[tuple[str, list[int]]]:
+    return [(t.question.id, turn.response_ids.tolist()) for t in trajectories for group in t.groups for turn in group.turns]
+
+
+def test_the_iteration_is_complete_and_the_same_as_if_nothing_had_happened(algorithm):
+    algorithm.push_weights()
+    ahead = copy.deepcopy(algorithm.data).next(6)
+    expected = sampled(algorithm.roll_out(ahead, seed=stream(algorithm.config.sampling_seed, algorithm.policy_version)))
+
+    before, lost = process_ids(algorithm), algorithm.workers.lost
+    requeued = algorithm.workers.requeued_chunks
+    result = train_and_kill(algorithm, [before[1]])
+    assert result["rollout"]["trajectories"] == 6
+    assert result["rollout"]["lost_workers"] == lost + 1
+    assert result["rollout"]["requeued_chunks"] == requeued + 1
+    assert result["learner"]["turns"] == 6 * 4
+    assert sampled(algorithm.trajectories) == expected
+
+    deadline = time.monotonic() + 120
+    while algorithm.workers.alive != {1, 2} and time.monotonic() < deadline:
+        algorithm.train()
+    assert algorithm.workers.alive == {1, 2}, "the worker did not come back"
+    after = process_ids(algorithm)
+    assert after[1] != before[1]
+    assert after[2] == before[2]
+
+
+@pytest.mark.slow
+def test_when_all_workers_die_the_iteration_waits_until_ray_has_restarted_one(algorithm):
+    lost = algorithm.workers.lost
+    result = train_and_kill(algorithm, list(process_ids(algorithm).values()))
+    assert result["rollout"]["trajectories"] == 6
+    assert result["rollout"]["lost_workers"] == lost + 2
+    assert {turn.turn.policy_version for turn in algorithm.turns} == {algorithm.policy_version - 1}

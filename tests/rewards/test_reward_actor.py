@@ -1,0 +1,80 @@
+"""The reward actor with the real embedder."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import numpy as np
+import pytest
+import ray
+
+from retrieval_actors.config import RetrievalConfig
+from retrieval_actors.retriever import start_retrieval
+from rewards.actor import start_reward_actor
+from rewards.config import RewardConfig
+from rollout.records import GoldStep, Question, State, Trajectory, Turn, TurnGroup
+
+CAPITAL = GoldStep("What is the capital of Kormu?", "text", "Tasla", ("Kormu",))
+
+
+@pytest.fixture(scope="module")
+def retriever(ray_cluster):
+    """Without any knowledge base: only the embedder."""
+    retriever = start_retrieval(RetrievalConfig())
+    yield retriever
+    retriever.close()
+
+
+@pytest.fixture(scope="module")
+def actor(retriever):
+    actor = start_reward_actor(retriever, RewardConfig(query_weight=0.5, entity_weight=0.0, routing_weight=0.5))
+    yield actor
+    ray.kill(actor)
+
+
+def plan(*queries: str, question: Question | None = None) -> Trajectory:
+    question = question or Question("q1", "Capital?", ("Tasla",), gold_steps=(CAPITAL,))
+    state = State("plan", np.array([1, 2], np.int32), None, question)
+    texts = (f"<think>a</think><sub-question>{query}</sub-question><ret>Text Retriever</ret>" for query in queries)
+    turns = tuple(Turn("plan", np.array([3], np.int32), np.zeros(1, np.float32), "stop", 0, text) for text in texts)
+    return Trajectory(question, (), None, "", (TurnGroup(state, turns),))
+
+
+def score(actor, *trajectories: Trajectory):
+    return ray.get(actor.score.remote(list(trajectories)), timeout=120)
+
+
+def test_the_query_part_is_the_cosine_of_the_embedder(actor, retriever):
+    turns = score(actor, plan(CAPITAL.query, "Which city is Kormu's capital?", "How deep is the sea?"))
+    a, b, c = retriever.embed([CAPITAL.query, "Which city is Kormu's capital?", "How deep is the sea?"])
+    expected = [0.5 + 0.5 * max(0.0, float(v @ a)) for v in (a, b, c)]
+    assert [turn.reward.total for turn in turns] == pytest.approx(expected, abs=1e-5)
+    assert expected[0] > expected[1] > expected[2]
+
+
+def test_rewards_do_not_depend_on_what_else_is_scored(actor):
+    alone = score(actor, plan("Which city is Kormu's capital?"))
+    together = score(actor, plan("How deep is the sea?"), plan("Which city is Kormu's capital?"), plan(CAPITAL.query))
+    assert together[1].reward.total == pytest.approx(alone[0].reward.total, abs=1e-6)
+    assert [turn.episode for turn in together] == ["q1#0", "q1#1", "q1#2"]
+
+
+def test_nothing_to_score_is_legal(actor):
+    assert score(actor) == []
+
+
+def test_turns_that_nobody_can_judge_are_counted(actor):
+    before = ray.get(actor.counts.remote(), timeout=60)
+    unknown = plan("Who?", "Where?", question=Question("q2", "Who?", ("Bela",)))
+    assert score(actor, unknown) == []
+    after = ray.get(actor.counts.remote(), timeout=60)
+    assert after["unjudged_plan"] - before.get("unjudged_plan", 0) == 2
+
+
+def test_a_dead_reward_actor_comes_back_and_scores(actor, retriever):
+    expected = score(actor, plan(CAPITAL.query))[0].reward
+    pid = ray.get(actor.process_id.remote(), timeout=60)
+    os.kill(pid, signal.SIGKILL)
+    assert score(actor, plan(CAPITAL.query))[0].reward == expected
+    assert ray.get(actor.process_id.remote(), timeout=60) != pid
