@@ -62,9 +62,10 @@ class World:
         self.countries = [self._country(taken) for _ in range(countries)]
 
     def _country(self, taken: set) -> Country:
-        names = [self._fresh(self._name, taken) for _ in range(6)]
+        name, capital, currency, leader, language, birthplace = (self._fresh(self._name, taken) for _ in range(6))
         values = {(column, year): self.rng.randint(10, 99) for _, column in STATISTICS for year in YEARS}
-        return Country(*names, self._fresh(lambda: random_flag(self.rng), taken), values)
+        flag = self._fresh(lambda: random_flag(self.rng), taken)
+        return Country(name, capital, currency, leader, language, birthplace, flag, values)
 
     def _fresh(self, draw, taken: set):
         while (thing := draw()) in taken:
@@ -192,10 +193,9 @@ class Atlas:
     def __init__(self, split: str, seed: int = 0, worlds: int = 4, countries: int = 24, beside: Atlas | None = None):
         if split not in SPLITS:
             raise ValueError(f"unknown split {split!r}: expected one of {', '.join(SPLITS)}")
-        taken: set = set(beside.taken) if beside else set()
-        self.taken = taken
+        self.taken: set = set(beside.taken) if beside else set()
         self.split, self.seed = split, seed
-        self.worlds = [World(split, seed * 1000 + i, countries, taken) for i in range(worlds)]
+        self.worlds = [World(split, seed * 1000 + i, countries, self.taken) for i in range(worlds)]
 
     def passages(self, kb: str) -> Iterator[Passage]:
         """What the knowledge base holds, in a fixed order; text-image entries carry their picture as PNG."""

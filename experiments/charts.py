@@ -9,6 +9,8 @@ from html import escape
 WIDTH, HEIGHT = 420, 200
 LEFT, RIGHT, TOP, BOTTOM = 44, 12, 12, 28
 
+COLOURS = 5
+"""How many `--series-i` the style sheet defines."""
 Points = Sequence[tuple[float, float]]
 
 
@@ -57,19 +59,19 @@ def area_chart(shares: Mapping[str, Points], *, label: str, x: str = "iteration"
 
 
 def interval_chart(rows: Mapping[str, tuple[float, float, float]], *, label: str) -> str:
-    """One row for each name: a dot at the value, a bar from low to high, on a scale from 0 to the largest."""
+    """One row for each name: a dot at the value, a bar from low to high, on a scale from 0 to the largest. The last colour serves all others."""
     if not rows:
         return ""
     top = max(max(row) for row in rows.values()) * 1.05 or 1.0
-    step, left, width = 30, 210, 420
+    step, left, width = 30, 320, 310
     parts = []
     for place, (name, (value, low, high)) in enumerate(rows.items()):
-        y = 18 + place * step
+        y, colour = 18 + place * step, min(place, COLOURS - 1)
         at = [left + number / top * width for number in (low, high, value)]
         parts.append(
             f'<text x="0" y="{y + 4}">{escape(name)}</text><line class="track" x1="{left}" x2="{left + width}" y1="{y}" y2="{y}"/>'
-            f'<line class="interval" x1="{at[0]:.1f}" x2="{at[1]:.1f}" y1="{y}" y2="{y}" style="stroke:var(--series-{place})"/>'
-            f'<circle cx="{at[2]:.1f}" cy="{y}" r="5" style="fill:var(--series-{place})"/>'
+            f'<line class="interval" x1="{at[0]:.1f}" x2="{at[1]:.1f}" y1="{y}" y2="{y}" style="stroke:var(--series-{colour})"/>'
+            f'<circle cx="{at[2]:.1f}" cy="{y}" r="5" style="fill:var(--series-{colour})"/>'
             f'<text class="value" x="{left + width + 12}" y="{y + 4}">{value:.3f}</text>'
         )
     height = step * len(rows) + 8

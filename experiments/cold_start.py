@@ -35,8 +35,12 @@ class ColdStartConfig:
     """Folder of the policy, its curve (`curve.jsonl`) and its model card."""
     start: str = ""
     """Policy to go on from; empty: a fresh one."""
+    blind: bool = True
+    """The teacher names a knowledge base at random; false: the right one."""
     minutes: float = 60.0
     """Of training; the learning rate decays to zero by then."""
+    muon: bool = True
+    """Muon for the matrices of the layers; false: AdamW for everything, which changes what is there only a little."""
     lr: float = 2e-3
     decay: float = 0.6
     """Last fraction of the time in which the learning rate falls linearly to zero."""
@@ -73,7 +77,7 @@ def encode(policy: Policy, turn: Demonstration) -> Row:
 
 def batches(policy: Policy, config: ColdStartConfig, pool: int = 1500) -> Iterator[list[Row]]:
     """Rows of like length side by side, at most `tokens_per_batch` with padding; the order of the batches is random."""
-    rng, stream = random.Random(config.seed), demonstrations(config.seed + 1)
+    rng, stream = random.Random(config.seed), demonstrations(config.seed + 1, blind=config.blind)
     while True:
         rows = sorted((encode(policy, turn) for turn in itertools.islice(stream, pool)), key=len)
         cut: list[list[Row]] = [[]]
@@ -111,10 +115,12 @@ def response_logits(policy: Policy, rows: list[Row]) -> tuple[torch.Tensor, torc
     return policy.model.lm_head(hidden[where]), tokens.roll(-1, 1)[where], where.nonzero()[:, 0]
 
 
-def optimizers(policy: Policy, lr: float) -> list[torch.optim.Optimizer]:
+def optimizers(policy: Policy, lr: float, muon: bool) -> list[torch.optim.Optimizer]:
     """Muon for the matrices of the layers, AdamW for embeddings, patches, norms and biases."""
     inside = ("language_model.layers", "visual.blocks", "visual.merger")
     matrices = {name: p for name, p in policy.model.named_parameters() if p.ndim == 2 and any(part in name for part in inside)}
+    if not muon:
+        return [torch.optim.AdamW(policy.model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.0)]
     rest = [p for name, p in policy.model.named_parameters() if name not in matrices]
     return [
         torch.optim.Muon(list(matrices.values()), lr=lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
@@ -132,7 +138,7 @@ def train(config: ColdStartConfig, console: Console) -> Policy:
     torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
     policy = Policy.load(config.start) if config.start else fresh_policy(config)
-    opts = optimizers(policy, config.lr)
+    opts = optimizers(policy, config.lr, config.muon)
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     progress = Progress(

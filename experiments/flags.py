@@ -31,9 +31,9 @@ def random_flag(rng: random.Random) -> Flag:
 
 
 def describe(flag: Flag) -> str:
-    """`red white green vertical stripes`, `red cross on white`."""
+    """`vertical stripes red white green`, `cross red on white`: what tells flags apart stands last, next to the name that follows."""
     layout, colours = flag
-    return f"{' '.join(colours)} {layout}" if "stripes" in layout else f"{colours[1]} {layout} on {colours[0]}"
+    return f"{layout} {' '.join(colours)}" if "stripes" in layout else f"{layout} {colours[1]} on {colours[0]}"
 
 
 def draw(flag: Flag) -> np.ndarray:

@@ -10,6 +10,7 @@ RUN_OR_POLICY is the folder of a run, whose configuration, best policy and knowl
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 import threading
@@ -29,6 +30,9 @@ from experiments.evaluate import read_arguments
 from experiments.run_folder import RunFolder
 from retrieval_actors.build import Progress
 from retrieval_actors.knowledge_base import KnowledgeBase
+
+STOPPED = 130
+"""Exit code when Ctrl-C comes before the endpoint is ready."""
 
 
 @dataclass
@@ -113,11 +117,16 @@ def main(arguments: list[str]) -> int:
     except (ValueError, OSError) as error:
         console.print(f"[red]{escape(str(error))}", soft_wrap=True, highlight=False)
         return 2
-    with start_ray(service.config):
-        console.print(f"loading {service.policy} and {', '.join(service.folders)} ...", soft_wrap=True)
-        with serving(service) as address:
-            console.print(f"ready: POST {address}/v1/route, GET {address}/health; Ctrl-C ends it", soft_wrap=True)
-            _wait_for_the_end()
+    # Ray starts a process for every CPU that it counts; the endpoint needs few of them.
+    ray_settings = replace(service.config.ray, num_cpus=service.config.ray.num_cpus or max(2, os.cpu_count() or 2))
+    try:
+        with start_ray(replace(service.config, ray=ray_settings)):
+            console.print(f"loading {service.policy} and {', '.join(service.folders)} ...", soft_wrap=True)
+            with serving(service) as address:
+                console.print(f"ready: POST {address}/v1/route, GET {address}/health; Ctrl-C ends it", soft_wrap=True)
+                _wait_for_the_end()
+    except KeyboardInterrupt:
+        return STOPPED
     return 0
 
 

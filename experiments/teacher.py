@@ -83,8 +83,10 @@ def conclusion(question: Question, history: Sequence[Exchange]) -> str:
     return answer_response("I have the answer.", question.answers[0])
 
 
-def demonstrate(question: Question, search: Search, rng: random.Random, max_steps: int = 3, passages: int = 3) -> list[Demonstration]:
-    """The turns of one episode of the teacher."""
+def demonstrate(
+    question: Question, search: Search, rng: random.Random, max_steps: int = 3, passages: int = 3, blind: bool = True
+) -> list[Demonstration]:
+    """The turns of one episode of the teacher; with `blind=False` it names the right knowledge base."""
     turns: list[Demonstration] = []
     history: tuple[Exchange, ...] = ()
     gold = question.gold_steps or ()
@@ -92,18 +94,19 @@ def demonstrate(question: Question, search: Search, rng: random.Random, max_step
     while len(history) < max_steps:
         needs = askable_needs(gold, history)
         prompt = SHORT.plan(question.text, pictured, history, "")
-        blind = rng.choice(list(KNOWLEDGE_BASES))
+        guess = rng.choice(list(KNOWLEDGE_BASES))
         if not gold and rng.random() < GOES_ON:  # a needless look-up, shown as a plan but not followed
             query = f"Which country has the flag with {question.answers[0]}?"
-            response = plan_response("I need the country.", query, KNOWLEDGE_BASES[blind][0])
+            response = plan_response("I need the country.", query, KNOWLEDGE_BASES[guess if blind else "text_image"][0])
             turns.append(Demonstration("plan", prompt, question.image, response))
         if (not needs and (not gold or rng.random() >= GOES_ON)) or rng.random() < STOPS_EARLY:
             turns.append(Demonstration("plan", prompt, question.image, plan_response("I know enough.", STOP, STOP)))
             if not needs or rng.random() < 0.5:
                 break
         need = rng.choice(needs or list(gold[-1:]))
-        turns.append(Demonstration("plan", prompt, question.image, plan_response(thought_of(need), need.query, KNOWLEDGE_BASES[blind][0])))
-        kb = need.kb if rng.random() < FOLLOWS_GOLD else blind
+        named = KNOWLEDGE_BASES[guess if blind else need.kb][0]
+        turns.append(Demonstration("plan", prompt, question.image, plan_response(thought_of(need), need.query, named)))
+        kb = need.kb if rng.random() < FOLLOWS_GOLD else guess
         found = list(search(kb, need.query, question, passages))
         rng.shuffle(found)
         response = reading(need, found)
@@ -176,7 +179,7 @@ def _words(text: str) -> set[str]:
     return set(whole) | {part for word in whole for part in word.split("-")}
 
 
-def demonstrations(seed: int, per_world: int = 60):
+def demonstrations(seed: int, per_world: int = 60, blind: bool = True):
     """An endless stream of demonstrations, a fresh training world for every `per_world` questions."""
     rng, pixels = random.Random(seed), np.random.default_rng(seed)
     while True:
@@ -190,9 +193,9 @@ def demonstrations(seed: int, per_world: int = 60):
 
         for i in range(per_world):
             question = world.question(FAMILIES[i % len(FAMILIES)], rng, pixels)
-            yield from demonstrate(question, search, rng)
+            yield from demonstrate(question, search, rng, blind=blind)
             yield from filter(None, (drill(question, search, rng) for _ in range(DRILLS)))
             if i % 6 == 0:  # rarely: what the baseline needs, and the slowest thing to learn, colours and layouts
                 yield static(question, search, rng)
                 picture = world.question("image", rng, pixels)
-                yield demonstrate(replace(picture, id=f"look-{i}"), search, rng)[0]
+                yield demonstrate(replace(picture, id=f"look-{i}"), search, rng, blind=blind)[0]

@@ -14,7 +14,7 @@ class RetrievalConfig:
     deadline_s: float = 60.0
     """Seconds a search may take, restarts of dead actors included; then its queries get an error passage."""
     cache_size: int = 65536
-    """Query embeddings that each embedder actor remembers, least recently used out first."""
+    """Query embeddings that each embedder remembers, least recently used out first."""
     embed_threads: int = 1
     """CPU threads of each embedder actor."""
     search_threads: int = 1

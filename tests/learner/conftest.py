@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import settings
 from tiny_turns import group, picture, save_tiny_policy
 
 from rollout.policy import Policy
 from rollout.records import ScoredTurn
+
+settings.register_profile("busy machine", deadline=None)
+settings.load_profile("busy machine")
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from learner.group import LearnerGroup
 from rollout.policy import Policy
 from rollout.weights import unpack
 
-CONFIG = LearnerConfig(lr=1e-3, warmup_iterations=1, tokens_per_micro_batch=96, cpus_per_learner=0.5, deadline_s=120)
+CONFIG = LearnerConfig(lr=1e-3, warmup_iterations=1, tokens_per_micro_batch=96, cpus_per_learner=0.5, deadline_s=250)
 
 
 @pytest.fixture(scope="module")

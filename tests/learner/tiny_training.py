@@ -60,7 +60,7 @@ def recorded(n: int) -> list[RecordedTurn]:
 
 def offline_config(policy_path: str, **training) -> StepGRPOConfig:
     reward_actors = [ray.remote(num_cpus=0)(LowIds).remote() for _ in range(2)]
-    learner = LearnerConfig(lr=3e-3, warmup_iterations=1, cpus_per_learner=0.2, deadline_s=120)
+    learner = LearnerConfig(lr=3e-3, warmup_iterations=1, cpus_per_learner=0.2, deadline_s=250)
     return (
         StepGRPOConfig()
         .env_runners(num_env_runners=2, num_cpus_per_env_runner=0.2)
@@ -72,7 +72,7 @@ def offline_config(policy_path: str, **training) -> StepGRPOConfig:
             data=ShuffledQuestions(recorded(10), seed=1),
             questions_per_iteration=6,
             questions_per_chunk=2,
-            deadline_s=120,
+            deadline_s=250,
         )
         .training(**training)
     )

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from retrieval_actors.embedder_actor import CachedQueries
-from retrieval_actors.embedders import build_embedder
+from retrieval_actors.embedders import build_embedder, model_of
 from retrieval_actors.records import Passage, Query
 
 COLOURS = [(200, 30, 40), (20, 60, 180), (240, 200, 40), (30, 140, 70), (250, 250, 250), (20, 20, 20), (230, 120, 30), (120, 40, 140)]
@@ -104,3 +104,8 @@ def test_the_cache_is_bounded_and_counts_its_hits(minilm):
     cached.embed([Query("b")])
     assert (cached.hits, cached.misses) == (3, 4)
     assert cached.embed([]).shape == (0, 384)
+
+
+def test_embedders_that_share_a_model_share_it_in_memory(minilm, colour_layout):
+    assert colour_layout._captions is minilm
+    assert model_of("colour-layout+minilm") == model_of("minilm") == "minilm"

@@ -175,5 +175,5 @@ def test_recorded_turns_become_one_group_each_and_too_long_prompts_are_left_out(
 
 
 def test_a_prompt_that_is_too_long_says_what_to_change(engine, retriever, atlas):
-    with pytest.raises(ValueError, match="rollout.max_prompt_tokens=5"):
+    with pytest.raises(ValueError, match=r"rollout\.max_prompt_tokens=5"):
         roll_out(atlas.questions(1), engine, retriever, RolloutConfig(max_prompt_tokens=5), 0)
