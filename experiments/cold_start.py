@@ -14,19 +14,21 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from omegaconf import OmegaConf
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from experiments.command_settings import read_settings
+from experiments.config import RunConfigError
 from experiments.teacher import Demonstration, demonstrations
 from experiments.tiny_policy import tiny_policy, train_tokenizer
 from rollout.policy import Policy
 from rollout.records import Image
+
+WARMUP_STEPS, SAVE_EVERY = 50, 500
 
 
 @dataclass
@@ -43,7 +45,7 @@ class ColdStartConfig:
     """Muon for the matrices of the layers; false: AdamW for everything, which changes what is there only a little."""
     lr: float = 2e-3
     decay: float = 0.6
-    """Last fraction of the time in which the learning rate falls linearly to zero."""
+    """Last fraction of the time in which the learning rate falls linearly to zero; 0: it never falls."""
     tokens_per_batch: int = 4096
     hidden: int = 128
     layers: int = 4
@@ -134,33 +136,56 @@ def fresh_policy(config: ColdStartConfig) -> Policy:
     return tiny_policy(tokenizer, hidden=config.hidden, layers=config.layers, seed=config.seed)
 
 
+class Curve:
+    """`curve.jsonl`: how much has been seen, and since the last point the mean loss and the share of turns right to the last token."""
+
+    def __init__(self, path: Path):
+        self.file, self.started = path.open("w"), time.time()
+        self.seen = {"step": 0, "tokens": 0, "turns": 0}
+        self.window: dict[str, list[float]] = {}
+
+    @property
+    def seconds(self) -> float:
+        return time.time() - self.started
+
+    @torch.no_grad()
+    def add(self, rows: list[Row], losses: torch.Tensor, right: torch.Tensor, owner: torch.Tensor) -> None:
+        """One batch: `right` and `owner` say of each response token whether it was predicted, and which row it is of."""
+        for key, more in (("step", 1), ("tokens", sum(map(len, rows))), ("turns", len(rows))):
+            self.seen[key] += more
+        exact = torch.ones(len(rows)).scatter_reduce_(0, owner, right.float(), "amin")
+        for row, value in zip(rows, exact.tolist(), strict=True):
+            self.window.setdefault(f"exact_{row.kind}", []).append(value)
+        self.window.setdefault("loss", []).append(losses.mean().item())
+
+    def point(self) -> str:
+        """Write a point; returns it as a line to read."""
+        means = {name: round(float(np.mean(values)), 4) for name, values in sorted(self.window.items())}
+        self.window.clear()
+        self.file.write(json.dumps({**self.seen, "seconds": round(self.seconds), **means}) + "\n")
+        self.file.flush()
+        return "  ".join(f"{name} {value}" for name, value in means.items()) + f"  {self.seen['tokens'] / self.seconds:,.0f} tokens/s"
+
+
 def train(config: ColdStartConfig, console: Console) -> Policy:
+    """Until the minutes are over; the policy is saved every 500 steps and at the end."""
     torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
     policy = Policy.load(config.start) if config.start else fresh_policy(config)
     opts = optimizers(policy, config.lr, config.muon)
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
-    progress = Progress(
-        TextColumn("cold start"),
-        BarColumn(),
-        TextColumn("{task.fields[line]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-    )
-    started, seconds, steps, tokens, turns = time.time(), 0.0, 0, 0, 0
-    window: dict[str, list[float]] = {}
-    with progress, (out / "curve.jsonl").open("w") as curve:
+    columns = (TextColumn("cold start"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[line]}"))
+    curve = Curve(out / "curve.jsonl")
+    with Progress(*columns, console=console) as progress, curve.file:
         task = progress.add_task("", total=config.minutes * 60, line="")
         for rows in batches(policy, config):
-            fraction = (time.time() - started) / (config.minutes * 60)
+            fraction = curve.seconds / (config.minutes * 60)
             if fraction >= 1:
                 break
-            rate = min(1.0, (steps + 1) / 50) * min(1.0, (1 - fraction) / config.decay)
-            for optimizer in opts:
-                for group in optimizer.param_groups:
-                    group["lr"] = config.lr * rate
+            step = curve.seen["step"] + 1
+            falling = min(1.0, (1 - fraction) / config.decay) if config.decay else 1.0
+            set_lr(opts, config.lr * min(1.0, step / WARMUP_STEPS) * falling)
             logits, targets, owner = response_logits(policy, rows)
             losses = F.cross_entropy(logits.float(), targets, reduction="none")
             losses.mean().backward()
@@ -168,32 +193,32 @@ def train(config: ColdStartConfig, console: Console) -> Policy:
             for optimizer in opts:
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
-            steps, tokens, turns = steps + 1, tokens + sum(map(len, rows)), turns + len(rows)
-            with torch.no_grad():
-                right = (logits.argmax(-1) == targets).float()
-                exact = torch.ones(len(rows)).scatter_reduce_(0, owner, right, "amin")
-            for row, value in zip(rows, exact.tolist(), strict=True):
-                window.setdefault(f"exact_{row.kind}", []).append(value)
-            window.setdefault("loss", []).append(losses.mean().item())
-            seconds = time.time() - started
-            if steps % config.log_every == 0:
-                point: dict[str, float] = {"step": steps, "seconds": round(seconds), "tokens": tokens, "turns": turns}
-                point |= {name: round(float(np.mean(values)), 4) for name, values in window.items()}
-                window.clear()
-                curve.write(json.dumps(point) + "\n")
-                curve.flush()
-                line = "  ".join(f"{k} {v}" for k, v in point.items() if k not in ("step", "seconds", "turns"))
-                progress.update(task, completed=seconds, line=f"{line}  {tokens / seconds:.0f} tokens/s")
-            if steps % 500 == 0:
+            curve.add(rows, losses, logits.argmax(-1) == targets, owner)
+            if step % config.log_every == 0:
+                progress.update(task, completed=curve.seconds, line=curve.point())
+            if step % SAVE_EVERY == 0:
                 policy.save(out)
     policy.save(out)
     return policy
 
 
-def main(arguments: list[str]) -> None:
-    config: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ColdStartConfig), OmegaConf.from_dotlist(arguments)))
-    train(config, Console())
+def set_lr(opts: list[torch.optim.Optimizer], lr: float) -> None:
+    for optimizer in opts:
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+
+
+def main(arguments: list[str]) -> int:
+    console = Console()
+    try:
+        config = read_settings(ColdStartConfig, arguments)
+    except RunConfigError as error:
+        console.print(f"error: {error}", style="red", soft_wrap=True, markup=False, highlight=False)
+        return 2
+    train(config, console)
+    console.print(f"policy: {config.out}  (train.policy={config.out} starts reinforcement learning from it)", highlight=False)
+    return 0
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main(sys.argv[1:]))

@@ -84,7 +84,11 @@ def head():
 def submit(head, *entrypoint: str) -> subprocess.CompletedProcess:
     address, environment = head
     command = [str(RAY), "job", "submit", "--address", address, "--", *entrypoint]
-    return subprocess.run(command, env=environment, cwd=REPOSITORY, capture_output=True, text=True, timeout=240, check=False)
+    end = time.monotonic() + 60
+    while True:
+        done = subprocess.run(command, env=environment, cwd=REPOSITORY, capture_output=True, text=True, timeout=240, check=False)
+        if "No available agent" not in done.stderr or time.monotonic() > end:  # the dashboard is up a little before its agent
+            return done
 
 
 def test_without_the_token_nobody_gets_in(head):

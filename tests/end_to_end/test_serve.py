@@ -48,7 +48,7 @@ def client(tmp_path_factory):
                 time.sleep(0.5)
             yield client
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=60) == 0, said.read_text()[-3000:]
+        assert process.wait(timeout=90) == 0, said.read_text()[-3000:]
     finally:
         process.kill()
 

@@ -40,8 +40,8 @@ def retriever(ray_cluster, tmp_path_factory):
     contents = {
         "one": (passages, vectors, 1),
         "three": (passages, vectors, 3),
-        "broken": (passages, vectors, 2),
-        "equal": (passages[:60], vectors[[0] * 60], 4),
+        "broken": (passages, vectors, 1),
+        "equal": (passages[:60], vectors[[0] * 60], 2),
         "wikipedia": (wikipedia, embedder.embed_passages(wikipedia), 2),
     }
     for name, (rows, their_vectors, shards) in contents.items():
@@ -49,7 +49,7 @@ def retriever(ray_cluster, tmp_path_factory):
     seen = []
     folders = {name: str(folder / name) for name in contents}
     retriever = start_retrieval(RetrievalConfig(folders=folders), lambda *told: seen.append(told[1:]))
-    assert seen == [(done, 13) for done in range(1, 14)]
+    assert seen == [(done, 10) for done in range(1, 11)]
     yield retriever
     retriever.close()
 
