@@ -52,6 +52,7 @@ def head():
     gcs, dashboard, agent, agent_grpc, client = free_ports(5)
     environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
     environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_USAGE_STATS_ENABLED": "0"}
+    environment["RAY_agent_register_timeout_ms"] = "120000"  # a head whose agent is late, on a busy machine, would end itself
     command = [str(RAY), "start", "--head", "--block", "--num-cpus=8", f"--temp-dir={folder}", f"--port={gcs}"]
     command += [
         "--node-ip-address=127.0.0.1",
@@ -73,6 +74,7 @@ def head():
             time.sleep(0.5)
         yield address, environment
     finally:
+        print(said.read_text()[-3000:])  # shown when a test fails
         process.terminate()  # `--block` ends everything that it started
         try:
             process.wait(timeout=30)
