@@ -58,8 +58,8 @@ def train(run: Run, stop: Stop) -> None:
 
 def whole_run(config: TrainConfig, dataset: Dataset, policy: str, console: Console) -> int:
     """Everything after the checks. Returns the exit code."""
-    folder, tally, stop = RunFolder.start(config), Tally(), Stop()
-    with start_ray(config), Progress(console, config.name, config.train.iterations, config.train.minutes) as progress:
+    folder, tally = RunFolder.start(config), Tally()
+    with start_ray(config), Stop() as stop, Progress(console, config.name, config.train.iterations, config.train.minutes) as progress:
         tracker = Tracker(config, folder.path, progress.say)
         with tally.timed("set_up"):
             parts = build_parts(config, dataset, policy, progress)
@@ -86,12 +86,20 @@ def whole_run(config: TrainConfig, dataset: Dataset, policy: str, console: Conso
 
 
 class Stop:
-    """Set by SIGTERM or Ctrl-C: the run saves itself after the iteration that is going on. A second signal ends it at once."""
+    """In its `with` block SIGTERM and Ctrl-C end the training after the iteration that is going on; a second signal ends it at once.
 
-    def __init__(self) -> None:
-        self.asked = False
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._ask)
+    Entered after Ray has started: Ray installs handlers of its own.
+    """
+
+    asked = False
+
+    def __enter__(self) -> Stop:
+        self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def _ask(self, number: int, frame: Any) -> None:
         if self.asked:

@@ -43,7 +43,7 @@ def command(folder: Path, policy: str, *settings: str) -> list[str]:
 
 def wait_for(path: Path, process: subprocess.Popen) -> None:
     end = time.monotonic() + PATIENCE
-    while not path.exists():
+    while not (path.exists() and path.stat().st_size):
         assert process.poll() is None, "the run ended too early"
         assert time.monotonic() < end, f"{path} did not appear in {PATIENCE} s"
         time.sleep(0.05)
