@@ -27,10 +27,12 @@ def sampled(algorithm) -> list[list[int]]:
 def test_iterations_sample_with_the_version_that_was_just_learned_and_earn_more(algorithm):
     algorithm.learner_group.build(algorithm.config.learner)  # as it was before other tests
     before = algorithm.policy_version
-    found = [algorithm.train() for _ in range(6)]
-    assert algorithm.policy_version == before + 6
-    assert {turn.turn.policy_version for turn in algorithm.turns} == {before + 5}
-    assert found[-1]["reward"]["final"] > found[0]["reward"]["final"] + 0.1
+    found = [algorithm.train() for _ in range(14)]
+    assert algorithm.policy_version == before + 14
+    assert {turn.turn.policy_version for turn in algorithm.turns} == {before + 13}
+    # The mean of 24 short turns moves by 0.03 from one iteration to the next: several are compared with several.
+    earned = [result["reward"]["final"] for result in found]
+    assert np.mean(earned[-7:]) > np.mean(earned[:2]) + 0.03
     assert found[0]["rollout"]["trajectories"] == 6
     assert found[0]["rollout"]["turns"] == found[0]["learner"]["turns"] == 24
     assert all(result["learner"]["mismatch_max"] < 1e-4 for result in found)
