@@ -15,7 +15,7 @@ from experiments.question_file import read_questions
 from experiments.recorded_steps import read_recorded_steps
 from experiments.two_wiki import DESCRIPTION, RETRIEVER_NAME, read_two_wiki
 from retrieval_actors.build import Progress, build_knowledge_base
-from retrieval_actors.knowledge_base import MANIFEST, KnowledgeBase
+from retrieval_actors.knowledge_base import FORMAT, MANIFEST, KnowledgeBase
 from retrieval_actors.passage_lines import read_passages
 from retrieval_actors.records import Passage
 from rollout.episode import RecordedTurn
@@ -104,12 +104,12 @@ def _atlas(data: DataConfig, evaluation: EvaluationConfig, folders: dict[str, st
 
 
 def _atlas_sources(purpose: str, atlases: Sequence[Atlas], data: DataConfig) -> tuple[KnowledgeBaseSource, ...]:
-    """The folder's name holds a checksum of what is in it, so that another world is never mistaken for this one."""
+    """The folder's name holds a checksum of its content and format: another world, or one that an older program wrote, is never taken for it."""
 
     def passages(kb: str) -> list[Passage]:
         return [replace(passage, id=f"{atlas.split}-{passage.id}") for atlas in atlases for passage in atlas.passages(kb)]
 
-    checksum = 0
+    checksum = FORMAT
     for kb in KNOWLEDGE_BASES:
         for passage in passages(kb):
             checksum = zlib.crc32(f"{passage.id}\n{passage.text}\n".encode() + (passage.image or b""), checksum)

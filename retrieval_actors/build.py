@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import itertools
-import json
-import os
-import shutil
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-import faiss
 import numpy as np
-import pyarrow as pa
 
+from retrieval_actors.approximate_index import check_index_name
 from retrieval_actors.embedders import build_embedder
-from retrieval_actors.knowledge_base import FORMAT, MANIFEST, SCHEMA, KnowledgeBase, sha256_of
+from retrieval_actors.knowledge_base import KnowledgeBase
 from retrieval_actors.records import Passage
+from retrieval_actors.shard_files import new_folder, passage_table, write_manifest, write_shard
 
 Progress = Callable[[str, int, int], None]
 """Is told what is being done, how many are done, and of how many."""
@@ -33,6 +30,7 @@ def build_knowledge_base(
     modality: str,
     embedder_name: str,
     shards: int = 2,
+    index: str = "auto",
     progress: Progress | None = None,
 ) -> KnowledgeBase:
     """Embeds the passages and writes the folder. Raises ValueError for an unknown embedder, for equal ids, or for a broken picture."""
@@ -57,6 +55,7 @@ def build_knowledge_base(
         passages=passages,
         vectors=vectors,
         shards=shards,
+        index=index,
     )
 
 
@@ -71,49 +70,37 @@ def write_knowledge_base(
     passages: Sequence[Passage],
     vectors: np.ndarray,
     shards: int = 2,
+    index: str = "auto",
 ) -> KnowledgeBase:
     """Writes passages and their (passages, dimension) float32 unit vectors beside `folder` and renames: a kill leaves no half folder.
 
-    An older knowledge base at `folder` is replaced; a folder that is something else is refused (ValueError).
+    `index`: `exact`, a FAISS factory string, or `auto`, which chooses by the size of a shard. An older knowledge base at `folder` is
+    replaced; a folder that is something else is refused (ValueError).
     """
-    folder = Path(folder)
     _check(passages, modality, shards)
     if vectors.ndim != 2 or len(vectors) != len(passages):
         raise ValueError(f"knowledge base {name!r}: vectors of shape {vectors.shape} for {len(passages)} passages")
+    check_index_name(index, vectors.shape[1])
     norms = np.linalg.norm(vectors, axis=1)
     if not np.all((np.abs(norms - 1) < 1e-3) | (norms == 0)):
         raise ValueError(f"knowledge base {name!r}: vectors must be unit rows, norms are {norms.min():.4f} to {norms.max():.4f}")
-    if folder.exists() and not (folder / MANIFEST).is_file() and any(folder.iterdir()):
-        raise ValueError(f"{folder} exists and is no knowledge base: choose another folder, or remove it")
-    aside = folder.parent / f".{folder.name}.{os.getpid()}.new"
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    try:
-        bounds = [len(passages) * number // shards for number in range(shards + 1)]
-        entries = []
-        for number, (first, last) in enumerate(itertools.pairwise(bounds)):
-            passages_file, index_file = f"passages-{number:05d}.arrow", f"index-{number:05d}.faiss"
-            _write_passages(aside / passages_file, passages[first:last])
-            _write_index(aside / index_file, vectors[first:last])
-            entries.append({"first": first, "passages": last - first, "passages_file": passages_file, "index_file": index_file})
-        manifest = {
-            "format": FORMAT,
-            "name": name,
-            "retriever_name": retriever_name,
-            "description": description,
-            "modality": modality,
-            "embedder": embedder,
-            "dimension": int(vectors.shape[1]),
-            "metric": "inner_product",
-            "index": "flat",
-            "passages": len(passages),
-            "shards": entries,
-            "files": {path.name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)} for path in sorted(aside.iterdir())},
-        }
-        (aside / MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        _replace(folder, aside)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    bounds = [len(passages) * number // shards for number in range(shards + 1)]
+    with new_folder(folder) as aside:
+        entries = [
+            write_shard(aside, number, first, [(passage_table(passages[first:last]), vectors[first:last])], vectors.shape[1], index)
+            for number, (first, last) in enumerate(itertools.pairwise(bounds))
+        ]
+        write_manifest(
+            aside,
+            name=name,
+            retriever_name=retriever_name,
+            description=description,
+            modality=modality,
+            embedder=embedder,
+            dimension=vectors.shape[1],
+            index=index,
+            entries=entries,
+        )
     return KnowledgeBase.open(folder, verify=False)
 
 
@@ -127,24 +114,3 @@ def _check(passages: Sequence[Passage], modality: str, shards: int) -> None:
         if passage.id in seen:
             raise ValueError(f"passage id {passage.id!r} occurs twice: ids must be unique within a knowledge base")
         seen.add(passage.id)
-
-
-def _write_passages(path: Path, passages: Sequence[Passage]) -> None:
-    columns = [pa.array([getattr(passage, field.name) for passage in passages], field.type) for field in SCHEMA]
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, SCHEMA) as writer:
-        writer.write_batch(pa.record_batch(columns, schema=SCHEMA))
-
-
-def _write_index(path: Path, vectors: np.ndarray) -> None:
-    index = faiss.IndexFlatIP(vectors.shape[1])
-    index.add(np.ascontiguousarray(vectors, np.float32))
-    faiss.write_index(index, str(path))
-
-
-def _replace(folder: Path, new: Path) -> None:
-    """A directory cannot be renamed onto another: the older one steps aside first."""
-    old = folder.parent / f".{folder.name}.{os.getpid()}.old"
-    if folder.exists():
-        folder.rename(old)
-    new.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)

@@ -2,7 +2,8 @@
 
     kb.json                 who it is, its embedder, and for every other file its size and sha256
     passages-00000.arrow    passages of the first shard (Arrow IPC: memory-mapped, so processes of a machine share the pages)
-    index-00000.faiss       their vectors, in the same order (FAISS IndexFlatIP, memory-mapped)
+    vectors-00000.faiss     their vectors, in the same order (FAISS IndexFlatIP, memory-mapped): what every answer is scored by
+    index-00000.faiss       only where the search is approximate: an index that proposes candidates
 
 Shards are consecutive slices: the position of a passage in the whole knowledge base is the first position of its shard plus its row.
 """
@@ -12,18 +13,21 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import faiss
+import numpy as np
 import pyarrow as pa
 
+from retrieval_actors.approximate_index import proposed, set_effort
+from retrieval_actors.exact_search import exact_top_k, rescored
 from retrieval_actors.records import KnowledgeBaseCard, Passage
 
 MANIFEST = "kb.json"
-FORMAT = 1
+FORMAT = 2
 SCHEMA = pa.schema([("id", pa.string()), ("title", pa.string()), ("text", pa.large_string()), ("image", pa.large_binary())])
 MANIFEST_KEYS = {
     "format": int,
@@ -60,7 +64,12 @@ class KnowledgeBase:
         manifest = _read_manifest(folder)
         for name, recorded in manifest["files"].items():
             path = folder / name
-            if Path(name).name != name or not isinstance(recorded, dict) or {"bytes", "sha256"} - recorded.keys():
+            if (
+                PurePosixPath(name).is_absolute()
+                or ".." in PurePosixPath(name).parts
+                or not isinstance(recorded, dict)
+                or {"bytes", "sha256"} - recorded.keys()
+            ):
                 raise _refusal(folder / MANIFEST, f"has a malformed entry for file {name!r}")
             if not path.is_file():
                 raise _refusal(path, "is missing")
@@ -82,26 +91,36 @@ class KnowledgeBase:
         return hashlib.sha256(json.dumps(self.manifest, sort_keys=True).encode()).hexdigest()[:16]
 
     def shard(self, number: int) -> Shard:
-        """Memory-maps one shard. Raises KnowledgeBaseError when its index and passages disagree with each other or with the manifest."""
+        """Memory-maps one shard. Raises KnowledgeBaseError when its files disagree with each other or with the manifest."""
         entry = self.manifest["shards"][number]
-        index_path, passages_path = self.folder / entry["index_file"], self.folder / entry["passages_file"]
-        try:
-            index = faiss.read_index(str(index_path), faiss.IO_FLAG_MMAP_IFC)
-        except RuntimeError as error:
-            raise _refusal(index_path, "is no FAISS index") from error
-        if not isinstance(index, faiss.IndexFlatIP):
-            raise _refusal(index_path, f"is a {type(index).__name__}, not an IndexFlatIP")
+        vectors_path, passages_path = self.folder / entry["vectors_file"], self.folder / entry["passages_file"]
+        vectors = self._index(vectors_path, entry)
+        if not isinstance(vectors, faiss.IndexFlatIP):
+            raise _refusal(vectors_path, f"is a {type(vectors).__name__}, not an IndexFlatIP")
+        proposing = None
+        if "index_file" in entry:
+            proposing = self._index(self.folder / entry["index_file"], entry)
+            set_effort(proposing, entry.get("search", {}))
         try:
             table = pa.ipc.open_file(pa.memory_map(str(passages_path))).read_all()
         except (pa.ArrowInvalid, OSError) as error:
             raise _refusal(passages_path, "is no Arrow file") from error
-        if index.d != self.manifest["dimension"]:
-            raise _refusal(index_path, f"has dimension {index.d}, kb.json says {self.manifest['dimension']}")
-        if not index.ntotal == table.num_rows == entry["passages"]:
-            raise _refusal(index_path, f"has {index.ntotal} vectors for {table.num_rows} passages, kb.json says {entry['passages']}")
+        if table.num_rows != entry["passages"]:
+            raise _refusal(passages_path, f"has {table.num_rows} passages, kb.json says {entry['passages']}")
         if table.schema.names != SCHEMA.names:
             raise _refusal(passages_path, f"has columns {table.schema.names}, not {SCHEMA.names}")
-        return Shard(first=entry["first"], index=index, table=table)
+        return Shard(first=entry["first"], vectors=vectors, table=table, proposing=proposing, settings=entry.get("search", {}))
+
+    def _index(self, path: Path, entry: dict[str, Any]) -> faiss.Index:
+        try:
+            index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
+        except RuntimeError as error:
+            raise _refusal(path, "is no FAISS index") from error
+        if index.d != self.manifest["dimension"]:
+            raise _refusal(path, f"has dimension {index.d}, kb.json says {self.manifest['dimension']}")
+        if index.ntotal != entry["passages"]:
+            raise _refusal(path, f"has {index.ntotal} vectors, kb.json says {entry['passages']} passages")
+        return index
 
     def passages(self) -> Iterator[Passage]:
         """All passages in order, pictures included."""
@@ -114,8 +133,26 @@ class KnowledgeBase:
 class Shard:
     first: int
     """Position of its first passage in the whole knowledge base."""
-    index: faiss.IndexFlat
+    vectors: faiss.IndexFlat
     table: pa.Table
+    """The passages, with the columns of SCHEMA."""
+    proposing: faiss.Index | None = None
+    """Approximate index over the same vectors; None: the search is exact."""
+    settings: dict[str, float] = field(default_factory=dict)
+    """How it was tuned: `nprobe` or `ef_search`, and `candidates`, how many it proposes for each query."""
+
+    @cached_property
+    def stored(self) -> np.ndarray:
+        """(passages, dimension) float32 unit rows, memory-mapped, read-only."""
+        stored = faiss.rev_swig_ptr(self.vectors.get_xb(), self.vectors.ntotal * self.vectors.d)
+        return stored.reshape(self.vectors.ntotal, self.vectors.d)
+
+    def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """(queries, k) float32 scores, descending, and int64 rows of this shard; with an approximate index its candidates, scored exactly:
+        where it proposed fewer than k, the rest is (-inf, -1)."""
+        if self.proposing is None:
+            return exact_top_k(self.stored, queries, k)
+        return rescored(self.stored, queries, *proposed(self.proposing, queries, max(k, int(self.settings.get("candidates", 4 * k)))), k)
 
     def passage(self, row: int, with_image: bool = False) -> Passage:
         columns = ("id", "title", "text", "image") if with_image else ("id", "title", "text")
@@ -144,10 +181,10 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         raise _refusal(path, f"has format {manifest['format']}, this program reads {FORMAT}")
     position = 0
     for number, shard in enumerate(manifest["shards"]):
-        keys = {"first", "passages", "index_file", "passages_file"}
+        keys = {"first", "passages", "vectors_file", "passages_file"}
         if not isinstance(shard, dict) or keys - shard.keys() or shard["first"] != position:
             raise _refusal(path, f"has a malformed entry for shard {number}")
-        if {shard["index_file"], shard["passages_file"]} - manifest["files"].keys():
+        if {name for key, name in shard.items() if key.endswith("_file")} - manifest["files"].keys():
             raise _refusal(path, f"names files for shard {number} that have no checksum")
         position += shard["passages"]
     if position != manifest["passages"]:

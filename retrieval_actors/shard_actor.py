@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import faiss
 import numpy as np
 
-from retrieval_actors.exact_search import exact_top_k
 from retrieval_actors.knowledge_base import KnowledgeBase
 from retrieval_actors.records import Passage
 
@@ -36,6 +35,6 @@ class ShardActor:
         return os.getpid()
 
     def search(self, vectors: np.ndarray, k: int) -> ShardHits:
-        scores, rows = exact_top_k(self._shard.index, vectors, k)
+        scores, rows = self._shard.search(vectors, k)
         first = self._shard.first
         return ShardHits(scores, rows + first, {int(row) + first: self._shard.passage(int(row)) for row in np.unique(rows)})

@@ -43,7 +43,7 @@ def test_more_shards_than_passages_and_no_passages_at_all_are_legal(tmp_path, sh
     assert list(write(tmp_path / "empty", passages=[], shards=shards).passages()) == []
 
 
-@pytest.mark.parametrize("name", ["kb.json", "passages-00001.arrow", "index-00000.faiss"])
+@pytest.mark.parametrize("name", ["kb.json", "passages-00001.arrow", "vectors-00000.faiss"])
 def test_a_missing_file_is_refused_by_its_name(tmp_path, name):
     write(tmp_path / "kb")
     (tmp_path / "kb" / name).unlink()
@@ -52,7 +52,7 @@ def test_a_missing_file_is_refused_by_its_name(tmp_path, name):
     assert "\n" not in str(refusal.value)
 
 
-@pytest.mark.parametrize("name", ["passages-00000.arrow", "index-00001.faiss"])
+@pytest.mark.parametrize("name", ["passages-00000.arrow", "vectors-00001.faiss"])
 def test_an_altered_or_shortened_file_is_refused_by_its_name(tmp_path, name):
     write(tmp_path / "kb")
     path = tmp_path / "kb" / name
@@ -80,7 +80,7 @@ def test_a_manifest_that_says_something_else_is_refused(tmp_path):
         with pytest.raises(KnowledgeBaseError, match=rf"kb\.json.*{finding}"):
             KnowledgeBase.open(tmp_path / "kb")
     path.write_text(json.dumps(good | {"dimension": 7}))
-    with pytest.raises(KnowledgeBaseError, match=r"index-00000\.faiss has dimension 8, kb\.json says 7"):
+    with pytest.raises(KnowledgeBaseError, match=r"vectors-00000\.faiss has dimension 8, kb\.json says 7"):
         KnowledgeBase.open(tmp_path / "kb").shard(0)
     path.write_text("{")
     with pytest.raises(KnowledgeBaseError, match=r"kb\.json is no JSON"):

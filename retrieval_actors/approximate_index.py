@@ -1,0 +1,118 @@
+"""Indexes that propose candidates: by FAISS factory string, tuned at build time to the recall that was asked for.
+
+Whatever they propose is scored again from the vectors themselves (`exact_search.rescored`), so scores mean the same everywhere.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import faiss
+import numpy as np
+
+from retrieval_actors.exact_search import exact_top_k, rescored
+
+RECALL = 0.97
+"""Recall@10 against the exact search that an index is tuned to, on queries that are passages with noise."""
+PROBES = 256
+NOISE = 0.5
+"""Norm of the noise on a probe, which is a passage: cosine 0.9 to it."""
+CANDIDATES = (16, 32, 64, 128, 256, 512)
+EFFORT = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+
+
+def check_index_name(index: str, dimension: int) -> None:
+    """Raises ValueError for what is neither `auto`, `exact` nor a FAISS factory string for this dimension."""
+    if index in ("auto", "exact"):
+        return
+    try:
+        faiss.index_factory(dimension, index, faiss.METRIC_INNER_PRODUCT)
+    except RuntimeError as error:
+        raise ValueError(
+            f"index {index!r}: use auto, exact or a FAISS factory string for {dimension} dimensions, such as HNSW32, IVF1024,SQ8 or "
+            "OPQ48_192,IVF4096,PQ48"
+        ) from error
+
+
+def choose_index(passages: int) -> str:
+    """What `auto` means for a shard of so many passages.
+
+    Up to a quarter of a million the exact search answers hundreds of queries a second on one core and needs no tuning. Then inverted lists,
+    about twice as many as the square root of the passages, of 8-bit vectors (a quarter of the memory); beyond ten million product
+    quantisation. Candidates are always scored again from the memory-mapped vectors.
+    """
+    if passages <= 250_000:
+        return "exact"
+    lists = 2 ** round(np.log2(4 * passages**0.5) - 1)
+    return f"IVF{lists},SQ8" if passages <= 10_000_000 else f"OPQ64_256,IVF{lists}_HNSW32,PQ64"
+
+
+def make_index(vectors: np.ndarray, index: str, path: Path) -> dict[str, float]:
+    """Trains and tunes `index` over (n, dimension) float32 unit rows and writes it; returns how it is to be searched.
+
+    One thread builds the same bytes every time (`faiss.omp_set_num_threads`); HNSW on several does not.
+    Raises ValueError when there are too few vectors to train it.
+    """
+    built = faiss.index_factory(vectors.shape[1], index, faiss.METRIC_INNER_PRODUCT)
+    lists = faiss.try_extract_index_ivf(built)
+    if lists is not None:
+        if len(vectors) < lists.nlist:
+            raise ValueError(f"index {index!r} has {lists.nlist} lists for {len(vectors)} passages: use exact, or fewer lists")
+        lists.cp.max_points_per_centroid = 64
+        lists.cp.min_points_per_centroid = 1
+        lists.cp.niter = 10
+    if isinstance(rotated := faiss.downcast_index(built), faiss.IndexPreTransform):
+        rotation = faiss.downcast_VectorTransform(rotated.chain.at(0))
+        if isinstance(rotation, faiss.OPQMatrix):
+            rotation.niter, rotation.niter_pq_0 = 10, 10  # of 50 and 40: what is proposed is scored again anyway
+    rng = np.random.default_rng(0)
+    if not built.is_trained:
+        sample = np.sort(rng.choice(len(vectors), min(len(vectors), 64 * (lists.nlist if lists else 4096)), replace=False))
+        built.train(np.ascontiguousarray(vectors[sample]))
+    for start in range(0, len(vectors), 1 << 16):
+        built.add(np.ascontiguousarray(vectors[start : start + (1 << 16)]))
+    faiss.write_index(built, str(path))
+    return _tuned(built, vectors, rng)
+
+
+def proposed(index: faiss.Index, queries: np.ndarray, candidates: int) -> tuple[np.ndarray, np.ndarray]:
+    """The rows that it proposes, without those it did not find, and (queries + 1,) where those of each query begin."""
+    _, rows = index.search(np.ascontiguousarray(queries, np.float32), min(candidates, index.ntotal))
+    return rows[rows >= 0], np.concatenate([[0], np.cumsum((rows >= 0).sum(1))])
+
+
+def set_effort(index: faiss.Index, settings: dict[str, float]) -> None:
+    """Search as it was tuned; settings that the index does not have are left alone."""
+    lists = faiss.try_extract_index_ivf(index)
+    if lists is not None and "nprobe" in settings:
+        lists.nprobe = int(settings["nprobe"])
+    graph = faiss.downcast_index(index)
+    if hasattr(graph, "hnsw") and "ef_search" in settings:
+        graph.hnsw.efSearch = int(settings["ef_search"])
+
+
+def _tuned(index: faiss.Index, vectors: np.ndarray, rng: np.random.Generator) -> dict[str, float]:
+    """The least effort, then the fewest candidates, that reach RECALL; the most there is where none does."""
+    probes = vectors[np.sort(rng.choice(len(vectors), min(PROBES, len(vectors)), replace=False))]
+    noise = rng.standard_normal(probes.shape).astype(np.float32)
+    probes = probes + NOISE * noise / np.linalg.norm(noise, axis=1, keepdims=True)
+    probes /= np.linalg.norm(probes, axis=1, keepdims=True)
+    _, truth = exact_top_k(vectors, probes, 10)
+    lists = faiss.try_extract_index_ivf(index)
+    effort = "nprobe" if lists is not None else "ef_search"
+    settings: dict[str, float] = {}
+
+    def recall(settings: dict[str, float]) -> float:
+        set_effort(index, settings)
+        _, found = rescored(vectors, probes, *proposed(index, probes, int(settings["candidates"])), truth.shape[1])
+        return float(np.mean([len(np.intersect1d(a, b)) / len(a) for a, b in zip(truth, found, strict=True)]))
+
+    for tried in EFFORT:
+        settings = {effort: min(tried, lists.nlist) if lists is not None else tried, "candidates": CANDIDATES[-1]}
+        if recall(settings) >= RECALL or settings[effort] < tried:
+            break
+    for candidates in CANDIDATES:
+        settings = settings | {"candidates": candidates}
+        if (reached := recall(settings)) >= RECALL:
+            break
+    return settings | {"recall_at_10": round(reached, 4)}
