@@ -62,7 +62,7 @@ def make_index(vectors: np.ndarray, index: str, path: Path) -> dict[str, float]:
         lists.cp.min_points_per_centroid = 1
         lists.cp.niter = 10
     if isinstance(rotated := faiss.downcast_index(built), faiss.IndexPreTransform):
-        rotation = faiss.downcast_VectorTransform(rotated.chain.at(0))
+        rotation = faiss.downcast_VectorTransform(rotated.chain.at(0))  # type: ignore[attr-defined]
         if isinstance(rotation, faiss.OPQMatrix):
             rotation.niter, rotation.niter_pq_0 = 10, 10  # of 50 and 40: what is proposed is scored again anyway
     rng = np.random.default_rng(0)
