@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 import io
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
 
 GRID = 8
 LAYOUT_DIMENSION = GRID * GRID * 3
 MID_GREY = 128
+
+
+def decoded(picture: bytes, whose: str, mode: str = "RGB") -> Picture:
+    """The pixels. Raises ValueError, naming `whose` picture it is, when the bytes are no whole PNG or JPEG."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(io.BytesIO(picture), formats=("PNG", "JPEG")) as opened:
+            return opened.convert(mode)
+    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"picture of {whose} does not decode ({len(picture)} bytes): give PNG or JPEG") from error
 
 
 def colour_layout(picture: bytes, whose: str) -> np.ndarray:
@@ -17,13 +32,9 @@ def colour_layout(picture: bytes, whose: str) -> np.ndarray:
     Means over cells forgive a shift by a few pixels, noise and compression; the norm forgives contrast. Transparent pixels count as
     mid-grey, which is nothing. Raises ValueError, naming `whose` picture it is, when the bytes are no PNG or JPEG.
     """
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
-    try:
-        with Image.open(io.BytesIO(picture), formats=("PNG", "JPEG")) as opened:
-            pixels = opened.convert("RGBA")
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"picture of {whose} does not decode ({len(picture)} bytes): give PNG or JPEG") from error
+    pixels = decoded(picture, whose, "RGBA")
     flat = Image.alpha_composite(Image.new("RGBA", pixels.size, (MID_GREY, MID_GREY, MID_GREY, 255)), pixels).convert("RGB")
     cells = np.asarray(flat.resize((GRID, GRID), Image.Resampling.BOX), np.float32)
     layout = (cells - MID_GREY).reshape(-1)

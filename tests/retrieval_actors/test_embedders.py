@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import io
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny_models
 from PIL import Image
 
 from retrieval_actors.embedder_actor import CachedQueries
-from retrieval_actors.embedders import build_embedder, model_of
+from retrieval_actors.embedders import build_embedder, check_embedder_name, model_of
+from retrieval_actors.embedders.instructions import TASK, prefixes
+from retrieval_actors.embedders.names import SHORT_NAMES, ModelName, default_text_embedder, parse
 from retrieval_actors.records import Passage, Query
 
 COLOURS = [(200, 30, 40), (20, 60, 180), (240, 200, 40), (30, 140, 70), (250, 250, 250), (20, 20, 20), (230, 120, 30), (120, 40, 140)]
@@ -40,7 +48,9 @@ def colour_layout():
     return build_embedder("colour-layout+minilm", threads=1)
 
 
-def test_the_vector_of_a_text_does_not_depend_on_its_neighbours(minilm):
+@pytest.mark.parametrize("name", ["minilm", "minilm@bf16"])
+def test_the_vector_of_a_text_does_not_depend_on_its_neighbours(name):
+    minilm = build_embedder(name, threads=1)
     texts = ["currency", "What is the capital of Meltoria, and who leads it?", "flag", "a b c d e f", "word " * 60, "", "Zürich 東京"]
     texts += [f"leader of country number {number} in the year {1990 + number}" for number in range(50)]
     together = minilm.embed_queries([Query(text) for text in texts])
@@ -86,9 +96,115 @@ def test_a_picture_that_does_not_decode_is_refused_by_name(colour_layout):
         colour_layout.embed_passages([Passage("x8", "Flag", image=flag(0)[:100])])
 
 
+def test_bf16_is_another_name_and_nearly_the_same_vectors(minilm):
+    passages = [Passage(str(number), f"Passage {number} about the leader of country {number % 7}") for number in range(20)]
+    halved = build_embedder("minilm@bf16", threads=1)
+    assert halved.name == "minilm@bf16"
+    cosines = (halved.embed_passages(passages) * minilm.embed_passages(passages)).sum(1)
+    assert cosines.min() > 0.999
+    assert default_text_embedder() in ("minilm", "minilm@bf16")
+    check_embedder_name(default_text_embedder())
+
+
+@pytest.mark.parametrize("text", ["", " ", "word " * 5000, "Zürich 東京 \U0001f3f3 \x00", "[CLS] [PAD] <|im_end|>"])
+def test_any_text_is_legal(minilm, text):
+    asked = minilm.embed_queries([Query(text)])
+    assert asked.shape == (1, 384)
+    np.testing.assert_allclose(np.linalg.norm(asked, axis=1), 1, atol=1e-6)
+    assert minilm.embed_queries([]).shape == minilm.embed_passages([]).shape == (0, 384)
+
+
 def test_an_unknown_embedder_is_refused_with_the_known_names():
-    with pytest.raises(ValueError, match=r"unknown embedder 'bert'.*minilm"):
-        build_embedder("bert")
+    for name in ("bert", "minilm:x", "transformers:", "colour-layout+transformers:x", ""):
+        with pytest.raises(ValueError, match=f"unknown embedder {re.escape(repr(name))}.*minilm, colour-layout.*bge-m3"):
+            build_embedder(name)
+
+
+def test_an_unknown_embedder_of_a_knowledge_base_is_refused_at_the_start(tmp_path):
+    from retrieval_actors.build import write_knowledge_base
+    from retrieval_actors.config import RetrievalConfig
+    from retrieval_actors.retriever import start_retrieval
+
+    said = {"name": "text", "retriever_name": "Text Retriever", "description": "", "modality": "text", "embedder": "bert"}
+    vectors = np.eye(3, dtype=np.float32)
+    write_knowledge_base(tmp_path / "kb", passages=[Passage(str(row), "x") for row in range(3)], vectors=vectors, **said)
+    with pytest.raises(ValueError, match=r"unknown embedder 'bert'.*use minilm"):
+        start_retrieval(RetrievalConfig(folders={"text": str(tmp_path / "kb")}))
+
+
+def test_settings_stand_in_the_name():
+    assert parse("minilm") == ModelName("minilm", "", "fp32", 0.5)
+    assert parse("sentence-transformers:a/b@bf16") == ModelName("sentence-transformers", "a/b", "bf16", 0.5)
+    assert parse("transformers:a/b@bf16,picture=0.75") == ModelName("transformers", "a/b", "bf16", 0.75)
+    assert parse("colour-layout+minilm@bf16") == ModelName("minilm", "", "bf16", 0.5)
+    for name in ("minilm@int8", "minilm@picture=0.5", "transformers:a/b@picture=2", "transformers:a/b@picture=x"):
+        with pytest.raises(ValueError, match="unknown setting"):
+            check_embedder_name(name)
+    for name in SHORT_NAMES:
+        check_embedder_name(name)
+
+
+def test_a_missing_folder_is_refused_before_anything_is_loaded():
+    for path in ("/no/such/folder", "./no-such-folder", "models/no/such"):
+        with pytest.raises(ValueError, match=f"no folder {path}"):
+            check_embedder_name(f"sentence-transformers:{path}")
+
+
+def test_without_a_network_a_cached_model_is_loaded_and_another_says_what_to_do(tmp_path):
+    """In a process of its own, whose hub is a port at which nobody listens."""
+    code = """
+from retrieval_actors.embedders import build_embedder
+print(build_embedder("sentence-transformers:someone/cached").dimension)
+for name in ("sentence-transformers:someone/no-such-model", "transformers:someone/no-such-model"):
+    try:
+        build_embedder(name)
+    except ValueError as error:
+        print(error)
+"""
+    cached = tmp_path / "hub" / "models--someone--cached"
+    tiny_models.sentence_transformer(cached / "snapshots" / "0123456789")
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text("0123456789")
+    environment = {
+        **os.environ,
+        "HF_ENDPOINT": "http://127.0.0.1:9",
+        "HF_HOME": str(tmp_path),
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+    }
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120, check=True)
+    dimension, *refusals = done.stdout.splitlines()
+    assert dimension == "32"
+    assert len(refusals) == 2, done.stdout + done.stderr
+    for line in refusals:
+        assert "someone/no-such-model is not in the local cache and can not be downloaded" in line
+        assert "hf download someone/no-such-model" in line
+
+
+def test_prompts_of_a_model_stand_in_front_of_its_texts(tmp_path):
+    plain = build_embedder(f"sentence-transformers:{tiny_models.sentence_transformer(tmp_path / 'plain')}", threads=1)
+    prompts = {"query": "ask: ", "document": "page: "}
+    prompted = build_embedder(f"sentence-transformers:{tiny_models.sentence_transformer(tmp_path / 'prompted', prompts)}", threads=1)
+    np.testing.assert_array_equal(prompted.embed_queries([Query("Zorn")]), plain.embed_queries([Query("ask: Zorn")]))
+    np.testing.assert_array_equal(prompted.embed_passages([Passage("a", "Zorn")]), plain.embed_passages([Passage("a", "page: Zorn")]))
+    e5 = build_embedder(f"sentence-transformers:{tiny_models.sentence_transformer(tmp_path / 'e5-base-v2')}", threads=1)
+    np.testing.assert_array_equal(e5.embed_queries([Query("Zorn")]), plain.embed_queries([Query("query: Zorn")]))
+    np.testing.assert_array_equal(e5.embed_passages([Passage("a", "Zorn", "T")]), plain.embed_passages([Passage("a", "passage: T. Zorn")]))
+
+
+@pytest.mark.parametrize(
+    ("model", "prompts", "expected"),
+    [
+        ("intfloat/e5-base-v2", {}, ("query: ", "passage: ")),
+        ("intfloat/multilingual-e5-small", {"query": "", "document": ""}, ("query: ", "passage: ")),
+        ("intfloat/e5-base-v2", {"query": "q ", "passage": "p "}, ("q ", "p ")),
+        ("BAAI/bge-m3", {}, ("", "")),
+        ("BAAI/bge-base-en-v1.5", {}, ("Represent this sentence for searching relevant passages: ", "")),
+        ("/models/Qwen3-Embedding-0.6B/", {"query": None}, (f"Instruct: {TASK}\nQuery:", "")),
+        ("someone/my-e5-base-v2-finetuned", {}, ("", "")),
+    ],
+)
+def test_models_that_want_a_prefix_get_it(model, prompts, expected):
+    assert prefixes(model, prompts) == expected
 
 
 def test_the_cache_is_bounded_and_counts_its_hits(minilm):
@@ -108,4 +224,6 @@ def test_the_cache_is_bounded_and_counts_its_hits(minilm):
 
 def test_embedders_that_share_a_model_share_it_in_memory(minilm, colour_layout):
     assert colour_layout._captions is minilm
+    assert build_embedder("minilm") is minilm
     assert model_of("colour-layout+minilm") == model_of("minilm") == "minilm"
+    assert model_of("sentence-transformers:/models/a+b") == "sentence-transformers:/models/a+b"
