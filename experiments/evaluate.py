@@ -26,7 +26,8 @@ from experiments.question_file import DataError
 from experiments.result_tables import methods_table, print_family_table
 from experiments.run_folder import RunFolder
 from retrieval_actors.knowledge_base import KnowledgeBaseError
-from retrieval_actors.retriever import Retriever, start_retrieval
+from retrieval_actors.retriever import Retriever
+from retrieval_actors.start import start_retrieval
 from rewards.actor import RETRIEVERS
 from rollout.config import RolloutConfig
 from rollout.engines.transformers_engine import TransformersEngine

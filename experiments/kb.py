@@ -1,15 +1,24 @@
-"""Shows a knowledge base and, with a query, what it finds.
+"""Shows knowledge bases and what they find.
 
-python -m experiments.kb FOLDER ["query"] [k=5]
+python -m experiments.kb status                              those that run on this cluster: shards, memory, queries/s, latencies, errors
+python -m experiments.kb status FOLDER [FOLDER ...]          folders: their cards, and what loading them will need
+python -m experiments.kb search FOLDER_OR_NAME "query" [k=5] [image=PATH] [hybrid=true] [reranker=NAME]
 """
 
 from __future__ import annotations
 
 import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+import ray
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 from experiments.build_kb import card_table
@@ -19,8 +28,14 @@ from experiments.config import RunConfigError, TrainConfig
 from retrieval_actors.config import RetrievalConfig
 from retrieval_actors.embedders import written
 from retrieval_actors.knowledge_base import KnowledgeBase
+from retrieval_actors.memory_plan import MemoryPlan, plan_memory, readable
 from retrieval_actors.records import Passage, Query
-from retrieval_actors.retriever import start_retrieval
+from retrieval_actors.retriever import RetrievalUnavailableError, Retriever
+from retrieval_actors.start import running_retrievals, start_retrieval
+
+USAGE = 'python -m experiments.kb status [FOLDER ...]  or  python -m experiments.kb search FOLDER_OR_NAME "query" [k=5] [image=PATH]'
+PICTURE_ENDINGS = {b"\x89PNG": ".png", b"\xff\xd8\xff\xe0": ".jpg", b"\xff\xd8\xff\xe1": ".jpg"}
+ANSWER_SECONDS = 30
 
 
 @dataclass
@@ -29,42 +44,177 @@ class SearchSettings:
     """How many passages to show."""
     image: str = ""
     """Path of a PNG or JPEG that the query is asked about."""
+    hybrid: bool = False
+    """By words as well (of a folder; one that runs does as it was started)."""
+    reranker: str = ""
+    """A model that reads the best again, such as cross-encoder:NAME_OR_PATH."""
+
+
+def plan_table(plan: MemoryPlan) -> Table:
+    """What loading will need, shard by shard."""
+    table = Table(title=plan.line(), title_justify="left", caption=plan.refusal() or None, caption_justify="left", caption_style="red")
+    for heading in ("knowledge base", "shard", "index", "passages", "searched in memory", "mapped as needed", "replicas"):
+        table.add_column(heading, justify="left" if heading in ("knowledge base", "index") else "right")
+    for need in plan.needs:
+        sizes = (f"{need.passages:,}", readable(need.searched_bytes), readable(need.mapped_bytes))
+        table.add_row(need.kb, str(need.shard), need.index, *sizes, str(need.replicas))
+    return table
+
+
+def status_tables(name: str, log: Any) -> Iterator[Table]:
+    """Of one retrieval that runs: its knowledge bases as their users see them, and their processes."""
+    health, retriever = ray.get([log.health.remote(), log.retriever.remote()], timeout=ANSWER_SECONDS)
+    used = Table(title=name, title_justify="left")
+    for heading in ("knowledge base", "passages", "searches", "queries", "queries/s", "p50", "p99", "errors"):
+        used.add_column(heading, justify="left" if heading == "knowledge base" else "right")
+    for card in retriever.catalog:
+        seen = health.get(card.name, dict.fromkeys(("searches", "queries", "queries_per_second", "p50_ms", "p99_ms", "errors"), 0))
+        counts = (f"{card.passages:,}", f"{seen['searches']:,}", f"{seen['queries']:,}", f"{seen['queries_per_second']:,.1f}")
+        used.add_row(card.name, *counts, f"{seen['p50_ms']:.1f} ms", f"{seen['p99_ms']:.1f} ms", f"{seen['errors']:,}")
+    used.caption = f"cache hits of query embeddings: {retriever.stats()['cache_hit_rate']:.1%}"
+    yield used
+    yield _process_table(retriever)
+
+
+def _process_table(retriever: Retriever) -> Table:
+    """One row for each shard actor: loaded, loading or dead."""
+    table = Table(caption="pss: memory, with pages that processes share split among them")
+    for heading in ("knowledge base", "shard", "replica", "process", "passages", "pss", "rss"):
+        table.add_column(heading, justify="left" if heading == "knowledge base" else "right")
+    asked = [
+        (kb, number, copy, replica.health.remote())
+        for kb, shards in retriever.shards.items()
+        for number, replicas in enumerate(shards)
+        for copy, replica in enumerate(replicas)
+    ]
+    ready, _ = ray.wait([reference for *_, reference in asked], num_returns=len(asked), timeout=5)
+    for kb, number, copy, reference in asked:
+        try:
+            found = ray.get(reference) if reference in ready else {}
+            state = f"{found['pid']:.0f}" if found else "[yellow]loading or busy"
+        except ray.exceptions.RayActorError:
+            found, state = {}, "[red]dead, being restarted"
+        sizes = [readable(found[key]) if key in found else "" for key in ("pss", "rss")]
+        table.add_row(kb, str(number), str(copy), state, f"{found['passages']:,.0f}" if found else "", *sizes)
+    return table
+
+
+def status(folders: Sequence[str], console: Console) -> int:
+    if folders:
+        bases = [KnowledgeBase.open(folder) for folder in folders]
+        for base in bases:
+            console.print(card_table(base))
+        console.print(plan_table(plan_memory(bases, replicas=1, nodes=[available_memory()])))
+        return 0
+    with _connected():
+        found = running_retrievals()
+        for name, log in found.items():
+            for table in status_tables(name, log):
+                console.print(table)
+    if not found:
+        console.print(
+            "no knowledge base runs here: a training run, an evaluation or a service starts its own (experiments.kb status FOLDER)"
+        )
+    return 0
+
+
+def search(where: str, text: str, settings: SearchSettings, console: Console) -> int:
+    picture = Path(settings.image).read_bytes() if settings.image else None
+    query = Query(text, picture)
+    if Path(where).is_dir() or "/" in where:
+        base = KnowledgeBase.open(where)
+        config = RetrievalConfig(
+            {base.card.name: where}, text_embedder=base.card.embedder, hybrid=settings.hybrid, reranker=settings.reranker
+        )
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+        with start_ray(TrainConfig()), Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+            task = progress.add_task("starting retrieval actors")
+            retriever = start_retrieval(config, lambda _, done, total: progress.update(task, completed=done, total=total))
+            found = retriever.search(base.card.name, [query], settings.k, pictures=True)[0]
+            retriever.close()
+    else:
+        with _connected():
+            retriever = _running(where)
+            found = retriever.search(where, [query], settings.k, pictures=True)[0]
+    console.print(passages_table(found, text))
+    return 1 if found and found[0].error else 0
 
 
 def passages_table(passages: list[Passage], query: str) -> Table:
+    """Best first; pictures are written aside, and their paths shown."""
+    pictured = any(passage.image for passage in passages)
+    folder = Path(tempfile.mkdtemp(prefix="kb-pictures-")) if pictured else None
     table = Table(title=f'"{escape(query)}"', title_justify="left")
     table.add_column("score", justify="right")
     table.add_column("id")
     table.add_column("passage")
+    if folder:
+        table.add_column("picture", overflow="fold")
     for passage in passages:
-        table.add_row(f"{passage.score:.3f}", passage.id, escape(passage.error or written(passage)))
+        cells = [f"{passage.score:.3f}", escape(passage.id), escape(passage.error or written(passage))]
+        if folder:
+            cells.append(str(_write_picture(folder, passage)) if passage.image else "")
+        table.add_row(*cells)
     return table
+
+
+def available_memory() -> int:
+    """Bytes that this machine could give to new processes, where it tells (Linux); else 0."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            return next(1024 * int(line.split()[1]) for line in file if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return 0
+
+
+@contextmanager
+def _connected() -> Iterator[None]:
+    """On the Ray that runs on this machine, or that RAY_ADDRESS names."""
+    if ray.is_initialized():
+        yield
+        return
+    try:
+        ray.init(address="auto", logging_level="error", log_to_driver=False)
+    except ConnectionError as error:
+        raise RunConfigError("no Ray runs here: start a run first, set RAY_ADDRESS, or name a FOLDER") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _running(kb: str) -> Retriever:
+    retrievers = [ray.get(log.retriever.remote(), timeout=ANSWER_SECONDS) for log in running_retrievals().values()]
+    for retriever in retrievers:
+        if any(card.name == kb for card in retriever.catalog):
+            return retriever
+    known = sorted({card.name for retriever in retrievers for card in retriever.catalog})
+    raise RunConfigError(f"{kb!r} is neither a folder nor a knowledge base that runs here ({', '.join(known) or 'none does'})")
+
+
+def _write_picture(folder: Path, passage: Passage) -> Path:
+    image = passage.image or b""
+    name = "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in passage.id)[:80]
+    path = folder / (name + PICTURE_ENDINGS.get(image[:4], ".img"))
+    path.write_bytes(image)
+    return path
 
 
 def main(arguments: list[str]) -> int:
     console = Console()
     try:
-        bare = [argument for argument in arguments if argument.partition("=")[0] not in ("k", "image")]
-        if not 1 <= len(bare) <= 2:
-            raise RunConfigError('which one? python -m experiments.kb FOLDER ["query"] [k=5] [image=PATH]')
+        bare = [argument for argument in arguments if argument.partition("=")[0] not in SearchSettings.__dataclass_fields__]
         settings = read_settings(SearchSettings, [argument for argument in arguments if argument not in bare])
-        base = KnowledgeBase.open(bare[0])
-        console.print(card_table(base))
-        if len(bare) == 1:
-            return 0
-        picture = None
-        if settings.image:
-            with open(settings.image, "rb") as file:
-                picture = file.read()
-        with start_ray(TrainConfig()), console.status("loading the embedder"):
-            retriever = start_retrieval(RetrievalConfig(folders={base.card.name: bare[0]}, text_embedder=base.card.embedder))
-            found = retriever.search(base.card.name, [Query(bare[1], picture)], settings.k)[0]
-            retriever.close()
-    except (ValueError, OSError) as error:
+        match bare:
+            case ["status", *folders]:
+                return status(folders, console)
+            case ["search", where, text]:
+                return search(where, text, settings, console)
+            case _:
+                raise RunConfigError(f"show what? {USAGE}")
+    except (ValueError, OSError, RetrievalUnavailableError) as error:
         console.print(f"[red]{escape(str(error))}", soft_wrap=True, highlight=False)
         return 2
-    console.print(passages_table(found, bare[1]))
-    return 0
 
 
 if __name__ == "__main__":

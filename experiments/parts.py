@@ -17,7 +17,8 @@ from experiments.tracking import Tracker
 from learner.question_source import ShuffledQuestions
 from learner.step_grpo import StepGRPO
 from learner.step_grpo_config import StepGRPOConfig
-from retrieval_actors.retriever import Retriever, start_retrieval
+from retrieval_actors.retriever import Retriever
+from retrieval_actors.start import start_retrieval
 from rewards.actor import start_reward_actor
 
 CPUS_PER_ROLLOUT_WORKER = 0.5

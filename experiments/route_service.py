@@ -13,7 +13,7 @@ from ray import serve
 
 from experiments.route_api import MAX_BODY_BYTES, RouteRequest, RouteRequestError, as_data, read_request
 from retrieval_actors.config import RetrievalConfig
-from retrieval_actors.retriever import start_retrieval
+from retrieval_actors.start import start_retrieval
 from rollout.config import RolloutConfig
 from rollout.engines.transformers_engine import TransformersEngine
 from rollout.episode import roll_out

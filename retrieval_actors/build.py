@@ -31,6 +31,7 @@ def build_knowledge_base(
     embedder_name: str,
     shards: int = 2,
     index: str = "auto",
+    lexical: bool = False,
     progress: Progress | None = None,
 ) -> KnowledgeBase:
     """Embeds the passages and writes the folder. Raises ValueError for an unknown embedder, for equal ids, or for a broken picture."""
@@ -56,6 +57,7 @@ def build_knowledge_base(
         vectors=vectors,
         shards=shards,
         index=index,
+        lexical=lexical,
     )
 
 
@@ -71,11 +73,12 @@ def write_knowledge_base(
     vectors: np.ndarray,
     shards: int = 2,
     index: str = "auto",
+    lexical: bool = False,
 ) -> KnowledgeBase:
     """Writes passages and their (passages, dimension) float32 unit vectors beside `folder` and renames: a kill leaves no half folder.
 
-    `index`: `exact`, a FAISS factory string, or `auto`, which chooses by the size of a shard. An older knowledge base at `folder` is
-    replaced; a folder that is something else is refused (ValueError).
+    `index`: `exact`, a FAISS factory string, or `auto`, which chooses by the size of a shard. `lexical`: searchable by words as well.
+    An older knowledge base at `folder` is replaced; a folder that is something else is refused (ValueError).
     """
     _check(passages, modality, shards)
     if vectors.ndim != 2 or len(vectors) != len(passages):
@@ -100,6 +103,7 @@ def write_knowledge_base(
             dimension=vectors.shape[1],
             index=index,
             entries=entries,
+            lexical=lexical,
         )
     return KnowledgeBase.open(folder, verify=False)
 

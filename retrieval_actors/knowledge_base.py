@@ -4,6 +4,7 @@
     passages-00000.arrow    passages of the first shard (Arrow IPC: memory-mapped, so processes of a machine share the pages)
     vectors-00000.faiss     their vectors, in the same order (FAISS IndexFlatIP, memory-mapped): what every answer is scored by
     index-00000.faiss       only where the search is approximate: an index that proposes candidates
+    lexical/                only where it can be searched by words too: BM25 over all passages
 
 Shards are consecutive slices: the position of a passage in the whole knowledge base is the first position of its shard plus its row.
 """
@@ -13,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -27,6 +28,7 @@ from retrieval_actors.exact_search import exact_top_k, rescored
 from retrieval_actors.records import KnowledgeBaseCard, Passage
 
 MANIFEST = "kb.json"
+LEXICAL = "lexical"
 FORMAT = 2
 SCHEMA = pa.schema([("id", pa.string()), ("title", pa.string()), ("text", pa.large_string()), ("image", pa.large_binary())])
 MANIFEST_KEYS = {
@@ -89,6 +91,11 @@ class KnowledgeBase:
     @cached_property
     def fingerprint(self) -> str:
         return hashlib.sha256(json.dumps(self.manifest, sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def lexical_folder(self) -> Path | None:
+        """Where its words are; None: it was built without."""
+        return self.folder / LEXICAL if self.manifest.get("lexical") else None
 
     def shard(self, number: int) -> Shard:
         """Memory-maps one shard. Raises KnowledgeBaseError when its files disagree with each other or with the manifest."""
@@ -153,6 +160,21 @@ class Shard:
         if self.proposing is None:
             return exact_top_k(self.stored, queries, k)
         return rescored(self.stored, queries, *proposed(self.proposing, queries, max(k, int(self.settings.get("candidates", 4 * k)))), k)
+
+    def on_gpu(self, float16: bool) -> Shard:
+        """The same shard with candidates from the GPU of this process: of the approximate index, or of all vectors where there is none.
+
+        They are scored again here, from the memory-mapped vectors. Raises KnowledgeBaseError where FAISS was built without GPUs.
+        """
+        if not hasattr(faiss, "StandardGpuResources"):
+            raise KnowledgeBaseError(
+                "retrieval.gpus_per_shard > 0, and this faiss has no GPU support: install the extra gpu, or set it to 0"
+            )
+        options = faiss.GpuClonerOptions()
+        options.useFloat16 = float16
+        source = self.proposing or faiss.clone_index(self.vectors)
+        moved = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, source, options)
+        return replace(self, proposing=moved)
 
     def passage(self, row: int, with_image: bool = False) -> Passage:
         columns = ("id", "title", "text", "image") if with_image else ("id", "title", "text")

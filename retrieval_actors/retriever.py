@@ -3,28 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import ray
-from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError
 
-from retrieval_actors.build import Progress
-from retrieval_actors.config import RetrievalConfig
-from retrieval_actors.embedder_actor import EmbedderActor
-from retrieval_actors.embedders import check_embedder_name, model_of
-from retrieval_actors.exact_search import merge_top_k
-from retrieval_actors.knowledge_base import KnowledgeBase, KnowledgeBaseError
+from retrieval_actors.circuit_breaker import CircuitBreaker
+from retrieval_actors.fan_out import Call, Unanswered, fan_out
+from retrieval_actors.merged_hits import by_vectors, fused, with_passages
 from retrieval_actors.records import KnowledgeBaseCard, Passage, Query
-from retrieval_actors.search_log import SearchLog
-from retrieval_actors.shard_actor import ShardActor
+from retrieval_actors.shard_actor import ShardHits
 
-OUT_OF_REACH = (RayActorError, GetTimeoutError, ObjectLostError)
-"""How Ray says that an actor, or its answer, is gone or late. Anything else is a fault of the query or of the program, and is raised."""
-START_SECONDS = 300
-"""Bound on starting the actors: loading an embedder on a busy laptop takes half a minute."""
+FUSION_DEPTH = 100
+"""Ranks of the vectors and of the words that are fused."""
 
 
 class RetrievalUnavailableError(RuntimeError):
@@ -37,14 +31,21 @@ class Retriever:
 
     catalog: tuple[KnowledgeBaseCard, ...]
     """The knowledge bases that can be searched, in the order of the configuration."""
-    shards: dict[str, tuple[Any, ...]]
-    """Knowledge base name -> handles of its shard actors, in order of position."""
+    shards: dict[str, tuple[tuple[Any, ...], ...]]
+    """Knowledge base name -> for each shard, in order of position, the handles of its replicas."""
     embedders: dict[str, Any]
     """Embedder name -> handle of its actor; embedders that share a model share the actor."""
     text_embedder: str
     deadline_s: float
     log: Any
     """Handle of the actor that counts."""
+    words: dict[str, Any] = field(default_factory=dict)
+    """Knowledge base name -> handle of the actor that searches it by words; empty: searches go by vectors alone."""
+    reranker: Any = None
+    """Handle of its actor; None: there is none."""
+    rerank_candidates: int = 0
+    breakers: dict[str, CircuitBreaker] = field(default_factory=dict, compare=False, repr=False)
+    """Knowledge base name -> its breaker: every process that searches counts the failures that it sees."""
 
     def card(self, kb: str) -> KnowledgeBaseCard:
         for card in self.catalog:
@@ -52,42 +53,120 @@ class Retriever:
                 return card
         raise ValueError(f"unknown knowledge base {kb!r}: known are {', '.join(card.name for card in self.catalog)}")
 
-    def search(self, kb: str, queries: list[Query], k: int) -> list[list[Passage]]:
-        """The k best passages for each query, scores descending, ties in the order of the knowledge base; fewer where it is smaller.
+    def search(self, kb: str, queries: Sequence[Query], k: int, pictures: bool = False) -> list[list[Passage]]:
+        """`search_routed` for queries that all go to one knowledge base."""
+        self.card(kb)
+        return self.search_routed([(kb, query) for query in queries], k, pictures)
 
-        Exactly what one index over all passages would answer. A dead shard is restarted by Ray while the call waits; when there is no
-        answer within the deadline every query gets one error passage, which is counted. Pictures of passages are left out.
+    def search_routed(self, asked: Sequence[tuple[str, Query]], k: int, pictures: bool = False) -> list[list[Passage]]:
+        """For each (knowledge base, query) the k best passages, scores descending, ties in the order of the knowledge base; fewer where it
+        is smaller. Knowledge bases are searched side by side.
+
+        By vectors, over exact indexes, this is what one index over all passages would answer. With words, scores are those of the fusion;
+        with a reranker, its own. A dead shard is restarted by Ray, or answered for by a replica, while the call waits. Queries without an
+        answer by the deadline, and those to a knowledge base whose breaker is open, get one error passage each, which is counted. Passages
+        carry their pictures only if `pictures` says so. Raises ValueError for an unknown knowledge base and for k < 1.
         """
-        card = self.card(kb)
         if k < 1:
             raise ValueError(f"k = {k}: at least 1")
-        if not queries:
-            return []
         started = time.perf_counter()
-        try:
-            # The vectors go from the embedder straight to the shards, not through this process.
-            vectors = self.embedders[card.embedder].embed_queries.remote(card.embedder, list(queries))
-            hits = ray.get([shard.search.remote(vectors, k) for shard in self.shards[kb]], timeout=self.deadline_s)
-        except OUT_OF_REACH as error:
-            self.log.record.remote(len(queries), time.perf_counter() - started, len(queries))
-            said = f"{kb} did not answer within {self.deadline_s:g} s ({type(error).__name__})"
-            return [[Passage(id="error", text="", kb=kb, error=said)] for _ in queries]
-        scores, positions = merge_top_k([(found.scores, found.positions) for found in hits], k)
-        passages = {position: passage for found in hits for position, passage in found.passages.items()}
-        self.log.record.remote(len(queries), time.perf_counter() - started, 0)
+        rows: defaultdict[str, list[int]] = defaultdict(list)
+        for row, (kb, _) in enumerate(asked):
+            rows[self.card(kb).name].append(row)
+        refused = {kb: self._refusal(kb) for kb in rows}
+        answers = self._answers({kb: [asked[row][1] for row in rows[kb]] for kb in rows if not refused[kb]}, k, pictures)
+        found: list[list[Passage]] = [[] for _ in asked]
+        for kb, its in rows.items():
+            answer = answers.get(kb, Unanswered(refused[kb]))
+            failed = isinstance(answer, Unanswered)
+            if not refused[kb] and kb in self.breakers:
+                self.breakers[kb].record(answered=not failed)
+            self.log.record.remote(kb, len(its), time.perf_counter() - started, len(its) if failed else 0)
+            for number, row in enumerate(its):
+                found[row] = (
+                    [Passage(id="error", text="", kb=kb, error=answer.reason)] if isinstance(answer, Unanswered) else answer[number]
+                )
+        return found
+
+    def _refusal(self, kb: str) -> str:
+        """Why the knowledge base is not even asked; empty where it is."""
+        breaker = self.breakers.get(kb)
+        if breaker is None or breaker.allows():
+            return ""
+        return f"{kb} failed {breaker.failures} times in a row and is not asked for {breaker.seconds_left():.0f} s more"
+
+    def _answers(self, groups: dict[str, list[Query]], k: int, pictures: bool) -> dict[str, list[list[Passage]] | Unanswered]:
+        """The passages of each group of queries, or why there are none."""
+        end = time.monotonic() + self.deadline_s
+        candidates = max(k, self.rerank_candidates) if self.reranker else k
+        depth = max(candidates, FUSION_DEPTH) if self.words else candidates
+        vectors = self._vectors(groups, end)
+        # One put for all shards of a knowledge base, which read it where it lies.
+        given = {
+            kb: ray.put(rows) if len(self.shards[kb]) > 1 else rows for kb, rows in vectors.items() if not isinstance(rows, Unanswered)
+        }
+        calls = [(kb, Call(replicas, "search", (given[kb], depth, pictures))) for kb in given for replicas in self.shards[kb]]
+        by_words = {kb: [query.text for query in groups[kb]] for kb in given if kb in self.words}
+        calls += [(kb, Call((self.words[kb],), "search", (texts, depth, pictures))) for kb, texts in by_words.items()]
+        hits: defaultdict[str, list[Any]] = defaultdict(list)
+        for (kb, _), hit in zip(calls, fan_out([call for _, call in calls], end - time.monotonic()), strict=True):
+            hits[kb].append(hit)
+        answers: dict[str, list[list[Passage]] | Unanswered] = {}
+        for kb, queries in groups.items():
+            heard = hits[kb] or [vectors[kb]]
+            silent = next((hit for hit in heard if isinstance(hit, Unanswered)), None)
+            if silent:
+                answers[kb] = Unanswered(f"{kb} did not answer within {self.deadline_s:g} s ({silent.reason})")
+            else:
+                answers[kb] = self._best(kb, queries, heard, candidates, k, end)
+        return answers
+
+    def _vectors(self, groups: dict[str, list[Query]], end: float) -> dict[str, np.ndarray | Unanswered]:
+        """(queries, dimension) of each group: one call for all groups of an embedder."""
+        users: defaultdict[str, list[str]] = defaultdict(list)
+        for kb in groups:
+            users[self.card(kb).embedder].append(kb)
+        calls = [
+            Call((self.embedders[name],), "embed_queries", (name, [query for kb in kbs for query in groups[kb]]))
+            for name, kbs in users.items()
+        ]
+        vectors: dict[str, np.ndarray | Unanswered] = {}
+        for kbs, embedded in zip(users.values(), fan_out(calls, end - time.monotonic()), strict=True):
+            if isinstance(embedded, Unanswered):
+                vectors |= dict.fromkeys(kbs, Unanswered(f"embedder: {embedded.reason}"))
+            else:
+                vectors |= zip(kbs, np.split(embedded, np.cumsum([len(groups[kb]) for kb in kbs])[:-1]), strict=True)
+        return vectors
+
+    def _best(
+        self, kb: str, queries: list[Query], heard: list[ShardHits], candidates: int, k: int, end: float
+    ) -> list[list[Passage]] | Unanswered:
+        """What the shards, the words and the reranker say together."""
+        if kb in self.words:
+            *shards, words = heard
+            rankings = fused(by_vectors(shards, FUSION_DEPTH), words, candidates)
+        else:
+            rankings = by_vectors(heard, candidates)
+        passages = with_passages(rankings, heard, kb)
+        if not self.reranker:
+            return passages
+        asked = [(query.text, its) for query, its in zip(queries, passages, strict=True)]
+        (scores,) = fan_out([Call((self.reranker,), "scores", (asked,))], end - time.monotonic())
+        if isinstance(scores, Unanswered):
+            return Unanswered(f"the reranker did not answer within {self.deadline_s:g} s ({scores.reason})")
         return [
-            [replace(passages[int(position)], kb=kb, score=float(score)) for position, score in zip(*row, strict=True)]
-            for row in zip(positions, scores, strict=True)
+            [replace(its[row], score=float(score[row])) for row in np.argsort(-score, kind="stable")[:k]]
+            for its, score in zip(passages, scores, strict=True)
         ]
 
     def embed(self, texts: list[str]) -> np.ndarray:
         """(texts, dimension) float32 unit rows by the text embedder. Raises RetrievalUnavailableError past the deadline."""
-        try:
-            embedded = self.embedders[self.text_embedder].embed_queries.remote(self.text_embedder, [Query(text) for text in texts])
-            return ray.get(embedded, timeout=self.deadline_s)
-        except OUT_OF_REACH as error:
-            said = f"embedder {self.text_embedder!r} did not answer within {self.deadline_s:g} s ({type(error).__name__})"
-            raise RetrievalUnavailableError(said) from error
+        asked = (self.text_embedder, [Query(text) for text in texts])
+        (vectors,) = fan_out([Call((self.embedders[self.text_embedder],), "embed_queries", asked)], self.deadline_s)
+        if isinstance(vectors, Unanswered):
+            said = f"embedder {self.text_embedder!r} did not answer within {self.deadline_s:g} s ({vectors.reason})"
+            raise RetrievalUnavailableError(said)
+        return vectors
 
     def stats(self) -> dict[str, float]:
         """Since the start, over all processes: searches, queries, seconds (summed over callers), errors (queries), cache_hit_rate."""
@@ -98,82 +177,14 @@ class Retriever:
 
     def close(self) -> None:
         """Ends the actors. Copies of this handle elsewhere then get error passages."""
-        for actor in self._actors():
+        for actor in self.actors():
             ray.kill(actor)
 
-    def _actors(self) -> Iterator[Any]:
+    def actors(self) -> Iterator[Any]:
         for shards in self.shards.values():
-            yield from shards
+            for replicas in shards:
+                yield from replicas
+        yield from self.words.values()
         yield from set(self.embedders.values())
+        yield from [self.reranker] if self.reranker else []
         yield self.log
-
-
-def start_retrieval(config: RetrievalConfig, progress: Progress | None = None) -> Retriever:
-    """Verifies every folder, starts an actor per shard and per embedding model, and returns when all of them have loaded.
-
-    Raises KnowledgeBaseError for a folder that is not whole, has another name than the configuration says, or was built by an embedder
-    of another dimension; ValueError for an unknown embedder. `progress` is told how many actors are ready.
-    """
-    opened = [_open_as(name, folder) for name, folder in config.folders.items()]
-    names = dict.fromkeys([config.text_embedder, *(base.card.embedder for base in opened)])
-    for name in names:
-        check_embedder_name(name)
-    placement: dict[str, Any] = {"max_restarts": -1, "max_task_retries": -1}
-    if config.resource:
-        placement["resources"] = {config.resource: 0.001}
-    start_embedder = ray.remote(EmbedderActor).options(num_cpus=config.cpus_per_embedder, **placement).remote
-    start_shard = ray.remote(ShardActor).options(num_cpus=config.cpus_per_shard, **placement).remote
-    processes = {
-        model: start_embedder([name for name in names if model_of(name) == model], config.cache_size, config.embed_threads)
-        for model in {model_of(name): None for name in names}
-    }
-    retriever = Retriever(
-        catalog=tuple(base.card for base in opened),
-        embedders={name: processes[model_of(name)] for name in names},
-        shards={
-            base.card.name: tuple(
-                start_shard(str(base.folder.resolve()), number, config.search_threads) for number in range(base.card.shards)
-            )
-            for base in opened
-        },
-        text_embedder=config.text_embedder,
-        deadline_s=config.deadline_s,
-        log=ray.remote(SearchLog).options(num_cpus=0, max_restarts=-1).remote(),
-    )
-    try:
-        _wait_until_ready(retriever, progress)
-        for base in opened:
-            dimension = ray.get(retriever.embedders[base.card.embedder].dimension.remote(base.card.embedder), timeout=config.deadline_s)
-            if dimension != base.card.dimension:
-                found = f"has dimension {base.card.dimension}, embedder {base.card.embedder!r} makes {dimension}"
-                raise KnowledgeBaseError(f"{base.folder / 'kb.json'} {found}: build it again with this embedder")
-    except BaseException:
-        retriever.close()
-        raise
-    return retriever
-
-
-def _open_as(name: str, folder: str) -> KnowledgeBase:
-    base = KnowledgeBase.open(folder)
-    if base.card.name != name:
-        raise KnowledgeBaseError(f"{base.folder / 'kb.json'} names {base.card.name!r}, the key retrieval.folders.{name} says {name!r}")
-    return base
-
-
-def _wait_until_ready(retriever: Retriever, progress: Progress | None) -> None:
-    waiting = [shard.ready.remote() for shards in retriever.shards.values() for shard in shards]
-    waiting += [embedder.ready.remote() for embedder in set(retriever.embedders.values())]
-    total, end = len(waiting), time.monotonic() + START_SECONDS
-    while waiting:
-        ready, waiting = ray.wait(waiting, num_returns=1, timeout=max(0.0, end - time.monotonic()))
-        if not ready:
-            raise RetrievalUnavailableError(
-                f"{len(waiting)} of {total} retrieval actors did not start in {START_SECONDS} s: are there free CPUs?"
-            )
-        try:
-            ray.get(ready)
-        except RayActorError as error:
-            said = str(error).strip().splitlines()[-1]
-            raise RetrievalUnavailableError(f"a retrieval actor did not start: {said}") from error
-        if progress:
-            progress("starting retrieval actors", total - len(waiting), total)

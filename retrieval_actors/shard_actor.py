@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import faiss
 import numpy as np
+import pyarrow as pa
 
 from retrieval_actors.knowledge_base import KnowledgeBase
-from retrieval_actors.records import Passage
 
 
 @dataclass(frozen=True)
@@ -17,24 +17,51 @@ class ShardHits:
     """What one shard found for a batch of queries."""
 
     scores: np.ndarray
-    """(queries, k) float32, descending."""
+    """(queries, k) float32, descending; -inf where there is no more."""
     positions: np.ndarray
-    """(queries, k) int64, in the whole knowledge base."""
-    passages: dict[int, Passage]
-    """Every passage in `positions` once, without its picture: many queries of a batch find the same."""
+    """(queries, k) int64, in the whole knowledge base; -1 where there is no more."""
+    found: np.ndarray
+    """(rows,) int64, ascending: every position of the answer once, as many queries of a batch find the same passages."""
+    passages: pa.Table
+    """(rows) id, title, text, and the picture if it was asked for."""
 
 
 class ShardActor:
-    def __init__(self, folder: str, number: int, threads: int):
+    def __init__(self, folder: str, number: int, threads: int, gpu: bool = False, float16: bool = False):
+        """`gpu`: hold what proposes candidates on the GPU that Ray gave this actor, as 16-bit numbers with `float16`."""
+        from threadpoolctl import threadpool_limits
+
         faiss.omp_set_num_threads(threads)
+        self._limits = threadpool_limits(threads)
         # Checksums were verified where the retrieval was started: a restart is not slowed down by hashing.
-        self._shard = KnowledgeBase.open(folder, verify=False).shard(number)
+        shard = KnowledgeBase.open(folder, verify=False).shard(number)
+        self._shard = shard.on_gpu(float16) if gpu else shard
 
     def ready(self) -> int:
         """Its process id, once it is loaded."""
         return os.getpid()
 
-    def search(self, vectors: np.ndarray, k: int) -> ShardHits:
+    def search(self, vectors: np.ndarray, k: int, pictures: bool = False) -> ShardHits:
         scores, rows = self._shard.search(vectors, k)
-        first = self._shard.first
-        return ShardHits(scores, rows + first, {int(row) + first: self._shard.passage(int(row)) for row in np.unique(rows)})
+        return hits(self._shard.table, self._shard.first, scores, rows, pictures)
+
+    def health(self) -> dict[str, float]:
+        """Process id, passages, and bytes of memory: `rss`, and `pss`, in which pages shared with other processes are split among them."""
+        return {"pid": os.getpid(), "passages": self._shard.table.num_rows} | process_memory()
+
+
+def hits(table: pa.Table, first: int, scores: np.ndarray, rows: np.ndarray, pictures: bool) -> ShardHits:
+    """The answer with its passages, `rows` being those of the table and `first` the position of its first in the knowledge base."""
+    wanted = np.unique(rows[rows >= 0])
+    columns = ["id", "title", "text", "image"] if pictures else ["id", "title", "text"]
+    return ShardHits(scores, np.where(rows >= 0, rows + first, -1), wanted + first, table.select(columns).take(pa.array(wanted)))
+
+
+def process_memory() -> dict[str, float]:
+    """`rss` and `pss` of this process in bytes, where the system tells (Linux)."""
+    try:
+        with open("/proc/self/smaps_rollup", encoding="ascii") as file:
+            lines = dict(line.split(":", 1) for line in file if ":" in line)
+        return {key: float(lines[name].split()[0]) * 1024 for key, name in (("rss", "Rss"), ("pss", "Pss"))}
+    except (OSError, KeyError):
+        return {}

@@ -15,7 +15,9 @@ import numpy as np
 import pyarrow as pa
 
 from retrieval_actors.approximate_index import choose_index, make_index
-from retrieval_actors.knowledge_base import FORMAT, MANIFEST, SCHEMA, sha256_of
+from retrieval_actors.embedders import written
+from retrieval_actors.knowledge_base import FORMAT, LEXICAL, MANIFEST, SCHEMA, sha256_of
+from retrieval_actors.lexical import BM25Index
 from retrieval_actors.records import Passage
 
 
@@ -82,8 +84,13 @@ def write_manifest(
     dimension: int,
     index: str,
     entries: Sequence[dict[str, Any]],
+    lexical: bool = False,
 ) -> None:
-    """kb.json over what is in the folder: the same files give the same bytes."""
+    """kb.json over what is in the folder: the same files give the same bytes. With `lexical`, the passages are indexed by words before."""
+    if lexical:
+        tables = (pa.ipc.open_file(pa.memory_map(str(folder / entry["passages_file"]))).read_all() for entry in entries)
+        texts = [written(Passage(**row)) for table in tables for row in table.select(["id", "title", "text"]).to_pylist()]
+        BM25Index.build(texts, folder / LEXICAL)
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     manifest = {
         "format": FORMAT,
@@ -95,6 +102,7 @@ def write_manifest(
         "dimension": int(dimension),
         "metric": "inner_product",
         "index": index,
+        "lexical": lexical,
         "passages": sum(entry["passages"] for entry in entries),
         "shards": list(entries),
         "files": {path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256_of(path)} for path in files},

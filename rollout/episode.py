@@ -41,7 +41,7 @@ class Searcher(Protocol):
         """A `Card` of every knowledge base."""
         ...
 
-    def search(self, kb: str, queries: list[Query], k: int) -> list[list[Passage]]: ...
+    def search_routed(self, asked: Sequence[tuple[str, Query]], k: int) -> list[list[Passage]]: ...
 
 
 @dataclass(frozen=True)
@@ -235,7 +235,8 @@ def roll_out(
     while live:
         looks = {i: request for i, request in asked.items() if isinstance(request, Look)}
         if looks:  # first, so that all episodes meet at the next turn
-            for i, passages in _search(looks, retriever, config.passages).items():
+            found = retriever.search_routed([(look.kb, look.query) for look in looks.values()], config.passages)
+            for i, passages in zip(looks, found, strict=True):
                 del asked[i]
                 advance(i, passages)
             continue
@@ -273,15 +274,6 @@ def sample_turns(
 
     responses = engine.generate(requests, sampling)
     return [TurnGroup(state, tuple(turn(state, r) for r in group)) for state, group in zip(states, responses, strict=True)]
-
-
-def _search(looks: Mapping[int, Look], retriever: Searcher, k: int) -> dict[int, list[Passage]]:
-    """Searches of all episodes, one call for each knowledge base."""
-    found: dict[int, list[Passage]] = {}
-    for kb in sorted({look.kb for look in looks.values()}):
-        here = [i for i, look in looks.items() if look.kb == kb]
-        found |= zip(here, retriever.search(kb, [looks[i].query for i in here], k), strict=True)
-    return found
 
 
 def stream(*parts: int | str) -> int:

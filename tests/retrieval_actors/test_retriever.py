@@ -20,7 +20,7 @@ from retrieval_actors.knowledge_base import KnowledgeBaseError
 from retrieval_actors.passage_lines import read_passages
 from retrieval_actors.recall import recall_at
 from retrieval_actors.records import Passage, Query
-from retrieval_actors.retriever import start_retrieval
+from retrieval_actors.start import start_retrieval
 
 DATA = Path(__file__).parents[2] / "../shared/data/2wiki_hipporag1000"
 TOPICS = ["capital", "currency", "leader", "language", "river", "festival"]
@@ -102,7 +102,7 @@ def test_a_query_is_embedded_once_and_everything_is_counted_in_one_place(retriev
 def test_a_shard_whose_process_is_killed_is_restarted_and_the_answer_is_complete(retriever):
     expected = answers(retriever.search("three", QUERIES, 5))
     errors = retriever.stats()["errors"]
-    victim = retriever.shards["three"][1]
+    victim = retriever.shards["three"][1][0]
     process = ray.get(victim.ready.remote(), timeout=60)
     os.kill(process, signal.SIGKILL)
     assert answers(retriever.search("three", QUERIES, 5)) == expected
@@ -121,15 +121,15 @@ def test_a_killed_embedder_is_restarted_and_gives_the_same_bits(retriever):
 def test_a_shard_that_hangs_or_is_gone_gives_counted_error_passages_within_the_deadline(retriever):
     hasty = replace(retriever, deadline_s=2)
     errors = hasty.stats()["errors"]
-    hanging = ray.get(hasty.shards["broken"][0].ready.remote(), timeout=60)
+    hanging = ray.get(hasty.shards["broken"][0][0].ready.remote(), timeout=60)
     os.kill(hanging, signal.SIGSTOP)
     started = time.monotonic()
     found = hasty.search("broken", QUERIES[:2], 2)
     os.kill(hanging, signal.SIGCONT)
     assert time.monotonic() - started < 10
     assert [(passages[0].id, passages[0].kb, passages[0].text, len(passages)) for passages in found] == [("error", "broken", "", 1)] * 2
-    assert found[0][0].error == "broken did not answer within 2 s (GetTimeoutError)"
-    ray.kill(hasty.shards["broken"][0])
+    assert found[0][0].error == "broken did not answer within 2 s (silent)"
+    ray.kill(hasty.shards["broken"][0][0])
     assert "ActorDiedError" in hasty.search("broken", QUERIES[:3], 2)[2][0].error
     assert hasty.stats()["errors"] == errors + 5
     with pytest.raises(ValueError, match="3 of 3 searches failed"):
@@ -160,6 +160,6 @@ def test_what_does_not_fit_the_configuration_is_refused_before_any_search(ray_cl
         start_retrieval(write(embedder="word2vec"))
     with pytest.raises(KnowledgeBaseError, match=r"kb\.json has dimension 1, embedder 'minilm' makes 384"):
         start_retrieval(write())
-    (tmp_path / "kb" / "index-00000.faiss").unlink()
-    with pytest.raises(KnowledgeBaseError, match=r"index-00000\.faiss is missing"):
+    (tmp_path / "kb" / "vectors-00000.faiss").unlink()
+    with pytest.raises(KnowledgeBaseError, match=r"vectors-00000\.faiss is missing"):
         start_retrieval(RetrievalConfig(folders={"text": str(tmp_path / "kb")}))

@@ -10,7 +10,7 @@ import pytest
 import ray
 
 from retrieval_actors.config import RetrievalConfig
-from retrieval_actors.retriever import start_retrieval
+from retrieval_actors.start import start_retrieval
 from rewards.actor import start_reward_actor
 from rewards.config import RewardConfig
 from rollout.records import GoldStep, Question, State, Trajectory, Turn, TurnGroup

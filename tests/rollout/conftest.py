@@ -12,7 +12,7 @@ from experiments.teacher import demonstrations
 from experiments.tiny_policy import tiny_policy, train_tokenizer
 from retrieval_actors.build import build_knowledge_base
 from retrieval_actors.config import RetrievalConfig
-from retrieval_actors.retriever import start_retrieval
+from retrieval_actors.start import start_retrieval
 from rollout.engines.transformers_engine import TransformersEngine
 from rollout.policy import Policy
 

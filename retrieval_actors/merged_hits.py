@@ -1,0 +1,38 @@
+"""From what the shards of a knowledge base found to the passages of each query."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from retrieval_actors.exact_search import merge_top_k
+from retrieval_actors.fusion import reciprocal_rank_fusion
+from retrieval_actors.records import Passage
+from retrieval_actors.shard_actor import ShardHits
+
+Ranking = list[tuple[int, float]]
+"""(position in the knowledge base, score), best first."""
+
+
+def by_vectors(shards: Sequence[ShardHits], k: int) -> list[Ranking]:
+    """The k best of all shards for each query."""
+    scores, positions = merge_top_k([(found.scores, found.positions) for found in shards], k)
+    rows = zip(positions.tolist(), scores.tolist(), strict=True)
+    return [[(position, score) for position, score in zip(*row, strict=True) if position >= 0] for row in rows]
+
+
+def fused(rankings: Sequence[Ranking], words: ShardHits, k: int) -> list[Ranking]:
+    """The k best of each query's ranking and its ranking by words, by reciprocal rank."""
+    pairs = zip(rankings, words.positions.tolist(), strict=True)
+    return [reciprocal_rank_fusion([[position for position, _ in ranking], by_words], k) for ranking, by_words in pairs]
+
+
+def with_passages(rankings: Sequence[Ranking], sources: Iterable[ShardHits], kb: str) -> list[list[Passage]]:
+    """The rankings with what stands there; `sources` bring the passages of all positions."""
+    wanted = np.unique([position for ranking in rankings for position, _ in ranking]).astype(np.int64)
+    columns: dict[int, dict] = {}
+    for found in sources:
+        here = np.flatnonzero(np.isin(found.found, wanted, assume_unique=True))
+        columns |= zip(found.found[here].tolist(), found.passages.take(here).to_pylist(), strict=True)
+    return [[Passage(**columns[position], kb=kb, score=score) for position, score in ranking] for ranking in rankings]

@@ -1,0 +1,147 @@
+"""Starts the actors of the knowledge bases, and finds those that run."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError
+
+from retrieval_actors.build import Progress
+from retrieval_actors.circuit_breaker import CircuitBreaker
+from retrieval_actors.config import RetrievalConfig
+from retrieval_actors.embedder_actor import EmbedderActor
+from retrieval_actors.embedders import check_embedder_name, model_of
+from retrieval_actors.knowledge_base import KnowledgeBase, KnowledgeBaseError
+from retrieval_actors.lexical_actor import LexicalActor
+from retrieval_actors.memory_plan import MemoryPlan, plan_memory
+from retrieval_actors.reranker import check_reranker_name
+from retrieval_actors.reranker_actor import RerankerActor
+from retrieval_actors.retriever import RetrievalUnavailableError, Retriever
+from retrieval_actors.search_log import SearchLog
+from retrieval_actors.shard_actor import ShardActor
+
+START_SECONDS = 300
+"""Bound on starting the actors: loading an embedder on a busy laptop takes half a minute."""
+NAMESPACE = "retrieval"
+
+
+def start_retrieval(
+    config: RetrievalConfig, progress: Progress | None = None, announce: Callable[[MemoryPlan], None] | None = None
+) -> Retriever:
+    """Verifies every folder, starts an actor per shard and replica and per embedding model, and returns when all of them have loaded.
+
+    `announce` is given the memory plan before anything is loaded, `progress` how many actors are ready. Raises KnowledgeBaseError for a folder
+    that is not whole, has another name than the configuration says, was built by an embedder of another dimension, has no words where
+    `hybrid` needs them, or needs more memory than there is; ValueError for an unknown embedder or reranker.
+    """
+    opened = [_open_as(name, folder, config.hybrid) for name, folder in config.folders.items()]
+    names = dict.fromkeys([config.text_embedder, *(base.card.embedder for base in opened)])
+    for name in names:
+        check_embedder_name(name)
+    if config.reranker:
+        check_reranker_name(config.reranker)
+    _check_gpus(config, sum(base.card.shards for base in opened))
+    plan = plan_memory(opened, config.replicas, [int(node["Resources"].get("memory", 0)) for node in ray.nodes() if node["Alive"]])
+    if announce:
+        announce(plan)
+    if plan.refusal():
+        raise KnowledgeBaseError(plan.refusal())
+    retriever = _started(config, opened, list(names), plan)
+    try:
+        ray.get(retriever.log.adopt.remote(retriever), timeout=config.deadline_s)
+        _wait_until_ready(retriever, progress)
+        for base in opened:
+            dimension = ray.get(retriever.embedders[base.card.embedder].dimension.remote(base.card.embedder), timeout=config.deadline_s)
+            if dimension != base.card.dimension:
+                found = f"has dimension {base.card.dimension}, embedder {base.card.embedder!r} makes {dimension}"
+                raise KnowledgeBaseError(f"{base.folder / 'kb.json'} {found}: build it again with this embedder")
+    except BaseException:
+        retriever.close()
+        raise
+    return retriever
+
+
+def running_retrievals() -> dict[str, Any]:
+    """Name -> handle of the log of every retrieval on the cluster that this process is connected to."""
+    named = ray.util.list_named_actors(all_namespaces=True)
+    return {found["name"]: ray.get_actor(found["name"], NAMESPACE) for found in named if found["namespace"] == NAMESPACE}
+
+
+def _started(config: RetrievalConfig, opened: Sequence[KnowledgeBase], names: list[str], plan: MemoryPlan) -> Retriever:
+    # A call to a dead actor fails at once, so that a replica can be asked: `fan_out` tries again.
+    placement: dict[str, Any] = {"max_restarts": -1, "max_task_retries": 0, "scheduling_strategy": "SPREAD"}
+    if config.resource:
+        placement["resources"] = {config.resource: 0.001}
+    models = {"num_cpus": config.cpus_per_embedder, "num_gpus": config.gpus_per_embedder, **placement}
+    start_embedder = ray.remote(EmbedderActor).options(**models).remote
+    processes = {
+        model: start_embedder([name for name in names if model_of(name) == model], config.cache_size, config.embed_threads)
+        for model in {model_of(name): None for name in names}
+    }
+    memory = {(need.kb, need.shard): need.resident_bytes for need in plan.needs}
+
+    def replicas(base: KnowledgeBase, number: int) -> tuple[Any, ...]:
+        arguments = (str(base.folder.resolve()), number, config.search_threads, config.gpus_per_shard > 0, config.gpu_float16)
+        needs = {"num_cpus": config.cpus_per_shard, "num_gpus": config.gpus_per_shard, "memory": memory[base.card.name, number]}
+        start = ray.remote(ShardActor).options(**needs, **placement).remote
+        return tuple(start(*arguments) for _ in range(config.replicas))
+
+    log = ray.remote(SearchLog).options(num_cpus=0, max_restarts=-1, name=f"{NAMESPACE}-{uuid.uuid4().hex[:8]}", namespace=NAMESPACE)
+    return Retriever(
+        catalog=tuple(base.card for base in opened),
+        embedders={name: processes[model_of(name)] for name in names},
+        shards={base.card.name: tuple(replicas(base, number) for number in range(base.card.shards)) for base in opened},
+        text_embedder=config.text_embedder,
+        deadline_s=config.deadline_s,
+        log=log.remote(),
+        words={
+            base.card.name: ray.remote(LexicalActor).options(num_cpus=config.cpus_per_shard, **placement).remote(str(base.folder.resolve()))
+            for base in (opened if config.hybrid else ())
+        },
+        reranker=ray.remote(RerankerActor).options(**models).remote(config.reranker, config.embed_threads) if config.reranker else None,
+        rerank_candidates=config.rerank_candidates,
+        breakers={base.card.name: CircuitBreaker(config.failures_to_open, config.cooldown_s) for base in opened},
+    )
+
+
+def _open_as(name: str, folder: str, hybrid: bool) -> KnowledgeBase:
+    base = KnowledgeBase.open(folder)
+    if base.card.name != name:
+        raise KnowledgeBaseError(f"{base.folder / 'kb.json'} names {base.card.name!r}, the key retrieval.folders.{name} says {name!r}")
+    if hybrid and base.lexical_folder is None:
+        raise KnowledgeBaseError(
+            f"{base.folder / 'kb.json'} has no words, retrieval.hybrid=true needs them: build it again with lexical=true, or set it to false"
+        )
+    return base
+
+
+def _check_gpus(config: RetrievalConfig, shards: int) -> None:
+    """Ray would wait for GPUs that are not there without a word."""
+    wanted, there = config.gpus_per_shard * shards * config.replicas + config.gpus_per_embedder, ray.cluster_resources().get("GPU", 0)
+    if wanted > there:
+        raise KnowledgeBaseError(
+            f"retrieval.gpus_per_shard={config.gpus_per_shard:g} and gpus_per_embedder={config.gpus_per_embedder:g} ask for {wanted:g} GPUs for "
+            f"{shards} shards x {config.replicas} replicas and the embedders, Ray has {there:g}: lower them, or set them to 0"
+        )
+
+
+def _wait_until_ready(retriever: Retriever, progress: Progress | None) -> None:
+    waiting = [actor.ready.remote() for actor in retriever.actors() if actor is not retriever.log]
+    total, end = len(waiting), time.monotonic() + START_SECONDS
+    while waiting:
+        ready, waiting = ray.wait(waiting, num_returns=1, timeout=max(0.0, end - time.monotonic()))
+        if not ready:
+            raise RetrievalUnavailableError(
+                f"{len(waiting)} of {total} retrieval actors did not start in {START_SECONDS} s: are there free CPUs and memory?"
+            )
+        try:
+            ray.get(ready)
+        except RayActorError as error:
+            said = str(error).strip().splitlines()[-1]
+            raise RetrievalUnavailableError(f"a retrieval actor did not start: {said}") from error
+        if progress:
+            progress("starting retrieval actors", total - len(waiting), total)
