@@ -150,7 +150,7 @@ class Shard:
 
     @cached_property
     def stored(self) -> np.ndarray:
-        """(passages, dimension) float32 unit rows, memory-mapped, read-only."""
+        """(passages, dimension) float32 unit rows, memory-mapped: gone when the shard is."""
         stored = faiss.rev_swig_ptr(self.vectors.get_xb(), self.vectors.ntotal * self.vectors.d)
         return stored.reshape(self.vectors.ntotal, self.vectors.d)
 
