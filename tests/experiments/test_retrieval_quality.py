@@ -9,7 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.bench_retrieval_quality import ALTERATIONS, altered, flag_rows, quality_rows, table_chunks, table_rows, two_wiki_rows
+from experiments.bench_retrieval_quality import (
+    ALTERATIONS,
+    altered,
+    flag_rows,
+    precision_rows,
+    quality_rows,
+    table_chunks,
+    table_rows,
+    two_wiki_rows,
+)
 from experiments.retrieval_quality import DEPTH, embedded, rank, recall, round_robin
 from retrieval_actors.embedders import build_embedder
 from retrieval_actors.records import Passage
@@ -83,6 +92,9 @@ def test_a_text_world_is_measured_in_one_search_and_hop_by_hop(tmp_path):
     assert best.baseline == 51.8
     assert best.holds == (best.value >= 51.8)
     assert all("1 questions, 4 passages" in name for name in rows)
+    (speed,) = precision_rows(True, tmp_path)
+    assert speed.value > 0
+    assert speed.baseline > 0
 
 
 def test_tables_are_found_by_their_chunks(tmp_path):
@@ -103,7 +115,7 @@ def test_tables_are_found_by_their_chunks(tmp_path):
 
 def test_where_data_is_missing_the_row_says_so(tmp_path):
     rows = quality_rows(True, tmp_path / "nowhere")
-    assert len(rows) == 3
+    assert len(rows) == 4
     for row in rows:
         assert math.isnan(row.value)
         assert row.holds is None
