@@ -1,7 +1,7 @@
 """How good retrieval is, on real questions: text (2WikiMultihopQA), tables (OTT-QA), pictures (country flags).
 
 The data lie beside the repository (`../shared/data`); rows whose data is not there have no value. Vectors of passages are kept in
-`bench/vectors`, so that only the first run embeds: ten minutes and more on two cores, after which it takes one. `quick` takes a part of everything.
+`bench/vectors`, so that only the first run embeds them, which takes ten minutes on two cores; `quick` takes a part of everything.
 """
 
 from __future__ import annotations
