@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -36,7 +37,8 @@ class BM25Index:
 
     files = (SETTINGS_FILE, *MATRIX_FILES)
 
-    def __init__(self, engine, passages: int):
+    def __init__(self, engine: Any, passages: int):
+        """`engine`: bm25s' index, None where no passage has a word. Use `build` or `load`."""
         self._engine = engine
         self.passages = passages
 
@@ -44,7 +46,7 @@ class BM25Index:
     def build(cls, texts: Sequence[str], folder: str | Path) -> BM25Index:
         """Writes the index of all texts of a knowledge base, in its order, into an existing or new folder; equal texts, equal bytes.
 
-        Holds all words in memory while it builds, about 10 bytes for each. Empty texts are legal, and none at all.
+        Holds the words of all texts in memory while it builds. Empty texts are legal, and none at all.
         """
         import bm25s
 

@@ -90,8 +90,8 @@ def _text_embedder(name: str) -> TextEmbedder:
 def default_text_embedder() -> str:
     """What a new text knowledge base is embedded with where nobody says otherwise: the fastest at equal recall on this machine.
 
-    A CPU with bfloat16 instructions embeds 1.8 times as many passages a second in bf16 (docs/knowledge_bases.md); without them it would be
-    slower than float32. The name goes into the knowledge base, and whoever searches takes it from there, on any machine.
+    A CPU with bfloat16 instructions embeds 1.8 times as many passages a second in bf16, at equal recall; without them, a quarter to a half
+    (docs/knowledge_bases.md). The name goes into the knowledge base, and whoever searches takes it from there, on any machine.
     """
     import torch
 

@@ -123,7 +123,7 @@ def test_an_unknown_embedder_is_refused_with_the_known_names():
 def test_an_unknown_embedder_of_a_knowledge_base_is_refused_at_the_start(tmp_path):
     from retrieval_actors.build import write_knowledge_base
     from retrieval_actors.config import RetrievalConfig
-    from retrieval_actors.retriever import start_retrieval
+    from retrieval_actors.start import start_retrieval
 
     said = {"name": "text", "retriever_name": "Text Retriever", "description": "", "modality": "text", "embedder": "bert"}
     vectors = np.eye(3, dtype=np.float32)
