@@ -59,10 +59,10 @@ def main(arguments: list[str]) -> int:
         "machine": machine(),
         "commit": git_commit(),
         "seconds": time.perf_counter() - began,
-        "rows": list(map(dataclasses.asdict, rows)),
+        "rows": [{key: None if value != value else value for key, value in dataclasses.asdict(row).items()} for row in rows],
     }
     FOLDER.mkdir(exist_ok=True)
-    (FOLDER / f"{name}.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    (FOLDER / f"{name}.json").write_text(json.dumps(found, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     console.print(_table(name, rows))
     return 0
 

@@ -31,8 +31,11 @@ def fused(rankings: Sequence[Ranking], words: ShardHits, k: int) -> list[Ranking
 def with_passages(rankings: Sequence[Ranking], sources: Iterable[ShardHits], kb: str) -> list[list[Passage]]:
     """The rankings with what stands there; `sources` bring the passages of all positions."""
     wanted = np.unique([position for ranking in rankings for position, _ in ranking]).astype(np.int64)
-    columns: dict[int, dict] = {}
+    known: dict[int, tuple] = {}
     for found in sources:
         here = np.flatnonzero(np.isin(found.found, wanted, assume_unique=True))
-        columns |= zip(found.found[here].tolist(), found.passages.take(here).to_pylist(), strict=True)
-    return [[Passage(**columns[position], kb=kb, score=score) for position, score in ranking] for ranking in rankings]
+        columns = found.passages.take(here).to_pydict()
+        pictures = columns.get("image") or [None] * len(here)
+        entries = zip(columns["id"], columns["text"], columns["title"], pictures, strict=True)  # as the fields of a Passage stand
+        known |= zip(found.found[here].tolist(), entries, strict=True)
+    return [[Passage(*known[position], kb, score) for position, score in ranking] for ranking in rankings]

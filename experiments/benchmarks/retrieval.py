@@ -23,6 +23,7 @@ from threadpoolctl import threadpool_limits
 
 from experiments.benchmarks.http_retriever import HttpRetriever
 from experiments.benchmarks.retrieval_plot import plot_growth
+from experiments.benchmarks.retrieval_quality import quality_rows
 from experiments.benchmarks.row import Row
 from experiments.cluster import start_ray
 from experiments.config import TrainConfig
@@ -55,6 +56,7 @@ def retrieval_rows(quick: bool) -> Iterator[Row]:
                 yield from large_rows(large, folder)
                 yield from server_rows(medium, folder)
                 yield from server_rows(large, folder)
+        yield from quality_rows(quick)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -126,7 +128,8 @@ def actor_rows(size: int, folder: Path) -> Iterator[Row]:
     rng = np.random.default_rng(2)
     queries = [Query(f"query number {number}") for number in range(256)]
     for shards in (1, 2):
-        with serving({"bench": (directions(rng, size), shards, "exact", 1)}, folder) as retriever:
+        _write(folder, directions(rng, size), shards, "exact")
+        with served(folder) as retriever:
             vectors = ray.get(retriever.embedders["minilm"].embed_queries.remote("minilm", queries), timeout=300)
             opened = [KnowledgeBase.open(folder / "bench", verify=False).shard(number) for number in range(shards)]
             parts = [shard.stored for shard in opened]
@@ -150,7 +153,8 @@ def growth_rows(sizes: tuple[int, ...], folder: Path) -> Iterator[Row]:
     for size in sizes:
         vectors = directions(rng, size)
         for shards in (1, 2, 4, 8):
-            with serving({"bench": (vectors, shards, "exact", 1)}, folder) as retriever:
+            _write(folder, vectors, shards, "exact")
+            with served(folder) as retriever:
                 rate = per_second(len(queries), retriever.search, "bench", queries, K, seconds=1.0)
             found.setdefault(shards, []).append((size, rate))
             yield Row.of(f"exact search through actors, {size:,} vectors in {shards} shards, batch 256", rate, "queries/s")
@@ -163,7 +167,7 @@ def large_rows(size: int, folder: Path) -> Iterator[Row]:
     vectors, asked = clustered(rng, size, 1000)
     name = f"{size:,} x {DIMENSION}, clustered, one shard"
     began = time.perf_counter()
-    base = _write(folder / "bench", "bench", vectors, 1, "auto")
+    base = _write(folder, vectors, 1, "auto")
     chosen = base.manifest["shards"][0].get("index", "exact")
     yield Row.of(f"{name}: index=auto ({chosen}), written, trained and tuned in", time.perf_counter() - began, "s")
     began = time.perf_counter()
@@ -183,7 +187,7 @@ def large_rows(size: int, folder: Path) -> Iterator[Row]:
         if index == "exact" and chosen != "exact":
             base = _with_exact_index(folder / "bench")
         for replicas in (1, 2):
-            with _started(folder, ["bench"], replicas) as retriever:
+            with served(folder, replicas) as retriever:
                 for _ in range(2 * replicas):
                     retriever.search("bench", queries, K)
                 processes = ray.get([replica.health.remote() for replica in retriever.shards["bench"][0]], timeout=60)
@@ -204,8 +208,9 @@ def server_rows(size: int, folder: Path) -> Iterator[Row]:
     def texts() -> list[str]:
         return [f"who wrote book {next(fresh)} about the river ?" for _ in range(256)]
 
-    with serving({"bench": (vectors, 2, "exact", 1)}, folder) as retriever:
-        del vectors
+    _write(folder, vectors, 2, "exact")
+    del vectors
+    with served(folder, embed_threads=2) as retriever:  # as many threads as the server has
         ours = per_second(256, lambda: retriever.search("bench", [Query(text) for text in texts()], K), seconds=6.0)
         again = per_second(256, retriever.search, "bench", [Query(text) for text in texts()], K, seconds=4.0)
     with HttpRetriever(folder / "bench") as server:
@@ -216,27 +221,19 @@ def server_rows(size: int, folder: Path) -> Iterator[Row]:
 
 
 @contextmanager
-def serving(contents: dict[str, tuple[np.ndarray, int, str, int]], folder: Path) -> Iterator[Retriever]:
-    """Knowledge base name -> (vectors, shards, index, replicas), written to `folder` and served."""
-    for name, (vectors, shards, index, _) in contents.items():
-        _write(folder / name, name, vectors, shards, index)
-    with _started(folder, list(contents), max(replicas for *_, replicas in contents.values())) as retriever:
-        yield retriever
-
-
-@contextmanager
-def _started(folder: Path, names: list[str], replicas: int) -> Iterator[Retriever]:
-    retriever = start_retrieval(RetrievalConfig(folders={name: str(folder / name) for name in names}, replicas=replicas))
+def served(folder: Path, replicas: int = 1, embed_threads: int = 1) -> Iterator[Retriever]:
+    config = RetrievalConfig({"bench": str(folder / "bench")}, replicas=replicas, embed_threads=embed_threads)
+    retriever = start_retrieval(config)
     try:
         yield retriever
     finally:
         retriever.close()
 
 
-def _write(folder: Path, name: str, vectors: np.ndarray, shards: int, index: str) -> KnowledgeBase:
+def _write(folder: Path, vectors: np.ndarray, shards: int, index: str) -> KnowledgeBase:
     passages = [Passage(str(row), TEXTS.format(row)) for row in range(len(vectors))]
     card: dict[str, Any] = {"retriever_name": "Text Retriever", "description": "", "modality": "text", "embedder": "minilm"}
-    return write_knowledge_base(folder, name=name, passages=passages, vectors=vectors, shards=shards, index=index, **card)
+    return write_knowledge_base(folder / "bench", name="bench", passages=passages, vectors=vectors, shards=shards, index=index, **card)
 
 
 def _with_exact_index(folder: Path) -> KnowledgeBase:

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.bench_retrieval_quality import (
+from experiments.benchmarks.rankings import DEPTH, embedded, rank, recall, round_robin
+from experiments.benchmarks.retrieval_quality import (
     ALTERATIONS,
     altered,
     flag_rows,
@@ -19,7 +20,6 @@ from experiments.bench_retrieval_quality import (
     table_rows,
     two_wiki_rows,
 )
-from experiments.retrieval_quality import DEPTH, embedded, rank, recall, round_robin
 from retrieval_actors.embedders import build_embedder
 from retrieval_actors.records import Passage
 

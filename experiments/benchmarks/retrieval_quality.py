@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageEnhance
 
-from experiments.bench import Row
+from experiments.benchmarks.rankings import by_words, rank, recall, round_robin
+from experiments.benchmarks.row import Row
 from experiments.question_file import read_lines
-from experiments.retrieval_quality import by_words, rank, recall, round_robin
 from experiments.two_wiki import read_two_wiki
 from retrieval_actors.embedders import build_embedder
 from retrieval_actors.embedders.names import default_text_embedder
