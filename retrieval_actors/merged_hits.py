@@ -31,7 +31,7 @@ def fused(rankings: Sequence[Ranking], words: ShardHits, k: int) -> list[Ranking
 def with_passages(rankings: Sequence[Ranking], sources: Iterable[ShardHits], kb: str) -> list[list[Passage]]:
     """The rankings with what stands there; `sources` bring the passages of all positions."""
     wanted = np.unique([position for ranking in rankings for position, _ in ranking]).astype(np.int64)
-    known: dict[int, tuple] = {}
+    known: dict[int, tuple[str, str, str, bytes | None]] = {}
     for found in sources:
         here = np.flatnonzero(np.isin(found.found, wanted, assume_unique=True))
         columns = found.passages.take(here).to_pydict()

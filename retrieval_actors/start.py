@@ -39,9 +39,8 @@ def start_retrieval(
     `hybrid` needs them, or needs more memory than there is; ValueError for an unknown embedder or reranker.
     """
     opened = [_open_as(name, folder, config.hybrid) for name, folder in config.folders.items()]
+    check_embedder_name(config.text_embedder)
     names = dict.fromkeys([config.text_embedder, *(base.card.embedder for base in opened)])
-    for name in names:
-        check_embedder_name(name)
     if config.reranker:
         check_reranker_name(config.reranker)
     _check_gpus(config, sum(base.card.shards for base in opened))
@@ -112,6 +111,10 @@ def _open_as(name: str, folder: str, hybrid: bool) -> KnowledgeBase:
     base = KnowledgeBase.open(folder)
     if base.card.name != name:
         raise KnowledgeBaseError(f"{base.folder / 'kb.json'} names {base.card.name!r}, the key retrieval.folders.{name} says {name!r}")
+    try:
+        check_embedder_name(base.card.embedder)
+    except ValueError as error:
+        raise KnowledgeBaseError(f"{base.folder / 'kb.json'}: {error}, and build it again") from error
     if hybrid and base.lexical_folder is None:
         raise KnowledgeBaseError(
             f"{base.folder / 'kb.json'} has no words, retrieval.hybrid=true needs them: build it again with lexical=true, or set it to false"
