@@ -72,7 +72,8 @@ class Dataset:
 
 
 def load_dataset(data: DataConfig, evaluation: EvaluationConfig, folders: dict[str, str]) -> Dataset:
-    """The data set that `data.name` says. `folders`: `retrieval.folders`, for questions from a file.
+    """The data set that `data.name` says. `folders` (`retrieval.folders`) are searched beside its own knowledge bases, and in the place of one
+    that has the same name.
 
     Raises DataError or RunConfigError, one line each. Nothing is built or embedded here.
     """
@@ -81,7 +82,14 @@ def load_dataset(data: DataConfig, evaluation: EvaluationConfig, folders: dict[s
         raise RunConfigError(f"data.name is {data.name!r}; expected one of {', '.join(loaders)}")
     if data.name != "atlas" and not data.path:
         raise RunConfigError(f"data.path is empty; data.name={data.name} needs it (see docs/data.md)")
-    return loaders[data.name](data, evaluation, folders)
+    dataset = loaders[data.name](data, evaluation, folders)
+    if data.name == "recorded_steps":  # nothing is searched
+        return dataset
+    given = {name: KnowledgeBaseSource(name, Path(folder)) for name, folder in folders.items()}
+    training, held_out = (
+        tuple(({source.name: source for source in sources} | given).values()) for sources in (dataset.training_kbs, dataset.evaluation_kbs)
+    )
+    return replace(dataset, training_kbs=training, evaluation_kbs=held_out)
 
 
 def ensure_knowledge_bases(sources: Sequence[KnowledgeBaseSource], progress: Progress | None = None) -> dict[str, str]:
@@ -150,13 +158,12 @@ def _questions(data: DataConfig, evaluation: EvaluationConfig, folders: dict[str
     if not folders:
         raise RunConfigError("retrieval.folders is empty; data.name=questions needs a folder for each knowledge base (see docs/data.md)")
     questions = read_questions(data.path, data.image_folder or None)
-    sources = tuple(KnowledgeBaseSource(name, Path(folder)) for name, folder in folders.items())
     if data.heldout_path:
         heldout = read_questions(data.heldout_path, data.image_folder or None)[: evaluation.questions]
         train, validation, _ = _split(questions, data, replace(evaluation, questions=0))
     else:
         train, validation, heldout = _split(questions, data, evaluation)
-    return Dataset(train, validation, heldout, sources, sources, counts={"questions": len(questions)})
+    return Dataset(train, validation, heldout, counts={"questions": len(questions)})
 
 
 def _split(

@@ -12,7 +12,15 @@ from experiments.datasets import load_dataset
 from experiments.question_file import DataError
 from experiments.recorded_steps import read_recorded_steps
 from experiments.two_wiki import read_two_wiki
+from retrieval_actors.build import build_knowledge_base
+from retrieval_actors.config import RetrievalConfig
 from retrieval_actors.knowledge_base import KnowledgeBaseError
+from retrieval_actors.records import Passage
+from retrieval_actors.start import start_retrieval
+from rollout.config import RolloutConfig
+from rollout.episode import Surroundings
+from rollout.prompts import PAPER, parse_plan
+from rollout.records import Action
 
 SHARED = Path(__file__).parents[2] / "../shared/data"
 TWO_WIKI = SHARED / "2wiki_hipporag1000"
@@ -46,6 +54,20 @@ def test_training_knowledge_bases_hold_nothing_of_the_held_out_worlds():
             assert gold.answer in measured
     ids = [passage.id for passage in data.evaluation_kbs[0].passages()]
     assert len(ids) == len(set(ids))
+
+
+def test_a_fourth_knowledge_base_is_a_line_of_configuration_and_the_prompt_lists_it(tmp_path: Path, ray_cluster):
+    card = {"retriever_name": "News Retriever", "description": "What happened yesterday.", "modality": "text"}
+    build_knowledge_base([Passage("0", "It rained.")], tmp_path / "news", name="news", embedder_name="minilm", **card)
+    data = load_dataset(DataConfig(worlds=1, train_questions=16), SMALL, {"news": str(tmp_path / "news")})
+    for sources in (data.training_kbs, data.evaluation_kbs):
+        assert [source.name for source in sources] == ["text", "text_image", "table", "news"]
+    retriever = start_retrieval(RetrievalConfig(folders={"news": data.training_kbs[-1].ensure()}))
+    retriever.close()
+    around = Surroundings(None, {card.name: card for card in retriever.catalog}, RolloutConfig())
+    assert "- News Retriever: What happened yesterday." in PAPER.plan("Did it rain?", False, (), around.descriptions).system
+    said = "<think>news</think><sub-question>Did it rain?</sub-question><ret>News Retriever</ret>"
+    assert parse_plan(said, around.retrievers) == Action("Did it rain?", "news")
 
 
 def test_the_same_seed_gives_the_same_worlds_and_another_seed_another_folder():
