@@ -14,14 +14,12 @@ from experiments.config import DataConfig, EvaluationConfig, RunConfigError
 from experiments.question_file import read_questions
 from experiments.recorded_steps import read_recorded_steps
 from experiments.two_wiki import DESCRIPTION, RETRIEVER_NAME, read_two_wiki
-from retrieval_actors.build import Progress, build_knowledge_base
+from retrieval_actors.build import EMBEDDERS, Progress, build_knowledge_base
 from retrieval_actors.knowledge_base import FORMAT, MANIFEST, KnowledgeBase
-from retrieval_actors.passage_lines import read_passages
 from retrieval_actors.records import Passage
+from retrieval_actors.sources.reading import read_source
 from rollout.episode import RecordedTurn
 from rollout.records import Question
-
-EMBEDDERS = {"text": "minilm", "table": "minilm", "text_image": "colour-layout+minilm"}
 
 
 @dataclass(frozen=True)
@@ -131,9 +129,7 @@ def _atlas_sources(purpose: str, atlases: Sequence[Atlas], data: DataConfig) -> 
 def _two_wiki(data: DataConfig, evaluation: EvaluationConfig, folders: dict[str, str]) -> Dataset:
     questions, gold_passages = read_two_wiki(data.path)
     corpus = Path(data.path) / "corpus.jsonl"
-    source = KnowledgeBaseSource(
-        "text", Path(data.kb_folder) / "2wiki" / "text", RETRIEVER_NAME, DESCRIPTION, lambda: read_passages(corpus)
-    )
+    source = KnowledgeBaseSource("text", Path(data.kb_folder) / "2wiki" / "text", RETRIEVER_NAME, DESCRIPTION, lambda: read_source(corpus))
     train, validation, heldout = _split(questions, data, evaluation)
     counts = {"questions": len(questions)}
     return Dataset(train, validation, heldout, (source,), (source,), gold_passages, counts)

@@ -16,7 +16,11 @@ from retrieval_actors.shard_files import new_folder, passage_table, write_manife
 
 Progress = Callable[[str, int, int], None]
 """Is told what is being done, how many are done, and of how many."""
-MODALITIES = ("text", "text_image", "table")
+RETRIEVER_NAMES = {"text": "Text Retriever", "text_image": "Text Image Retriever", "table": "Table Retriever"}
+"""How the policy writes a knowledge base of each modality, unless its folder says another name."""
+EMBEDDERS = {"text": "minilm", "text_image": "colour-layout+minilm", "table": "minilm"}
+"""What embeds each modality, unless another is asked for."""
+MODALITIES = tuple(RETRIEVER_NAMES)
 PASSAGES_AT_ONCE = 512
 
 

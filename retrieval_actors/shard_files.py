@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import faiss
 import numpy as np
@@ -16,21 +16,22 @@ import pyarrow as pa
 
 from retrieval_actors.approximate_index import choose_index, make_index
 from retrieval_actors.embedders import written
+from retrieval_actors.flat_index_file import FlatIndexFile
 from retrieval_actors.knowledge_base import FORMAT, LEXICAL, MANIFEST, SCHEMA, sha256_of
 from retrieval_actors.lexical import BM25Index
 from retrieval_actors.records import Passage
 
 
 @contextmanager
-def new_folder(folder: str | Path) -> Iterator[Path]:
-    """A folder beside `folder` to write into, which takes its place at the end: a kill leaves no half knowledge base.
+def new_folder(folder: str | Path, aside: Path | None = None) -> Iterator[Path]:
+    """A folder beside `folder`, or at `aside`, to write into, which takes its place at the end: a kill leaves no half knowledge base.
 
     An older knowledge base at `folder` is replaced; a folder that is something else is refused (ValueError).
     """
     folder = Path(folder)
     if folder.exists() and not (folder / MANIFEST).is_file() and any(folder.iterdir()):
         raise ValueError(f"{folder} exists and is no knowledge base: choose another folder, or remove it")
-    aside = folder.parent / f".{folder.name}.{os.getpid()}.new"
+    aside = aside or folder.parent / f".{folder.name}.{os.getpid()}.new"
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     try:
@@ -49,8 +50,8 @@ def write_shard(
 ) -> dict[str, Any]:
     """Writes shard `number`, whose first passage is the `first` of the knowledge base, and returns its entry in the manifest.
 
-    A chunk is a table with the columns of SCHEMA and (rows, dimension) float32 unit rows. Passages stream to the file; the vectors of one shard
-    are held in memory. `index`: `exact`, a FAISS factory string, or `auto`.
+    A chunk is a table with the columns of SCHEMA and (rows, dimension) float32 unit rows; both stream to their files. `index`: `exact`, a FAISS
+    factory string, or `auto`. What an approximate index takes to be made is held in memory for one shard.
     """
     entry: dict[str, Any] = {
         "first": first,
@@ -58,15 +59,18 @@ def write_shard(
         "passages_file": f"passages-{number:05d}.arrow",
         "vectors_file": f"vectors-{number:05d}.faiss",
     }
-    vectors = faiss.IndexFlatIP(dimension)
-    with pa.OSFile(str(folder / entry["passages_file"]), "wb") as sink, pa.ipc.new_file(sink, SCHEMA) as writer:
+    with (
+        pa.OSFile(str(folder / entry["passages_file"]), "wb") as sink,
+        pa.ipc.new_file(sink, SCHEMA) as writer,
+        FlatIndexFile.create(folder / entry["vectors_file"], dimension) as file,
+    ):
         for table, rows in chunks:
             writer.write_table(table)
-            vectors.add(np.ascontiguousarray(rows, np.float32))
+            file.add(rows)
             entry["passages"] += table.num_rows
-    faiss.write_index(vectors, str(folder / entry["vectors_file"]))
-    chosen = choose_index(vectors.ntotal) if index == "auto" else index
-    if chosen != "exact" and vectors.ntotal:
+    chosen = choose_index(entry["passages"]) if index == "auto" else index
+    if chosen != "exact" and entry["passages"]:
+        vectors = cast(faiss.IndexFlatIP, faiss.read_index(str(folder / entry["vectors_file"]), faiss.IO_FLAG_MMAP_IFC))
         stored = faiss.rev_swig_ptr(vectors.get_xb(), vectors.ntotal * dimension).reshape(-1, dimension)
         entry["index_file"], entry["index"] = f"index-{number:05d}.faiss", chosen
         entry["search"] = make_index(stored, chosen, folder / entry["index_file"])

@@ -13,18 +13,25 @@ from retrieval_actors.knowledge_base import KnowledgeBase
 
 def test_a_file_becomes_a_folder_that_finds_its_passages(ray_cluster, tmp_path, capsys):
     source = tmp_path / "facts.jsonl"
-    source.write_text("".join(json.dumps({"title": f"Country {n}", "text": f"Its capital is City{n}."}) + "\n" for n in range(9)))
-    assert build_kb.main([str(source), str(tmp_path / "kb"), "description=Capitals.", "shards=3", "limit=8"]) == 0
+    source.write_text(
+        "".join(json.dumps({"title": f"Country {n}", "text": f"Its capital is City{n}."}) + "\n" for n in range(8))
+        + '{"text": " "}\n'
+        + '{"txt": "[bad]"}\n' * 9
+    )
+    assert build_kb.main([str(source), str(tmp_path / "kb"), "description=Capitals.", "shards=3", "limit=16", "on_error=skip"]) == 0
     said = capsys.readouterr().out
     assert "8 in 3 shards" in said
-    assert "passages/s" in said
+    assert "8 passages, " in said
+    assert "1 records without a passage" in said
+    assert "7 broken records, all of them in skipped.jsonl; the first:" in said
+    assert said.count("expected 'text' or 'title'") == 5
     card = KnowledgeBase.open(tmp_path / "kb").card
     assert (card.name, card.retriever_name, card.description, card.modality) == ("text", "Text Retriever", "Capitals.", "text")
-    assert kb.main([str(tmp_path / "kb"), "What is the capital of Country 5?", "k=2"]) == 0
+    assert kb.main(["search", str(tmp_path / "kb"), "What is the capital of Country 5?", "k=2"]) == 0
     assert "Its capital is City5." in capsys.readouterr().out
 
 
-def test_a_source_with_pictures_becomes_a_text_image_knowledge_base(tmp_path, capsys):
+def test_a_source_with_pictures_becomes_a_text_image_knowledge_base(ray_cluster, tmp_path, capsys):
     picture = io.BytesIO()
     Image.new("RGB", (8, 8), "red").save(picture, "PNG")
     (tmp_path / "red.png").write_bytes(picture.getvalue())
@@ -33,16 +40,19 @@ def test_a_source_with_pictures_becomes_a_text_image_knowledge_base(tmp_path, ca
     base = KnowledgeBase.open(tmp_path / "kb")
     assert (base.card.name, base.card.modality, base.card.embedder) == ("flags", "text_image", "colour-layout+minilm")
     assert next(base.passages()).image == picture.getvalue()
-    assert kb.main([str(tmp_path / "kb")]) == 0
+    assert kb.main(["status", str(tmp_path / "kb")]) == 0
     assert "Text Image Retriever" in capsys.readouterr().out
 
 
-def test_wrong_input_is_one_line_that_names_it(tmp_path, capsys):
+def test_wrong_input_is_one_line_that_names_it(ray_cluster, tmp_path, capsys):
     source = tmp_path / "facts.jsonl"
     source.write_text('{"text": "good"}\nnot json\n')
     for arguments, finding in [
-        ([str(source), str(tmp_path / "kb")], "facts.jsonl:2: Expecting value"),
+        ([str(source), str(tmp_path / "kb")], "facts.jsonl:2: not JSON (Expecting value at column 1); expected an object with 'text'"),
         ([str(source), str(tmp_path / "kb"), "shard=3"], "unknown key shard; did you mean shards?"),
+        ([str(source), str(tmp_path / "kb"), "title_form=a"], "unknown key title_form; did you mean title_from?"),
+        ([str(source), str(tmp_path / "kb"), "on_error=stop"], "on_error=stop: use fail or skip"),
+        ([str(source), str(tmp_path / "kb"), "source=sql"], "source=sql: use auto, MODULE:CLASS, or one of"),
         ([str(source), str(tmp_path / "kb"), "shards=two"], "shards=two: Value 'two'"),
         ([str(source), str(tmp_path / "kb"), "limit=1", "embedder=bert"], "unknown embedder 'bert'"),
         ([str(tmp_path / "none.jsonl"), str(tmp_path / "kb")], "No such file"),
@@ -52,6 +62,6 @@ def test_wrong_input_is_one_line_that_names_it(tmp_path, capsys):
         said = capsys.readouterr().out
         assert finding in said
         assert said.count("\n") == 1
-    assert kb.main([str(tmp_path / "kb")]) == 2
+    assert kb.main(["status", str(tmp_path / "kb")]) == 2
     assert "kb is no folder" in capsys.readouterr().out
     assert [path.name for path in tmp_path.iterdir()] == ["facts.jsonl"]

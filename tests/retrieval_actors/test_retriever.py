@@ -17,9 +17,9 @@ from retrieval_actors.build import write_knowledge_base
 from retrieval_actors.config import RetrievalConfig
 from retrieval_actors.embedders import build_embedder
 from retrieval_actors.knowledge_base import KnowledgeBaseError
-from retrieval_actors.passage_lines import read_passages
 from retrieval_actors.recall import recall_at
 from retrieval_actors.records import Passage, Query
+from retrieval_actors.sources.reading import read_source
 from retrieval_actors.start import start_retrieval
 
 DATA = Path(__file__).parents[2] / "../shared/data/2wiki_hipporag1000"
@@ -36,7 +36,7 @@ def retriever(ray_cluster, tmp_path_factory):
     embedder = build_embedder("minilm", threads=1)
     passages = [Passage(str(row), text, image=b"picture") for row, text in enumerate(SENTENCES)]
     vectors = embedder.embed_passages(passages)
-    wikipedia = list(read_passages(DATA / "corpus.jsonl", limit=150)) if DATA.is_dir() else passages
+    wikipedia = list(read_source(DATA / "corpus.jsonl", limit=150)) if DATA.is_dir() else passages
     contents = {
         "one": (passages, vectors, 1),
         "three": (passages, vectors, 3),
