@@ -22,6 +22,8 @@ from experiments.two_wiki import read_two_wiki
 from retrieval_actors.embedders import build_embedder
 from retrieval_actors.embedders.names import default_text_embedder
 from retrieval_actors.records import Passage, Query
+from retrieval_actors.sources.source import Place
+from retrieval_actors.sources.tables import Tables
 
 DATA = Path("../shared/data")
 VECTORS = Path("bench/vectors")
@@ -30,7 +32,6 @@ PUBLISHED = {2: 51.8, 5: 61.9}
 Here the 956 questions count whose gold passages are certain."""
 PUBLISHED_LOOP = {2: 79.0, 5: 92.0}
 """IRCoT with bge-m3: several searches for a question, their queries written by a language model as it goes along."""
-WORDS_PER_CHUNK = 120
 
 
 def quality_rows(quick: bool, data: Path = DATA) -> list[Row]:
@@ -112,7 +113,8 @@ def table_rows(quick: bool, folder: Path) -> list[Row]:
     tables = [record for _, record in read_lines(folder / "tables.jsonl")]
     if quick:
         tables = [table for row, table in enumerate(tables) if table["table_id"] in needed or row % 12 == 0]
-    chunks = [chunk for table in tables for chunk in table_chunks(table)]
+    path, importer = folder / "tables.jsonl", Tables()
+    chunks = [chunk for table in tables for chunk in importer.of_entry(table, Place(path, 1, path))]
     name = default_text_embedder()
     found = rank(build_embedder(name, threads=1), chunks, [record["question"] for record in questions], VECTORS)
     golds = [{record["gold_table_id"]} for record in questions]
@@ -122,24 +124,6 @@ def table_rows(quick: bool, folder: Path) -> list[Row]:
         by_table = [list(dict.fromkeys(chunks[position].id.rpartition("#")[0] for position in ranking)) for ranking in rankings]
         rows += [Row.of(f"{on}: gold table in the first {k}, {way}", recall(by_table, golds, k), "%") for k in (1, 10)]
     return rows
-
-
-def table_chunks(table: dict) -> list[Passage]:
-    """ "title | section | header: a ; b | row: x ; y | row: ...", cut between rows; title and header stand in front of each chunk.
-
-    The id of a chunk is TABLE_ID#NUMBER.
-    """
-    opening = " | ".join([*filter(None, (table["title"], table["section_title"])), f"header: {' ; '.join(table['header'])}"])
-    chunks: list[list[str]] = []
-    words = 0
-    for row in table["rows"]:
-        line = f"row: {' ; '.join(row)}"
-        words += len(line.split())
-        if not chunks or words > WORDS_PER_CHUNK:
-            chunks.append([])
-            words = len(line.split())
-        chunks[-1].append(line)
-    return [Passage(f"{table['table_id']}#{number}", " | ".join([opening, *rows])) for number, rows in enumerate(chunks)]
 
 
 def flag_rows(folder: Path) -> list[Row]:

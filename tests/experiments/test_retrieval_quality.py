@@ -16,7 +16,6 @@ from experiments.benchmarks.retrieval_quality import (
     flag_rows,
     precision_rows,
     quality_rows,
-    table_chunks,
     table_rows,
     two_wiki_rows,
 )
@@ -106,11 +105,6 @@ def test_tables_are_found_by_their_chunks(tmp_path):
     write_lines(tmp_path / "questions_dev.jsonl", [{"id": "q", "question": "Who won the Zorn Cup in 1990?", "gold_table_id": "Zorn_Cup"}])
     rows = table_rows(False, tmp_path)
     assert [row.value for row in rows] == [100] * 6
-
-    long = table("Zorn Cup", [["1990", "word " * 50], ["1991", "word " * 50], ["1992", "word " * 50]])
-    chunks = table_chunks(long)
-    assert [chunk.id for chunk in chunks] == ["Zorn_Cup#0", "Zorn_Cup#1"]
-    assert all(chunk.text.startswith("Zorn Cup | Results | header: Year ; Winner | row: 199") for chunk in chunks)
 
 
 def test_where_data_is_missing_the_row_says_so(tmp_path):
