@@ -18,7 +18,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from learner.config import LearnerConfig
+from learner.config import LearnerConfig, check_rollout
 from retrieval_actors.config import RetrievalConfig
 from rewards.config import RewardConfig
 from rollout.config import RolloutConfig
@@ -251,4 +251,8 @@ def _checked(config: TrainConfig) -> TrainConfig:
         raise RunConfigError(
             f"rollout.mode={config.rollout.mode} does not go with data.name={config.data.name}; recorded steps are for offline"
         )
+    try:
+        check_rollout(config.learner, config.rollout.mode, config.rollout.group_size)
+    except ValueError as error:
+        raise RunConfigError(str(error)) from None
     return config

@@ -1,36 +1,22 @@
 """Advantages: how much better a turn is than the ones it may be compared with.
 
-Two comparisons are weighed against each other: a turn with its siblings (Step-GRPO), and its episode with the other episodes of the same
+Two comparisons are weighed against each other: a turn with its siblings (Step-GRPO, or GiGPO), and its episode with the other episodes of the same
 question (GRPO). Only numpy here: the learner, the tests and a notebook call the same functions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from learner.comparison import Compared, component_advantages, group_advantages
 from learner.config import LearnerConfig
+from learner.returns import anchor_groups, discounted_returns
 from rollout.records import ScoredTurn
 
-SMALLEST_STD = 1e-4
-"""Rewards of a group that differ less than this are equal up to rounding; normalising them would blow the rounding up to advantages of 1."""
-EPSILON = 1e-6
-"""Added to the standard deviation that advantages are divided by."""
-
-
-@dataclass(frozen=True)
-class Compared:
-    """Advantages inside groups."""
-
-    advantages: np.ndarray
-    """(n,) float32; 0 where the group had no variance."""
-    varied: np.ndarray
-    """(n,) bool: whether the rewards of the group differ at all; the others teach nothing."""
-    groups: int
-    dropped: int
-    """Groups without variance."""
+__all__ = ["STEP_COMPARISONS", "Compared", "TurnAdvantages", "group_advantages", "taught_questions", "turn_advantages"]
 
 
 @dataclass(frozen=True)
@@ -51,44 +37,48 @@ class TurnAdvantages:
     """Of those, the ones whose episodes all ended equally well."""
 
 
-def group_advantages(rewards: np.ndarray, groups: Sequence[str], normalisation: str = "std") -> Compared:
-    """Group-relative advantages, (r - mean of its group) / (std of its group + 1e-6).
+def compare_rewards(turns: Sequence[ScoredTurn], config: LearnerConfig) -> Compared:
+    """Step-GRPO (arXiv 2505.22095): A_ij = (r_ij - mean_j r_ij) / std_j r_ij over the samples j of one state i, from the reward of that very
+    turn. With `normalisation=components` each part of the reward is compared for itself (GDPO)."""
+    states = [turn.state_key for turn in turns]
+    if config.normalisation == "components":
+        parts = [turn.reward.parts or {"total": turn.reward.total} for turn in turns]
+        return component_advantages(parts, states, config.component_weights)
+    return group_advantages(np.array([turn.reward.total for turn in turns]), states, config.normalisation, config.baseline)
 
-    This is GRPO's outcome-supervised advantage (Shao et al. 2024, arXiv 2402.03300, section 4.1.2), with the population standard deviation.
-    `normalisation="none"` leaves the division out (Dr. GRPO, Liu et al. 2025, arXiv 2503.20783).
-    A group of one, and a group whose rewards are all equal, has no variance: its advantages are 0 and it counts as dropped.
 
-    rewards: (n,) float; groups: n keys. Nothing outside a group changes the advantages inside it.
-    """
-    rewards = np.asarray(rewards, np.float64)
-    keys, member = np.unique(np.asarray(groups, dtype=object).astype(str), return_inverse=True)
-    size = np.bincount(member, minlength=len(keys))
-    mean = np.bincount(member, rewards, len(keys)) / np.maximum(size, 1)
-    centred = rewards - mean[member]
-    std = np.sqrt(np.bincount(member, centred**2, len(keys)) / np.maximum(size, 1))
-    varied = (std >= SMALLEST_STD)[member]
-    scaled = centred / (std[member] + EPSILON) if normalisation == "std" else centred
-    return Compared(
-        advantages=np.where(varied, scaled, 0.0).astype(np.float32),
-        varied=varied,
-        groups=len(keys),
-        dropped=int((std < SMALLEST_STD).sum()),
-    )
+def compare_returns(turns: Sequence[ScoredTurn], config: LearnerConfig) -> Compared:
+    """GiGPO's step advantage (arXiv 2505.10978, section 4.2): turns from one state are compared by what came of them, the discounted sum of the
+    rewards of this turn and the later ones of its episode. It needs whole episodes side by side (`rollout.mode=chain`)."""
+    returns = discounted_returns(np.array([turn.reward.total for turn in turns]), [turn.episode for turn in turns], config.discount)
+    anchors = anchor_groups([turn.episode_group for turn in turns], [turn.state_key for turn in turns])
+    return group_advantages(returns, anchors, config.normalisation, config.baseline)
+
+
+STEP_COMPARISONS: Mapping[str, Callable[[Sequence[ScoredTurn], LearnerConfig], Compared]] = {
+    "reward": compare_rewards,
+    "return": compare_returns,
+}
+
+
+def compare_episodes(outcomes: Sequence[ScoredTurn], config: LearnerConfig) -> Compared:
+    """GRPO with outcome supervision (arXiv 2402.03300, section 4.1.2): the outcomes of the episodes of one question. `outcomes`: one turn of each
+    episode, so that an episode counts once however many turns it has."""
+    rewards, questions = np.array([turn.outcome for turn in outcomes]), [turn.episode_group for turn in outcomes]
+    if config.normalisation == "components":  # an outcome has one part
+        return component_advantages([{"outcome": reward} for reward in rewards], questions)
+    return group_advantages(rewards, questions, config.normalisation, config.baseline)
 
 
 def turn_advantages(turns: Sequence[ScoredTurn], config: LearnerConfig) -> TurnAdvantages:
-    """Weigh the two comparisons of every turn.
+    """Weigh the two comparisons of every turn: (1, 0) is Step-GRPO, (0, 1) plain GRPO, (1, 1) with `step_comparison=return` GiGPO.
 
-    Step-GRPO (arXiv 2505.22095): A_ij = (r_ij - mean_j r_ij) / std_j r_ij over the samples j of one state i, from the reward of that very turn.
-    GRPO: the outcomes of the episodes of one question are compared, each episode once however many turns it has, and every turn of an
-    episode gets its episode's advantage.
+    Every turn of an episode gets its episode's advantage. The turns of an episode stand in their order.
     """
-    steps = group_advantages(np.array([turn.reward.total for turn in turns]), [turn.state_key for turn in turns], config.normalisation)
+    steps = STEP_COMPARISONS[config.step_comparison](turns, config)
     first = {turn.episode: turn for turn in turns}
     outcomes = list(first.values())
-    episodes = group_advantages(
-        np.array([turn.outcome for turn in outcomes]), [turn.episode_group for turn in outcomes], config.normalisation
-    )
+    episodes = compare_episodes(outcomes, config)
     place = {turn.episode: i for i, turn in enumerate(outcomes)}
     episode_of = np.array([place[turn.episode] for turn in turns], np.int64)
     return TurnAdvantages(
@@ -99,3 +89,11 @@ def turn_advantages(turns: Sequence[ScoredTurn], config: LearnerConfig) -> TurnA
         episode_groups=episodes.groups,
         dropped_episode_groups=episodes.dropped,
     )
+
+
+def taught_questions(turns: Sequence[ScoredTurn], config: LearnerConfig) -> set[str]:
+    """Ids of the questions with at least one turn that is learned from: those that DAPO's dynamic sampling (Yu et al. 2025, arXiv 2503.14476,
+    equation 11) would keep."""
+    if not turns:
+        return set()
+    return {turn.episode_group for turn, kept in zip(turns, turn_advantages(turns, config).kept, strict=True) if kept}

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass, field
+
+from learner.collapse import CollapseConfig
 
 
 @dataclass
@@ -22,14 +25,52 @@ class LearnerConfig:
     """Weight of the step advantage (turns from one state compared by their own rewards): Step-GRPO is step 1, episode 0."""
     episode_weight: float = 0.0
     """Weight of the episode advantage (episodes of one question compared by their outcome): plain GRPO is step 0, episode 1."""
+    step_comparison: str = "reward"
+    """What is compared between turns from one state. `reward`: of that very turn (Step-GRPO). `return`: what came of it, too (GiGPO)."""
+    discount: float = 0.95
+    """`step_comparison=return`: weight of the reward of the next turn of the episode."""
+    baseline: str = "mean"
+    """What a reward is measured against. `mean`: of its group (GRPO). `leave_one_out`: of the others of its group (RLOO). `shrunk`: that, drawn
+    towards the mean of the other groups where groups are small (James-Stein)."""
     normalisation: str = "std"
-    """`std`: advantages are divided by the standard deviation of their group (GRPO). `none`: they are not (Dr. GRPO)."""
+    """`std`: advantages are divided by the standard deviation of their group (GRPO). `batch_std`: of the batch. `none`: they are not divided
+    (Dr. GRPO). `components`: each part of the reward is normalised for itself, then their sum over the batch (GDPO)."""
+    component_weights: dict[str, float] = field(default_factory=dict)
+    """`normalisation=components`: weight of a part of the reward (`query`, `entity`, `routing`, `stop`, ...); 1 where it is not named."""
+    resample_limit: int = 0
+    """Rounds in which further questions are rolled out for those that taught nothing, as no group of theirs had variance (DAPO); 0: none."""
+
+    surrogate: str = "clip"
+    """`clip`: the clipped surrogate of PPO and GRPO. `cispo`: the policy gradient, weighed by the clipped ratio (CISPO)."""
+    ratio: str = "token"
+    """The probability ratio is that of each `token`, or the geometric mean over the tokens of a `turn` (GSPO; a turn is what is sampled in one
+    piece) or of a `sequence` (all turns of an episode; `rollout.mode=chain`)."""
     clip_low: float = 0.2
     """The probability ratio is clipped below at 1 - clip_low."""
     clip_high: float = 0.2
-    """The probability ratio is clipped above at 1 + clip_high (0.28 is DAPO's clip-higher)."""
+    """The probability ratio is clipped above at 1 + clip_high (0.28 is DAPO's clip-higher; GSPO's clips are near 3e-4 and 4e-4)."""
+    dual_clip: float = 0.0
+    """Where the advantage is negative, the ratio counts as at most this (3 in the paper); 0: no bound."""
+    aggregation: str = "token_mean"
+    """What counts equally in the loss: `token_mean` each token (DAPO); `turn_mean` each sampled turn (GRPO's 1 / |o|); `step_mean` each step of an
+    episode, its siblings together; `sequence_mean` each episode. `constant`: each token, over a number of tokens that does not depend on what
+    was sampled (Dr. GRPO)."""
+    constant_tokens: int = 64
+    """`aggregation=constant`: tokens that a turn counts as, such as `rollout.max_new_tokens`."""
     kl_weight: float = 0.0
     """Weight of the KL divergence to the policy that training began with; 0: no reference model is loaded."""
+    kl_estimator: str = "k3"
+    """`k1`, `k2` or `k3` (Schulman). In the loss, k1 has a gradient of mean zero; in the reward it is the unbiased one."""
+    kl_in: str = "loss"
+    """`loss`: added to it, token by token (GRPO). `reward`: its sum over the tokens of a turn is taken off the reward of the turn, that of an
+    episode off its outcome (RLOO)."""
+    entropy_weight: float = 0.0
+    """Weight of the entropy bonus; the entropy is reported either way."""
+    sampler_cap: float = 0.0
+    """Truncated importance sampling: each token is weighed by min(this, its probability under the learner before the update / under the sampler),
+    and ratios are those to the learner before the update; 0: ratios are those to the sampler (2 is usual)."""
+    max_mismatch: float = 0.0
+    """A run stops with an error when the log-probabilities of sampler and learner differ by more than this on average, in nats; 0: never."""
     kind_weights: dict[str, float] = field(default_factory=lambda: {"plan": 1.0, "answer": 1.0, "final": 1.0})
     """Weight of a token in the loss, by the kind of its turn."""
     updates_per_iteration: int = 1
@@ -55,21 +96,92 @@ class LearnerConfig:
     """Of the order in which turns are dealt into mini-batches, and of the learner's random numbers."""
     deadline_s: float = 600.0
     """Any wait for a learner (start, update, weights, checkpoint) ends with an error after this many seconds."""
+    collapse: CollapseConfig = field(default_factory=CollapseConfig)
+    """What counts as a sign that training goes wrong."""
 
     def __post_init__(self) -> None:
         """Raises ValueError, naming the key, what was found, and what is allowed."""
-        _one_of("learner.normalisation", self.normalisation, ("std", "none"))
-        _one_of("learner.dtype", self.dtype, ("float32", "bfloat16"))
-        _one_of("learner.zero_stage", self.zero_stage, (0, 1, 2, 3))
+        for key, allowed in CHOICES.items():
+            _one_of(f"learner.{key}", getattr(self, key), allowed)
         for kind in self.kind_weights:
             _one_of("a key of learner.kind_weights", kind, ("plan", "answer", "final"))
-        for key in ("lr", "tokens_per_micro_batch", "updates_per_iteration", "num_learners", "threads", "deadline_s"):
+        for key in ("lr", "tokens_per_micro_batch", "updates_per_iteration", "num_learners", "threads", "deadline_s", "constant_tokens"):
             if not getattr(self, key) > 0:
                 raise ValueError(f"learner.{key} is {getattr(self, key)}; it must be greater than 0")
+        for key in ("clip_low", "clip_high", "kl_weight", "entropy_weight", "max_mismatch", "resample_limit"):
+            if not getattr(self, key) >= 0:
+                raise ValueError(f"learner.{key} is {getattr(self, key)}; it must not be negative")
+        for key in ("clip_low", "discount"):
+            if not 0 <= getattr(self, key) <= 1:
+                raise ValueError(f"learner.{key} is {getattr(self, key)}; it must lie between 0 and 1")
+        self._check_combinations()
+
+    def _check_combinations(self) -> None:
         if self.step_weight == 0 and self.episode_weight == 0:
             raise ValueError("learner.step_weight and learner.episode_weight are both 0: nothing would be learned; set one of them")
+        if self.baseline == "shrunk" and self.normalisation == "std":
+            raise ValueError(
+                "learner.baseline=shrunk does not go with learner.normalisation=std: a group without variance has an advantage then, and no "
+                "standard deviation; expected none or batch_std"
+            )
+        if self.normalisation == "components" and (self.baseline != "mean" or self.step_comparison != "reward"):
+            raise ValueError(
+                f"learner.normalisation=components does not go with learner.baseline={self.baseline} and learner.step_comparison="
+                f"{self.step_comparison}; expected mean and reward"
+            )
+        if self.component_weights and self.normalisation != "components":
+            raise ValueError(
+                f"learner.component_weights are set, but learner.normalisation is {self.normalisation!r}; expected 'components'"
+            )
+        if self.dual_clip and (self.surrogate != "clip" or self.dual_clip <= 1 + self.clip_high):
+            raise ValueError(
+                f"learner.dual_clip is {self.dual_clip} with learner.surrogate={self.surrogate}; expected 0, or more than 1 + learner.clip_high "
+                f"= {1 + self.clip_high} with surrogate=clip"
+            )
+        if self.sampler_cap and self.sampler_cap < 1:
+            raise ValueError(
+                f"learner.sampler_cap is {self.sampler_cap}; expected 0 (off) or at least 1: below 1 it would scale every token down"
+            )
+
+
+CHOICES: dict[str, tuple[object, ...]] = {
+    "step_comparison": ("reward", "return"),
+    "baseline": ("mean", "leave_one_out", "shrunk"),
+    "normalisation": ("std", "batch_std", "none", "components"),
+    "surrogate": ("clip", "cispo"),
+    "ratio": ("token", "turn", "sequence"),
+    "aggregation": ("token_mean", "turn_mean", "step_mean", "sequence_mean", "constant"),
+    "kl_estimator": ("k1", "k2", "k3"),
+    "kl_in": ("loss", "reward"),
+    "dtype": ("float32", "bfloat16"),
+    "zero_stage": (0, 1, 2, 3),
+}
+"""Key -> its values. The functions behind the names are in tables of their own; a test holds both together."""
+
+
+def check_rollout(learner: LearnerConfig, mode: str, group_size: int) -> None:
+    """Whether what is sampled can be learned from in this way. Raises ValueError with both keys, what was found and what is expected."""
+    if group_size < 2 and learner.baseline != "shrunk":
+        raise ValueError(
+            f"rollout.group_size is {group_size} with learner.baseline={learner.baseline}: nothing to compare a turn with; expected "
+            "at least 2, or learner.baseline=shrunk with learner.normalisation=none"
+        )
+    if mode == "chain":
+        return
+    if learner.step_weight == 0 and learner.baseline != "shrunk":
+        raise ValueError(
+            f"learner.step_weight is 0 with rollout.mode={mode}, which makes one episode of a question: nothing to compare it with; expected "
+            "rollout.mode=chain"
+        )
+    for key, value in (("step_comparison", "return"), ("ratio", "sequence")):
+        if getattr(learner, key) == value:
+            raise ValueError(
+                f"learner.{key}={value} needs whole episodes side by side, rollout.mode={mode} samples siblings; expected rollout.mode=chain"
+            )
 
 
 def _one_of(key: str, found: object, allowed: tuple[object, ...]) -> None:
     if found not in allowed:
-        raise ValueError(f"{key} is {found!r}; it must be one of {', '.join(map(repr, allowed))}")
+        near = difflib.get_close_matches(str(found), list(map(str, allowed)), n=1)
+        meant = f"; did you mean {near[0]}?" if near else ""
+        raise ValueError(f"{key} is {found!r}; it must be one of {', '.join(map(repr, allowed))}{meant}")

@@ -7,6 +7,7 @@ import shutil
 import time
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,19 @@ from learner.advantages import TurnAdvantages, turn_advantages
 from learner.config import LearnerConfig
 from learner.deadline import results
 from learner.losses import MAXIMA
-from learner.micro_batches import Row, plan, rows_of
+from learner.micro_batches import plan, rows_of
+from learner.mini_batches import deal
 from learner.worker import LearnerRank, MiniBatch
 from rollout.records import ScoredTurn
 from rollout.weights import PublishedWeights, WeightBuffer
 
 MANIFEST = "learner.json"
-PER_TOKEN = ("ratio", "clip_fraction", "mismatch", "entropy", "kl")
+PER_TOKEN = ("ratio", "clip_fraction", "entropy", "kl", "correction")
 """Metrics that ranks send as sums over tokens."""
+
+
+class MismatchError(RuntimeError):
+    """Sampler and learner do not agree on how likely the sampled tokens are."""
 
 
 class LearnerGroup:
@@ -54,18 +60,22 @@ class LearnerGroup:
         """Learn from the turns of one iteration; the policy version goes up by one, even where there was nothing to learn.
 
         Returns metrics: `loss`, `grad_norm` (before clipping), `lr`, `entropy`, `ratio` and its maximum, `clip_fraction`, `mismatch` (mean and
-        maximum of |log-prob here - log-prob of the sampler| before the first step: rollout and learner should agree), `kl`, `turns`,
-        `learned_turns`, `learned_tokens`, `groups`, `dropped_groups`, `seconds`, `tokens_per_second` (prompts and padding included).
+        maximum of |log-prob here - log-prob of the sampler| before the first step: rollout and learner should agree; `mismatch_k3`: as a
+        divergence), `kl`, `turns`, `learned_turns`, `learned_tokens`, `groups`, `dropped_groups`, `seconds`, `tokens_per_second` (prompts and
+        padding included).
+        Raises: FloatingPointError for a gradient norm that is no number; `MismatchError` for a `mismatch` above `learner.max_mismatch`.
         """
         begin = time.perf_counter()
+        turns, penalty = self._penalised(turns) if self.config.kl_weight and self.config.kl_in == "reward" else (turns, {})
         advantages = turn_advantages(turns, self.config) if turns else _nothing()
-        mini_batches = self._mini_batches(turns, advantages)
+        mini_batches = deal(turns, advantages, self.config, self.policy_version)
+        episodes = len({turn.episode for turn in turns})
         lr = self.config.lr * min(1.0, (self.policy_version + 1) / max(1, self.config.warmup_iterations))
         by_rank: list[list[MiniBatch]] = [[] for _ in self._ranks]
         for rows in mini_batches:
             denominator = sum(row.weight for row in rows)
             for mine, micro_batches in zip(by_rank, plan(rows, len(self._ranks), self.config.tokens_per_micro_batch), strict=True):
-                mine.append(MiniBatch(micro_batches, denominator, lr))
+                mine.append(MiniBatch(micro_batches, denominator, lr, episodes))
         refs = [rank.update.remote(mine) for rank, mine in zip(self._ranks, by_rank, strict=True)]
         steps = _combined(self._wait(refs, f"the update from policy version {self.policy_version}"))
         for step in steps:
@@ -74,6 +84,8 @@ class LearnerGroup:
                     f"the gradient norm of policy version {self.policy_version} is {step['grad_norm']}; "
                     "go on from the last checkpoint with a lower learner.lr"
                 )
+        summary = _summary(steps)
+        self._check_mismatch(summary.get("mismatch", 0.0))
         self.policy_version += 1
         return {
             "turns": float(len(turns)),
@@ -83,7 +95,8 @@ class LearnerGroup:
             "episode_groups": float(advantages.episode_groups),
             "dropped_episode_groups": float(advantages.dropped_episode_groups),
             "lr": lr,
-            **_summary(steps),
+            **summary,
+            **penalty,
             "seconds": time.perf_counter() - begin,
             "policy_version": float(self.policy_version),
         }
@@ -136,27 +149,34 @@ class LearnerGroup:
             ray.kill(rank)
         self._ranks = []
 
-    def _mini_batches(self, turns: Sequence[ScoredTurn], advantages: TurnAdvantages) -> list[list[Row]]:
-        """Deal the rows of all turns that are learned into mini-batches with the same mixture of turn kinds, in a seeded order."""
-        weights = [self.config.kind_weights.get(turn.turn.kind, 1.0) for turn in turns]
-        learned = [i for i, turn in enumerate(turns) if advantages.kept[i] and weights[i] and len(turn.turn.response_ids)]
-        by_kind: dict[str, list[Row]] = {}
-        for kind in sorted({turns[i].turn.kind for i in learned}):
-            chosen = [i for i in learned if turns[i].turn.kind == kind]
-            by_kind[kind] = rows_of(
-                [turns[i] for i in chosen],
-                [advantages.advantages[i] for i in chosen],
-                [weights[i] for i in chosen],
-                self.config.tokens_per_micro_batch,
+    def _check_mismatch(self, mismatch: float) -> None:
+        bound = self.config.max_mismatch
+        if bound and mismatch > bound:
+            raise MismatchError(
+                f"log-probabilities of sampler and learner differ by {mismatch:.4g} nats on average at policy version {self.policy_version}, "
+                f"more than learner.max_mismatch={bound:g}: is rollout running in another dtype, or with other weights? learner.sampler_cap=2 "
+                "corrects for a small difference"
             )
-        order = np.random.default_rng((self.config.seed, self.policy_version))
-        dealt: list[list[Row]] = [[] for _ in range(self.config.updates_per_iteration)]
-        place = 0
-        for rows in by_kind.values():
-            for i in order.permutation(len(rows)) if len(dealt) > 1 else range(len(rows)):
-                dealt[place % len(dealt)].append(rows[i])
-                place += 1
-        return [rows for rows in dealt if rows]
+
+    def _penalised(self, turns: Sequence[ScoredTurn]) -> tuple[list[ScoredTurn], dict[str, float]]:
+        """KL in the reward (Ahmadian et al. 2024, arXiv 2402.14740, section 2): kl_weight * KL of a turn, summed over its tokens, is taken off its
+        reward, and that of all turns of an episode off its outcome. Returns the turns and the mean `kl` of a token."""
+        spoken = [i for i, turn in enumerate(turns) if len(turn.turn.response_ids)]
+        none = [0.0] * len(spoken)
+        rows = rows_of([turns[i] for i in spoken], none, none, self.config.tokens_per_micro_batch, places=spoken)
+        by_rank = plan(rows, len(self._ranks), self.config.tokens_per_micro_batch)
+        refs = [rank.kl_to_reference.remote(mine) for rank, mine in zip(self._ranks, by_rank, strict=True)]
+        found = self._wait(refs, f"the KL divergence of policy version {self.policy_version}")
+        kl = np.zeros(len(turns))
+        for mine, per_batch in zip(by_rank, found, strict=True):
+            for batch, values in zip(mine, per_batch, strict=True):
+                kl[[response.place for row in batch for response in row.responses]] = values
+        of_episode: dict[str, float] = defaultdict(float)
+        for turn, value in zip(turns, kl, strict=True):
+            of_episode[turn.episode] += self.config.kl_weight * float(value)
+        tokens = sum(len(turn.turn.response_ids) for turn in turns)
+        penalised = [less_kl(turn, self.config.kl_weight * float(v), of_episode[turn.episode]) for turn, v in zip(turns, kl, strict=True)]
+        return penalised, {"kl": float(kl.sum()) / max(1, tokens)}
 
     def _shape(self) -> dict[str, Any]:
         return {key: getattr(self.config, key) for key in ("num_learners", "zero_stage", "dtype")}
@@ -166,6 +186,13 @@ class LearnerGroup:
 
     def _wait(self, refs: Sequence[ray.ObjectRef], what: str) -> list[Any]:
         return results(refs, what, self.config.deadline_s)
+
+
+def less_kl(turn: ScoredTurn, own: float, of_episode: float) -> ScoredTurn:
+    """The turn with these penalties taken off its reward and off the outcome of its episode."""
+    reward = turn.reward
+    parts = (reward.parts or {"total": reward.total}) | {"kl": -own}
+    return replace(turn, reward=replace(reward, total=reward.total - own, parts=parts), outcome=turn.outcome - of_episode)
 
 
 def _nothing() -> TurnAdvantages:
@@ -193,6 +220,7 @@ def _summary(steps: list[dict[str, float]]) -> dict[str, float]:
         **means,
         "mismatch": steps[0]["mismatch"] / steps[0]["tokens"],
         "mismatch_max": steps[0]["mismatch_max"],
+        "mismatch_k3": steps[0]["mismatch_k3"] / steps[0]["tokens"],
         "ratio_max": max(step["ratio_max"] for step in steps),
         "loss": sum(step["loss"] for step in steps) / len(steps),
         "grad_norm": sum(step["grad_norm"] for step in steps) / len(steps),

@@ -31,6 +31,12 @@ class Response:
     advantage: float
     weight: float
     """Of each of its tokens in the loss."""
+    share: float | None = None
+    """What it adds to the denominator of the loss; None: weight * tokens."""
+    episode: int = 0
+    """Number of its episode within the mini-batch."""
+    place: int = 0
+    """Its place among the turns that were handed in."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +55,7 @@ class Row:
     @property
     def weight(self) -> float:
         """Its share of the denominator of the loss."""
-        return sum(response.weight * len(response.ids) for response in self.responses)
+        return sum(r.weight * len(r.ids) if r.share is None else r.share for r in self.responses)
 
 
 @dataclass(frozen=True)
@@ -76,10 +82,26 @@ class MicroBatch:
     """(tokens,) float32."""
     weights: np.ndarray
     """(tokens,) float32."""
+    turns: np.ndarray
+    """(tokens,) int64: number of the response, counted over the rows."""
+    episodes: np.ndarray
+    """(tokens,) int64: number of its episode within the mini-batch."""
 
 
-def rows_of(turns: Sequence[ScoredTurn], advantages: Sequence[float], weights: Sequence[float], longest: int) -> list[Row]:
-    """Turns with equal state become the responses of one row; a row that would be longer than `longest` is cut between responses."""
+def rows_of(
+    turns: Sequence[ScoredTurn],
+    advantages: Sequence[float],
+    weights: Sequence[float],
+    longest: int,
+    *,
+    shares: Sequence[float] | None = None,
+    episodes: Sequence[int] | None = None,
+    places: Sequence[int] | None = None,
+) -> list[Row]:
+    """Turns with equal state become the responses of one row; a row that would be longer than `longest` is cut between responses.
+
+    One entry for each turn: `advantages`, `weights`, and where they matter `shares`, `episodes` and `places`, as in `Response`.
+    """
     states: dict[str, list[int]] = {}
     for i, turn in enumerate(turns):
         states.setdefault(turn.state_key, []).append(i)
@@ -94,7 +116,17 @@ def rows_of(turns: Sequence[ScoredTurn], advantages: Sequence[float], weights: S
                 begun = []
             if not begun:
                 length = len(state.prompt_ids)
-            begun.append(Response(turns[i].turn.response_ids, turns[i].turn.logprobs, float(advantages[i]), float(weights[i])))
+            begun.append(
+                Response(
+                    turns[i].turn.response_ids,
+                    turns[i].turn.logprobs,
+                    float(advantages[i]),
+                    float(weights[i]),
+                    None if shares is None else float(shares[i]),
+                    0 if episodes is None else episodes[i],
+                    i if places is None else places[i],
+                )
+            )
             length += tokens
         rows.append(Row(state.prompt_ids, state.image, tuple(begun)))
     return rows
@@ -163,6 +195,8 @@ def pack(rows: Sequence[Row], positions: Sequence[np.ndarray], pad_id: int) -> M
         old_logprobs=_joined([response.logprobs for response in responses], np.float32),
         advantages=np.repeat(np.array([response.advantage for response in responses], np.float32), lengths),
         weights=np.repeat(np.array([response.weight for response in responses], np.float32), lengths),
+        turns=np.repeat(np.arange(len(responses)), lengths),
+        episodes=np.repeat(np.array([response.episode for response in responses], np.int64), lengths),
     )
 
 

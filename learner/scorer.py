@@ -19,8 +19,10 @@ class Scorer(nn.Module):
     parameter that gets a gradient on one rank has to get one (of zeros) on all. Each distinct picture is encoded once.
     """
 
-    def __init__(self, policy: Policy):
+    def __init__(self, policy: Policy, entropy_gradient: bool = False):
+        """`entropy_gradient`: whether the entropy is part of the loss; it costs memory for a second pass over the vocabulary."""
         super().__init__()
+        self.entropy_gradient = entropy_gradient
         self.model = policy.model
         self.image_token_id = policy.image_token_id
         vision = policy.model.config.vision_config
@@ -40,8 +42,8 @@ class Scorer(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Shapes as in `MicroBatch`; pixel_values (patches, d) and grids (images, 3) of its distinct images.
 
-        Returns log-probs of `targets` at temperature 1 over the whole vocabulary and the entropy of their distributions (without gradient),
-        both (tokens,) float32, nats.
+        Returns log-probs of `targets` at temperature 1 over the whole vocabulary and the entropy of their distributions (without gradient unless
+        asked for), both (tokens,) float32, nats.
         """
         hidden = self.model.model.language_model(
             inputs_embeds=self._embed(input_ids, image_of_row, pixel_values, grids),
@@ -50,7 +52,7 @@ class Scorer(nn.Module):
             use_cache=False,
         ).last_hidden_state
         logprobs = F.log_softmax(self.model.lm_head(hidden.flatten(0, 1)[sources]).float(), -1)
-        with torch.no_grad():
+        with torch.set_grad_enabled(self.entropy_gradient and torch.is_grad_enabled()):
             entropy = -(logprobs.exp() * logprobs).sum(-1)
         return logprobs.gather(1, targets[:, None])[:, 0], entropy
 

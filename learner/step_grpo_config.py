@@ -11,7 +11,7 @@ from ray.rllib.connectors.module_to_env import ModuleToEnvPipeline
 from ray.rllib.core.rl_module.multi_rl_module import MultiRLModuleSpec
 from ray.rllib.utils.checkpoints import Checkpointable
 
-from learner.config import LearnerConfig
+from learner.config import LearnerConfig, check_rollout
 from learner.group import LearnerGroup
 from learner.question_source import QuestionSource
 from rollout.config import RolloutConfig
@@ -85,7 +85,7 @@ class StepGRPOConfig(AlgorithmConfig):
         self.num_gpus_per_learner = self.learner.gpus_per_learner
 
     def validate(self) -> None:
-        """Raises ValueError for a setting that is missing."""
+        """Raises ValueError for a setting that is missing, or for settings that do not go together."""
         super().validate()
         for key in ("policy_path", "data", "reward_actors"):
             if not getattr(self, key):
@@ -94,6 +94,7 @@ class StepGRPOConfig(AlgorithmConfig):
             raise ValueError(
                 f"StepGRPOConfig.retriever is not set, and rollout.mode={self.rollout.mode} searches; pass one, or use offline"
             )
+        check_rollout(self.learner, self.rollout.mode, self.rollout.group_size)
         if self.num_env_runners < 1 and not self.in_evaluation:
             raise ValueError(f"num_env_runners is {self.num_env_runners}; at least 1 rollout worker is needed")
 

@@ -21,8 +21,9 @@ import ray
 import torch
 
 from learner.config import LearnerConfig
-from learner.losses import MAXIMA, kl_to_reference, policy_loss
+from learner.losses import MAXIMA, kl_estimate, sums_by
 from learner.micro_batches import MicroBatch, Row, pack
+from learner.objective import Tokens, loss_of
 from learner.scorer import Scorer, inputs_of
 from rollout import weights as weight_buffers
 from rollout.policy import Policy
@@ -40,6 +41,8 @@ class MiniBatch:
     denominator: float
     """Sum of the token weights of the mini-batch over all ranks."""
     lr: float
+    episodes: int = 0
+    """Episodes of the mini-batch over all ranks; `Response.episode` counts to it."""
 
 
 class LearnerRank:
@@ -89,7 +92,7 @@ class LearnerRank:
         torch.manual_seed(config.seed)
         self.policy = Policy.load(self.policy_path, dtype=config.dtype, device=str(self.device))
         self.reference = Scorer(Policy.load(self.policy_path, dtype=config.dtype, device=str(self.device))) if config.kl_weight else None
-        scorer = Scorer(self.policy)
+        scorer = Scorer(self.policy, entropy_gradient=config.entropy_weight != 0)
         optimizer = torch.optim.AdamW(
             scorer.parameters(), lr=config.lr, betas=(config.betas[0], config.betas[1]), weight_decay=config.weight_decay
         )
@@ -97,7 +100,22 @@ class LearnerRank:
 
     def update(self, mini_batches: list[MiniBatch]) -> list[dict[str, float]]:
         """One optimizer step for each mini-batch. Returns its metrics on this rank: sums over tokens, and maxima as in `losses.MAXIMA`."""
-        return [self._step(mini_batch) for mini_batch in mini_batches]
+        before: list[Any] = [None] * len(mini_batches)
+        if self.config.sampler_cap and len(mini_batches) > 1:  # the log-probs that the learner begins with, while it still has them
+            before = [[self._logprobs(self._packed(rows))[0] for rows in mini_batch.micro_batches] for mini_batch in mini_batches]
+        return [self._step(mini_batch, learner) for mini_batch, learner in zip(mini_batches, before, strict=True)]
+
+    def kl_to_reference(self, micro_batches: list[list[Row]]) -> list[np.ndarray]:
+        """For each micro-batch (responses,) float64: the KL estimate of each response, summed over its tokens, from the sampler's log-probs."""
+        assert self.reference is not None
+        found = []
+        for rows in micro_batches:
+            batch = self._packed(rows)
+            with torch.no_grad():
+                reference, _ = self.reference(**inputs_of(batch, self.policy, self.device))
+            estimate = kl_estimate(torch.from_numpy(batch.old_logprobs), reference.cpu(), self.config.kl_estimator)
+            found.append(np.bincount(batch.turns, estimate.double().numpy(), sum(len(row.responses) for row in rows)))
+        return found
 
     def weights(self, version: int) -> tuple[weight_buffers.WeightBuffer | None, int]:
         """All weights and their checksum, on rank 0; nothing on the others, which take part because ZeRO-3 gathers from all."""
@@ -131,17 +149,20 @@ class LearnerRank:
         if "cuda" in random:
             torch.cuda.set_rng_state(random["cuda"])
 
-    def _step(self, mini_batch: MiniBatch) -> dict[str, float]:
+    def _step(self, mini_batch: MiniBatch, learner_logprobs: list[torch.Tensor] | None) -> dict[str, float]:
+        """One optimizer step. `learner_logprobs`: of each micro-batch, before the update; None: those of the first forward pass."""
         begin = time.perf_counter()
         totals: dict[str, float] = defaultdict(float)
         for group in self.engine.optimizer.param_groups:
             group["lr"] = mini_batch.lr
+        log_ratios = self._sequence_log_ratios(mini_batch, learner_logprobs) if self.config.ratio == "sequence" else None
         norm = None
         for i, rows in enumerate(mini_batch.micro_batches):
             last = i + 1 == len(mini_batch.micro_batches)
             self.engine.set_gradient_accumulation_boundary(last)
             batch = self._packed(rows)
-            loss, metrics = self._loss(batch, mini_batch.denominator)
+            before = None if learner_logprobs is None else learner_logprobs[i]
+            loss, metrics = self._loss(batch, mini_batch.denominator, before, log_ratios)
             self.engine.backward(loss * self.ranks)  # the engine averages over ranks, and the denominator is already the one of all ranks
             if last and not self.config.zero_stage:
                 norm = self._gradient_norm()
@@ -153,19 +174,49 @@ class LearnerRank:
             norm = float(self.engine.get_global_grad_norm())
         return dict(totals) | {"grad_norm": norm, "seconds": time.perf_counter() - begin}
 
-    def _loss(self, batch: MicroBatch, denominator: float) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def _loss(
+        self, batch: MicroBatch, denominator: float, learner_logprobs: torch.Tensor | None, log_ratios: torch.Tensor | None
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         inputs = inputs_of(batch, self.policy, self.device)
         logprobs, entropy = self.engine(**inputs)
-        old, advantages, weights = (torch.from_numpy(a).to(self.device) for a in (batch.old_logprobs, batch.advantages, batch.weights))
-        clip = {"clip_low": self.config.clip_low, "clip_high": self.config.clip_high}
-        loss, metrics = policy_loss(logprobs, old, advantages, weights, denominator=denominator, **clip)
-        metrics["entropy"] = entropy.sum()
-        if self.reference is not None:
+        sampler, advantages, weights, turns, episodes = (
+            torch.from_numpy(a).to(self.device) for a in (batch.old_logprobs, batch.advantages, batch.weights, batch.turns, batch.episodes)
+        )
+        reference = None
+        if self.reference is not None and self.config.kl_in == "loss":
             with torch.no_grad():
                 reference, _ = self.reference(**inputs)
-            kl, kl_metrics = kl_to_reference(logprobs, reference, weights, denominator=denominator)
-            loss, metrics = loss + self.config.kl_weight * kl, metrics | kl_metrics
-        return loss, metrics
+        tokens = Tokens(
+            logprobs=logprobs,
+            entropy=entropy,
+            sampler_logprobs=sampler,
+            advantages=advantages,
+            weights=weights,
+            turn=turns,
+            learner_logprobs=learner_logprobs,
+            reference_logprobs=reference,
+            sequence_log_ratio=None if log_ratios is None else log_ratios[episodes],
+        )
+        return loss_of(tokens, self.config, denominator)
+
+    def _logprobs(self, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        with torch.no_grad():
+            return self.engine(**inputs_of(batch, self.policy, self.device))
+
+    def _sequence_log_ratios(self, mini_batch: MiniBatch, learner_logprobs: list[torch.Tensor] | None) -> torch.Tensor:
+        """(episodes,): mean log-ratio over the tokens of each episode. They may lie in several micro-batches and on several ranks, so a pass
+        without gradient comes first."""
+        sums = torch.zeros(2, mini_batch.episodes, device=self.device)
+        for i, rows in enumerate(mini_batch.micro_batches):
+            batch = self._packed(rows)
+            logprobs, _ = self._logprobs(batch)
+            old = torch.from_numpy(batch.old_logprobs).to(self.device)
+            if self.config.sampler_cap:
+                old = logprobs if learner_logprobs is None else learner_logprobs[i]
+            sums += sums_by(logprobs - old, torch.from_numpy(batch.episodes).to(self.device), mini_batch.episodes)
+        if self.ranks > 1:
+            torch.distributed.all_reduce(sums)
+        return sums[0] / sums[1].clamp(min=1)
 
     def _packed(self, rows: list[Row]) -> MicroBatch:
         grids = [self.policy.patches(row.image)[1] if row.image else None for row in rows]

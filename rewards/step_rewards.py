@@ -89,9 +89,9 @@ def plan_reward(text: str, needs: Sequence[GoldStep], similarity: Similarity, co
         return MALFORMED
     if not needs:
         stops = float(action.kb is None)
-        return _with_format(stops, {"stop": stops}, config)
+        return _with_format({"stop": stops}, {"stop": stops}, config)
     if action.kb is None:
-        return _with_format(0.0, {"routing": 0.0, "premature": 1.0}, config)
+        return _with_format({}, {"routing": 0.0, "premature": 1.0}, config)
 
     def parts(need: GoldStep) -> dict[str, float]:
         query = max(0.0, similarity(action.query, need.query))
@@ -101,11 +101,13 @@ def plan_reward(text: str, needs: Sequence[GoldStep], similarity: Similarity, co
             query *= entity
         return {"query": query, "entity": entity, "routing": float(action.kb == need.kb), "premature": 0.0}
 
-    def total(parts: Mapping[str, float]) -> float:
-        return config.query_weight * parts["query"] + config.entity_weight * parts["entity"] + config.routing_weight * parts["routing"]
+    weights = {"query": config.query_weight, "entity": config.entity_weight, "routing": config.routing_weight}
 
-    best = max((parts(need) for need in needs), key=total)
-    return _with_format(total(best), best, config)
+    def earned(parts: Mapping[str, float]) -> dict[str, float]:
+        return {name: weight * parts[name] for name, weight in weights.items()}
+
+    best = max((parts(need) for need in needs), key=lambda parts: sum(earned(parts).values()))
+    return _with_format(earned(best), best, config)
 
 
 def entity_match(query: str, need: GoldStep) -> float | None:
@@ -137,7 +139,7 @@ def answer_reward(text: str, answers: Sequence[str], config: RewardConfig, compo
     if config.spare_answer_tokens >= 0 and len(tokens(prediction)) > len(tokens(gold)) + config.spare_answer_tokens:
         recall = 0.0
     graded = len(answers) == 1 and len(gold.split()) > config.short_answer_words
-    return _with_format(recall if graded else float(recall == 1.0), {component: recall}, config)
+    return _with_format({component: recall if graded else float(recall == 1.0)}, {component: recall}, config)
 
 
 def abstain_reward(text: str, config: RewardConfig) -> TurnReward:
@@ -146,7 +148,7 @@ def abstain_reward(text: str, config: RewardConfig) -> TurnReward:
     if prediction is None:
         return MALFORMED
     right = float(prediction.lower() == UNKNOWN)
-    return _with_format(right, {"abstain": right}, config)
+    return _with_format({"abstain": right}, {"abstain": right}, config)
 
 
 def _judge(state: State, similarity: Similarity, config: RewardConfig, retrievers: Retrievers) -> Callable[[str], TurnReward] | None:
@@ -172,6 +174,8 @@ def _outcome(trajectory: Trajectory, config: RewardConfig) -> float:
     return answer_reward(trajectory.final.text, trajectory.question.answers, config).total
 
 
-def _with_format(total: float, components: dict[str, float], config: RewardConfig) -> TurnReward:
-    """A well-formed turn: the format's share in full, the rest of the reward by `total`."""
-    return TurnReward((1.0 - config.format_weight) * total + config.format_weight, {"format": 1.0, **components})
+def _with_format(earned: dict[str, float], components: dict[str, float], config: RewardConfig) -> TurnReward:
+    """A well-formed turn: the format's share in full, the rest of the reward by what `earned` adds up to."""
+    share = 1.0 - config.format_weight
+    parts = {name: share * part for name, part in earned.items()} | {"format": config.format_weight}
+    return TurnReward(share * sum(earned.values()) + config.format_weight, {"format": 1.0, **components}, parts)

@@ -165,10 +165,13 @@ class Trajectory:
 
 @dataclass(frozen=True)
 class TurnReward:
-    """What a turn earned, and why: the components that were added up."""
+    """What a turn earned, and why."""
 
     total: float
     components: dict[str, float] = field(default_factory=dict)
+    """What was measured, for metrics: some of it counts in the total, some only informs."""
+    parts: dict[str, float] = field(default_factory=dict)
+    """What adds up to `total`, weights included, for advantages by component; empty: the total is one part."""
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,14 @@ PURE = [
     "rewards/step_rewards.py",
     "rewards/config.py",
     "learner/advantages.py",
+    "learner/aggregation.py",
+    "learner/collapse.py",
+    "learner/comparison.py",
     "learner/losses.py",
     "learner/micro_batches.py",
+    "learner/mini_batches.py",
+    "learner/objective.py",
+    "learner/returns.py",
     "experiments/measures.py",
 ]
 

@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from learner.advantages import group_advantages, turn_advantages
-from learner.config import LearnerConfig
+from learner.advantages import STEP_COMPARISONS, group_advantages, taught_questions, turn_advantages
+from learner.config import CHOICES, LearnerConfig
+from learner.returns import discounted_returns
 from rollout.records import ScoredTurn, Turn, TurnReward
 
 REWARDS = arrays(np.float64, st.integers(1, 40), elements=st.sampled_from(np.linspace(0, 1, 11).tolist()))
@@ -102,3 +103,73 @@ def test_the_two_comparisons_are_weighed(step, episode):
     turns = [scored("s", 1.0, "a", 0.0), scored("s", 0.0, "b", 1.0)]
     config = replace(LearnerConfig(), step_weight=step, episode_weight=episode)
     np.testing.assert_allclose(turn_advantages(turns, config).advantages, [step - episode, episode - step], atol=1e-4)
+
+
+def gigpo_by_hand(turns, discount, step_weight, episode_weight):
+    """The paper's algorithm, one trajectory at a time: episode advantage + weight * step advantage, population standard deviations."""
+    episodes = {t.episode: [u for u in turns if u.episode == t.episode] for t in turns}
+    returns = {}
+    for mine in episodes.values():
+        for t, turn in enumerate(mine):
+            returns[id(turn)] = sum(discount ** (k - t) * mine[k].reward.total for k in range(t, len(mine)))
+
+    def compared(value, peers):
+        peers = np.array(peers)
+        return (value - peers.mean()) / (peers.std() + 1e-6) if peers.std() > 1e-4 else 0.0
+
+    found = []
+    for turn in turns:
+        anchor = [returns[id(u)] for u in turns if (u.state_key, u.episode_group) == (turn.state_key, turn.episode_group)]
+        outcomes = [mine[0].outcome for mine in episodes.values() if mine[0].episode_group == turn.episode_group]
+        found.append(step_weight * compared(returns[id(turn)], anchor) + episode_weight * compared(turn.outcome, outcomes))
+    return found
+
+
+def test_gigpo_compares_what_came_of_equal_states_of_one_question():
+    random = np.random.default_rng(0)
+    turns = [
+        scored(state, float(random.random()), f"q{q}#{e}", float(e % 2), f"q{q}")
+        for q in range(3)
+        for e in range(4)
+        for state in ["start", *random.choice(["s", "t", "u"], random.integers(0, 3), replace=False), "end"]
+    ]
+    config = LearnerConfig(step_comparison="return", discount=0.9, step_weight=0.8, episode_weight=1.0)
+    np.testing.assert_allclose(turn_advantages(turns, config).advantages, gigpo_by_hand(turns, 0.9, 0.8, 1.0), atol=1e-4)
+
+
+def test_equal_states_of_two_questions_are_no_anchor_for_each_other():
+    turns = [scored("s", 1.0, "a", 1.0, "q1"), scored("s", 0.0, "b", 0.0, "q2")]
+    assert not turn_advantages(turns, LearnerConfig(step_comparison="return")).kept.any()
+    assert turn_advantages(turns, LearnerConfig()).kept.all()
+
+
+@given(arrays(np.float64, st.integers(0, 20), elements=st.floats(-1, 1)), st.floats(0, 1), st.randoms())
+def test_the_return_of_a_turn_is_the_discounted_sum_of_what_its_episode_earned_from_there(rewards, discount, random):
+    episodes = [random.choice("ab") for _ in rewards]
+    found = discounted_returns(rewards, episodes, discount)
+    for i, value in enumerate(found):
+        later = [rewards[j] for j in range(i, len(rewards)) if episodes[j] == episodes[i]]
+        assert value == pytest.approx(sum(discount**k * reward for k, reward in enumerate(later)), abs=1e-9)
+
+
+def test_components_of_the_reward_are_compared_each_for_itself():
+    def part(state, x, y):
+        turn = scored(state, 0.3 * x + 0.7 * y)
+        return replace(turn, reward=TurnReward(turn.reward.total, {}, {"x": 0.3 * x, "y": 0.7 * y}))
+
+    turns = [part("s", 1, 0), part("s", 0, 1), part("t", 1, 1), part("t", 0, 0)]
+    found = turn_advantages(turns, LearnerConfig(normalisation="components"))
+    np.testing.assert_allclose(found.advantages[:2], 0, atol=1e-5)  # each of them is best at one thing
+    assert found.advantages[2] == pytest.approx(-found.advantages[3])
+    weighed = turn_advantages(turns, LearnerConfig(normalisation="components", component_weights={"y": 2.0}))
+    assert weighed.advantages[1] > 0 > weighed.advantages[0]
+
+
+def test_questions_that_taught_something_are_those_with_a_varied_group():
+    turns = [scored("s", 1.0, "a", 0, "q1"), scored("s", 0.0, "a", 0, "q1"), scored("t", 1.0, "b", 0, "q2"), scored("t", 1.0, "b", 0, "q2")]
+    assert taught_questions(turns, LearnerConfig()) == {"q1"}
+    assert taught_questions([], LearnerConfig()) == set()
+
+
+def test_every_step_comparison_of_the_configuration_has_its_function():
+    assert set(CHOICES["step_comparison"]) == set(STEP_COMPARISONS)

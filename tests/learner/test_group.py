@@ -9,7 +9,7 @@ from tiny_turns import group as siblings
 
 from learner.config import LearnerConfig
 from learner.deadline import DeadlineError, results
-from learner.group import LearnerGroup
+from learner.group import LearnerGroup, MismatchError, less_kl
 from rollout.policy import Policy
 from rollout.weights import unpack
 
@@ -139,6 +139,46 @@ def test_kl_to_the_start_is_zero_at_first_and_holds_the_policy_back(one, turns):
         moved[kl_weight] = kl[-1]
     assert moved[20.0] < moved[1e-9]
     assert start
+
+
+OPTIONS = {
+    "turn ratios, dual clip, turns count equally": {"ratio": "turn", "dual_clip": 3.0, "aggregation": "turn_mean"},
+    "one ratio for an episode, truncated importance sampling": {"ratio": "sequence", "sampler_cap": 2.0, "aggregation": "sequence_mean"},
+    "CISPO, entropy bonus, KL in the loss": {"surrogate": "cispo", "entropy_weight": 0.01, "kl_weight": 0.1, "kl_estimator": "k2"},
+    "KL in the reward, over a constant": {"kl_weight": 0.1, "kl_in": "reward", "kl_estimator": "k1", "aggregation": "constant"},
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
+def test_two_ranks_with_partitioned_state_and_small_micro_batches_make_the_update_of_one(one, two, turns, options):
+    config = replace(CONFIG, updates_per_iteration=2, tokens_per_micro_batch=100_000, **options)
+    one.build(config)
+    two.build(replace(config, num_learners=2, zero_stage=3, tokens_per_micro_batch=96))
+    for _ in range(2):
+        alone, together = one.update(turns), two.update(turns)
+    for name in set(alone) - {"seconds", "tokens_per_second"}:
+        assert together[name] == pytest.approx(alone[name], rel=1e-3, abs=1e-5), name
+    assert_same_update(weights(one), weights(two))
+
+
+def test_kl_in_the_reward_is_taken_off_and_told(one, turns):
+    one.build(replace(CONFIG, kl_weight=0.5, kl_in="reward", kl_estimator="k3"))
+    assert one.update(turns)["kl"] == pytest.approx(0, abs=1e-6)
+    less = less_kl(turns[0], 0.25, 1.0)
+    assert less.reward.total == turns[0].reward.total - 0.25
+    assert less.outcome == turns[0].outcome - 1.0
+    assert sum(less.reward.parts.values()) == pytest.approx(less.reward.total)
+
+
+def test_a_sampler_that_disagrees_with_the_learner_stops_the_run_with_a_sentence(one, turns):
+    one.build(replace(CONFIG, max_mismatch=0.05))
+    one.update(turns)
+    off = [replace(turn, turn=replace(turn.turn, logprobs=turn.turn.logprobs - 0.3)) for turn in turns]
+    with pytest.raises(
+        MismatchError, match=r"differ by 0\.[23]\d* nats on average at policy version 1, more than learner.max_mismatch=0.05"
+    ):
+        one.update(off)
+    assert one.policy_version == 1
 
 
 def test_two_updates_and_two_in_a_new_process_equal_four_bit_for_bit_and_nothing_is_compiled(one, turns, policy_path, tmp_path):
