@@ -15,7 +15,7 @@ def test_a_value_that_is_not_known_is_refused_with_its_key_the_known_ones_and_th
 
 
 def test_the_nearest_known_value_is_offered():
-    with pytest.raises(ValueError, match="learner.aggregation is 'tokenmean'.*did you mean token_mean?"):
+    with pytest.raises(ValueError, match=r"learner.aggregation is 'tokenmean'.*did you mean token_mean\?"):
         LearnerConfig(aggregation="tokenmean")
 
 

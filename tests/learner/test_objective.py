@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from table_policy import logprobs_of
 
 from learner.advantages import turn_advantages
 from learner.aggregation import weigh
@@ -40,14 +41,6 @@ def turns_of(seed: int) -> list[ScoredTurn]:
     return found
 
 
-def scored(table: torch.Tensor, batch) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-probs and entropies of the sampled tokens."""
-    row = torch.from_numpy(batch.sources // batch.input_ids.shape[1])
-    state = torch.from_numpy(batch.input_ids[:, 0])[row]
-    logprobs = torch.log_softmax(table[state], -1)
-    return logprobs.gather(1, torch.from_numpy(batch.targets)[:, None])[:, 0], -(logprobs.exp() * logprobs).sum(-1)
-
-
 def gradient(turns, config: LearnerConfig, ranks: int, tokens: int, seed: int) -> tuple[torch.Tensor, float, dict[str, float]]:
     """Of the first mini-batch: every rank's micro-batches one after the other, gradients added up, as the learner does it."""
     generator = torch.Generator().manual_seed(seed)
@@ -61,14 +54,14 @@ def gradient(turns, config: LearnerConfig, ranks: int, tokens: int, seed: int) -
         for mine in plan(rows, ranks, tokens)
         for batch in mine
     ]
-    learners = [scored(before, batch)[0] if config.sampler_cap else None for batch in batches]
+    learners = [logprobs_of(before, batch)[0] if config.sampler_cap else None for batch in batches]
     means = torch.zeros(2, 4)
     for batch, learner in zip(batches, learners, strict=True):
         old = torch.from_numpy(batch.old_logprobs) if learner is None else learner
-        means += sums_by((scored(table, batch)[0] - old).detach(), torch.from_numpy(batch.episodes), 4)
+        means += sums_by((logprobs_of(table, batch)[0] - old).detach(), torch.from_numpy(batch.episodes), 4)
     total, metrics = 0.0, {}
     for batch, learner in zip(batches, learners, strict=True):
-        logprobs, entropy = scored(table, batch)
+        logprobs, entropy = logprobs_of(table, batch)
         loss, found = loss_of(
             Tokens(
                 logprobs=logprobs,
@@ -78,7 +71,7 @@ def gradient(turns, config: LearnerConfig, ranks: int, tokens: int, seed: int) -
                 weights=torch.from_numpy(batch.weights),
                 turn=torch.from_numpy(batch.turns),
                 learner_logprobs=learner,
-                reference_logprobs=scored(reference, batch)[0] if config.kl_weight and config.kl_in == "loss" else None,
+                reference_logprobs=logprobs_of(reference, batch)[0] if config.kl_weight and config.kl_in == "loss" else None,
                 sequence_log_ratio=(means[0] / means[1].clamp(min=1))[torch.from_numpy(batch.episodes)],
             ),
             config,
