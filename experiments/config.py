@@ -52,6 +52,12 @@ class LoopConfig:
     """Iterations between two checkpoints; 0: only at the end."""
     resume: str = "none"
     """`none`: start anew. `auto`: go on from the newest checkpoint of this run, or start anew without one. Or a checkpoint folder."""
+    dump_rollouts: str = ""
+    """Folder into which every iteration's trajectories and scored turns are written; empty: nowhere."""
+    replay_rollouts: str = ""
+    """Folder that `dump_rollouts` wrote: learn from it, without data, retrieval or rollout; empty: roll out."""
+    rollout_only: bool = False
+    """Roll out and score, with the policy that training would start from, and learn nothing."""
     policy: str = "experiments/cold_start_policy"
     """Where training starts: a folder in Hugging Face format, or a model's name on the hub."""
     seed: int = 0
@@ -237,6 +243,18 @@ def _checked(config: TrainConfig) -> TrainConfig:
         (config.train.questions_per_iteration > 0, "train.questions_per_iteration", config.train.questions_per_iteration, "at least 1"),
         (config.train.num_rollout_workers > 0, "train.num_rollout_workers", config.train.num_rollout_workers, "at least 1"),
         (config.evaluation.questions > 0, "evaluation.questions", config.evaluation.questions, "at least 1"),
+        (
+            sum([config.train.rollout_only, bool(config.train.replay_rollouts), config.train.resume != "none"]) <= 1,
+            "train",
+            "rollout_only, replay_rollouts, resume",
+            "at most one of them: half a run has no checkpoints, and one half is not the other",
+        ),
+        (
+            not (config.train.replay_rollouts and config.train.dump_rollouts),
+            "train.dump_rollouts",
+            config.train.dump_rollouts,
+            "none with train.replay_rollouts: there is nothing new to write",
+        ),
         (bool(config.name) and not set(config.name) & set("/\\"), "name", config.name, "a name without slashes"),
     ]
     rules += [

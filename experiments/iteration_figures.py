@@ -8,7 +8,10 @@ from typing import Any
 
 from rollout.records import ScoredTurn, Trajectory
 
-LEARNER = ("loss", "grad_norm", "lr", "entropy", "clip_fraction", "ratio_max", "kl", "learned_tokens", "mismatch", "mismatch_max")
+LEARNER = (
+    *("loss", "grad_norm", "lr", "entropy", "clip_fraction", "ratio_max", "kl", "learned_tokens"),
+    *("mismatch", "mismatch_max", "mismatch_k3", "correction"),
+)
 """Figures of the learner that are kept as they are."""
 
 
@@ -39,7 +42,7 @@ def iteration_figures(result: Mapping[str, Any], trajectories: Sequence[Trajecto
         "turns": int(rollout.get("turns", 0)),
         "judged_turns": len(turns),
         "sampled_tokens": int(rollout.get("sampled_tokens", 0)),
-        "tokens_per_second": rollout.get("sampled_tokens", 0) / max(seconds.get("rollout", 0.0), 1e-9),
+        "tokens_per_second": rollout.get("sampled_tokens", 0) / max(seconds["rollout"], 1e-9) if "rollout" in seconds else None,
         "varied_groups": 1 - learned.get("dropped_groups", 0) / groups if groups else None,
         **{name: learned.get(name) for name in LEARNER},
         **{f"seconds_{phase}": value for phase, value in seconds.items()},

@@ -43,6 +43,12 @@ def measure_end(run: Run) -> None:
     run.folder.write_summary(summary(run, known | {"after": after.summary(), "difference": difference, "baselines": baselines}))
 
 
+def note_stop(run: Run) -> None:
+    """What is known of a run that was stopped before its end."""
+    known = {key: value for key, value in run.folder.summary().items() if key in ("recall", "before", "start_baselines")}
+    run.folder.write_summary(summary(run, known))
+
+
 def other_routings(run: Run, routings: list[str], when: str) -> dict[str, Any]:
     """Routing -> summary, with the policy that the evaluation workers hold."""
     found = {}

@@ -21,7 +21,15 @@ KNOWLEDGE_BASES = {"use_text": "text", "use_text_image": "text-image", "use_tabl
 def write_report(folder: RunFolder) -> None:
     """Needs metrics.jsonl and summary.json; what is missing there is left out of the page."""
     summary, rows = folder.summary(), folder.metrics()
-    parts = [_head(summary), _tiles(summary), _before_after(summary), _methods(summary), _curves(rows), _families(summary)]
+    parts = [
+        _head(summary),
+        _tiles(summary),
+        _warnings(summary),
+        _before_after(summary),
+        _methods(summary),
+        _curves(rows),
+        _families(summary),
+    ]
     parts += [_trajectories(folder), _time(summary), _settings(folder)]
     name = escape(str(summary.get("name", folder.path.name)))
     folder.report.write_text(
@@ -65,6 +73,15 @@ def _change(name: str, change: Mapping[str, Any]) -> str:
     good = (change["value"] > 0) != (name in LESS_IS_BETTER)
     kind = ("good" if good else "bad") if excludes_zero(change) else "soft"
     return f"<span class='{kind}'>{change['value']:+.2f}</span>"
+
+
+def _warnings(summary: Mapping[str, Any]) -> str:
+    told = "".join(
+        f"<li>iteration {found['iteration']}: {escape(found['name'])} {found['found']:.4g} (threshold {found['threshold']:g}): "
+        f"{escape(found['cause'])}; try {escape(found['advice'])}</li>"
+        for found in summary.get("warnings", [])
+    )
+    return f"<h2>Warnings</h2><ul>{told}</ul>" if told else ""
 
 
 def _before_after(summary: Mapping[str, Any]) -> str:
@@ -132,7 +149,7 @@ def _curves(rows: list[dict[str, Any]]) -> str:
         ),
         line_chart(series(groups="varied_groups"), label="Groups with variance: the ones that teach", low=0, high=1),
         line_chart(series(entropy="entropy"), label="Entropy of a sampled token, nats", low=0),
-        line_chart(series(gap="logprob_gap"), label="Log-probability gap between rollout and learner, nats", low=0),
+        line_chart(series(mean="mismatch", k3="mismatch_k3"), label="Log-probability gap between rollout and learner, nats", low=0),
         line_chart(series(norm="grad_norm"), label="Gradient norm", low=0),
         line_chart(series(tokens="tokens_per_second"), label="Sampled tokens a second", low=0),
     ]

@@ -23,6 +23,7 @@ def summary(run: Run, measured: Mapping[str, Any]) -> dict[str, Any]:
         "iterations": run.iteration,
         "policy_version": run.parts.algorithm.policy_version,
         "best": tally.best,
+        "warnings": tally.warnings,
         "seconds": {phase: round(seconds, 2) for phase, seconds in tally.seconds.items()},
         "turns": tally.turns,
         "sampled_tokens": tally.sampled_tokens,

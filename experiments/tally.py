@@ -18,6 +18,8 @@ class Tally:
     search_errors: int = 0
     best: dict[str, Any] = field(default_factory=dict)
     """Iteration, policy version and validation score of the best policy so far."""
+    warnings: list[dict[str, Any]] = field(default_factory=list)
+    """Signs of collapse, each with the iteration in which it came up."""
 
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:

@@ -5,28 +5,30 @@ measure the start -> (roll out, score, learn, broadcast; now and then validate a
 
 from __future__ import annotations
 
-import signal
 import sys
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
 from experiments.checkpoints import resume, save_checkpoint
 from experiments.cluster import start_ray
+from experiments.collapse_watch import how_it_stopped, tell
 from experiments.config import RunConfigError, TrainConfig, find_policy, load_config, resolved_yaml
 from experiments.datasets import Dataset, load_dataset
+from experiments.halves import dump, dumped_iterations, learn_only, roll_out_only
 from experiments.iteration_figures import iteration_figures
-from experiments.measuring import measure_end, measure_start
+from experiments.measuring import measure_end, measure_start, note_stop
 from experiments.parts import Run, build_parts
 from experiments.progress import Progress
 from experiments.question_file import DataError
 from experiments.report import write_report
 from experiments.result_tables import print_results
 from experiments.run_folder import RunFolder
+from experiments.stop import Stop
 from experiments.tally import Tally
 from experiments.tracking import Tracker
 from experiments.validation import keep_if_best
+from learner.collapse import Watch
 from retrieval_actors.knowledge_base import KnowledgeBaseError
 
 WRONG_INPUT, STOPPED = 2, 130
@@ -37,6 +39,7 @@ def train(run: Run, stop: Stop) -> None:
     """The loop. `algorithm.train()` is one iteration: push weights, roll out, score, learn."""
     settings, algorithm, tally = run.config.train, run.parts.algorithm, run.tally
     enough = settings.minutes * 60 or float("inf")
+    watch = Watch(run.config.learner.collapse, run.folder.metrics())
     run.progress.phase("train")
     while run.iteration < settings.iterations and tally.seconds.get("train", 0.0) < enough and not stop.asked:
         with tally.timed("train"):
@@ -44,6 +47,8 @@ def train(run: Run, stop: Stop) -> None:
         row = iteration_figures(result, algorithm.trajectories, algorithm.turns)
         run.iteration = row["iteration"]
         tally.add(row)
+        tell(run, watch, row, stop)
+        dump(run.config, run.iteration, algorithm.trajectories, algorithm.turns)
         last = run.iteration == settings.iterations or tally.seconds["train"] >= enough
         if last or _due(run.iteration, settings.evaluate_every):
             with tally.timed("validate"):
@@ -71,7 +76,8 @@ def whole_run(config: TrainConfig, dataset: Dataset, policy: str, console: Conso
             train(run, stop)
             if stop.asked:
                 outcome = "KILLED"
-                progress.say(f"stopped after iteration {run.iteration}; go on with train.resume=auto", style="yellow")
+                note_stop(run)
+                progress.say(how_it_stopped(run, stop), style="yellow")
                 return STOPPED
             measure_end(run)
             write_report(folder)
@@ -85,34 +91,20 @@ def whole_run(config: TrainConfig, dataset: Dataset, policy: str, console: Conso
     return 0
 
 
-class Stop:
-    """In its `with` block SIGTERM and Ctrl-C end the training after the iteration that is going on; a second signal ends it at once.
+def check(arguments: list[str]) -> tuple[TrainConfig, Dataset | None, str]:
+    """All that can be wrong and is cheap to see, before anything long starts. Raises RunConfigError, DataError or KnowledgeBaseError.
 
-    Entered after Ray has started: Ray installs handlers of its own.
+    The data set is None where recorded rollouts are learned from: they hold all that is needed.
     """
-
-    asked = False
-
-    def __enter__(self) -> Stop:
-        self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _ask(self, number: int, frame: Any) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
-
-
-def check(arguments: list[str]) -> tuple[TrainConfig, Dataset, str]:
-    """All that can be wrong and is cheap to see, before anything long starts. Raises RunConfigError, DataError or KnowledgeBaseError."""
     config = load_config(arguments)
     policy = find_policy(config.train.policy)
     if config.train.resume not in ("none", "auto") and not Path(config.train.resume).is_dir():
         raise RunConfigError(f"train.resume is {config.train.resume!r}; expected none, auto, or a checkpoint folder of this run")
+    if config.train.replay_rollouts:
+        dumped_iterations(config.train.replay_rollouts)
+        return config, None, policy
+    if config.train.dump_rollouts and config.train.resume == "none" and any(Path(config.train.dump_rollouts).glob("iteration-*")):
+        raise RunConfigError(f"train.dump_rollouts is {config.train.dump_rollouts!r}, which holds rollouts already; expected a new folder")
     dataset = load_dataset(config.data, config.evaluation, config.retrieval.folders)
     for source in (*dataset.training_kbs, *dataset.evaluation_kbs):
         source.check()
@@ -131,7 +123,9 @@ def main(arguments: list[str]) -> int:
         console.print(f"error: {error}", style="red", soft_wrap=True, markup=False, highlight=False)
         return WRONG_INPUT
     console.print(resolved_yaml(config), style="dim", markup=False, highlight=False)
-    return whole_run(config, dataset, policy, console)
+    if dataset is None:
+        return learn_only(config, policy, console)
+    return (roll_out_only if config.train.rollout_only else whole_run)(config, dataset, policy, console)
 
 
 if __name__ == "__main__":

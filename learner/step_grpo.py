@@ -9,14 +9,17 @@ from __future__ import annotations
 import copy
 import shutil
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.utils.checkpoints import Checkpointable
 
+from learner.advantages import taught_questions
 from learner.deadline import results
 from learner.iteration_metrics import reward_metrics, rollout_metrics
 from learner.rollout_workers import RolloutWorkers
@@ -41,22 +44,37 @@ class StepGRPO(Algorithm):
         self.workers = RolloutWorkers(self.env_runner_group, self.config.questions_per_chunk, self.config.deadline_s)
         self.trajectories: list[Trajectory] = []
         self.turns: list[ScoredTurn] = []
+        self._seconds: dict[str, float] = defaultdict(float)
 
     def training_step(self) -> None:
         """One iteration. Weights are pushed at its beginning: after a restart or a restore, workers hold none or old ones."""
+        self._seconds.clear()
+        self.trajectories, self.turns = [], []
         with self._timed("push"):
             self.push_weights()
-        with self._timed("rollout"):
-            questions = self.data.next(self.config.questions_per_iteration)
-            self.trajectories = self.roll_out(questions, seed=stream(self.config.sampling_seed, self.policy_version))
-        with self._timed("score"):
-            self.turns = self.score(self.trajectories)
+        for attempt in range(1 + self.config.learner.resample_limit):
+            wanted = self.config.questions_per_iteration - len(taught_questions(self.turns, self.config.learner))
+            if wanted > 0:
+                self.gather(self.data.next(wanted), attempt)
         with self._timed("learn"):
             learned = self.learner_group.update(self.turns)
         self._log("rollout", rollout_metrics(self.trajectories))
         self._log("rollout", {"lost_workers": self.workers.lost, "requeued_chunks": self.workers.requeued_chunks})
         self._log("reward", reward_metrics(self.turns))
         self._log("learner", learned)
+        self._log("seconds", self._seconds)
+
+    def gather(self, questions: Sequence[Any], attempt: int = 0) -> None:
+        """Roll out and score, and add it to `trajectories` and `turns`. `attempt`: 1, 2, ... where the questions replace some that taught
+        nothing (dynamic sampling: DAPO, arXiv 2503.14476, section 3.2)."""
+        again = (attempt,) if attempt else ()
+        with self._timed("rollout"):
+            trajectories = self.roll_out(questions, seed=stream(self.config.sampling_seed, self.policy_version, *again))
+        with self._timed("score"):
+            turns = self.score(trajectories)
+        if attempt:  # episodes are numbered within one call
+            turns = [replace(turn, episode=f"{turn.episode}/{attempt}") for turn in turns]
+        self.trajectories, self.turns = self.trajectories + trajectories, self.turns + turns
 
     @property
     def policy_version(self) -> int:
@@ -124,7 +142,7 @@ class StepGRPO(Algorithm):
     def _timed(self, phase: str) -> Iterator[None]:
         begin = time.perf_counter()
         yield
-        self._log("seconds", {phase: time.perf_counter() - begin})
+        self._seconds[phase] += time.perf_counter() - begin
 
     def _log(self, key: str, values: dict[str, float]) -> None:
         self.metrics.log_dict(values, key=key, window=1)

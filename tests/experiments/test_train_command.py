@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from experiments.config import RunConfigError, TrainConfig, find_policy
 from experiments.measures import MEASURES
 from experiments.train import STOPPED, WRONG_INPUT, main
 from rollout.policy import Policy
@@ -20,20 +19,6 @@ from rollout.policy import Policy
 ROOT = Path(__file__).parents[2]
 PATIENCE = 280
 """Seconds that a run may take on a busy machine; alone on two cores it takes less than one minute."""
-
-
-@pytest.fixture(scope="session")
-def start_policy(tmp_path_factory) -> str:
-    """The shipped policy; where it is missing, one that has learned nothing."""
-    try:
-        return find_policy(TrainConfig().train.policy)
-    except RunConfigError:
-        from experiments.tiny_policy import tiny_policy, train_tokenizer
-
-        folder = tmp_path_factory.mktemp("policy")
-        tokenizer = train_tokenizer(["Which is the capital of Kor-mu ?"] * 3, vocabulary=320)
-        tiny_policy(tokenizer, hidden=64, layers=2, heads=2, vision_hidden=32, vision_layers=2).save(folder)
-        return str(folder)
 
 
 def command(folder: Path, policy: str, *settings: str) -> list[str]:

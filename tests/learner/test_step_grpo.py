@@ -1,12 +1,13 @@
 """The whole algorithm: real rollout workers, a real DeepSpeed learner, real reward actors."""
 
 import shutil
+import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import ray
-from tiny_training import NothingKnown, offline_config, questions, shared_algorithm
+from tiny_training import LowIds, NothingKnown, offline_config, questions, shared_algorithm
 
 from learner.deadline import DeadlineError
 from learner.question_source import ShuffledQuestions
@@ -37,6 +38,37 @@ def test_iterations_sample_with_the_version_that_was_just_learned_and_earn_more(
     assert found[0]["rollout"]["turns"] == found[0]["learner"]["turns"] == 24
     assert all(result["learner"]["mismatch_max"] < 1e-4 for result in found)
     assert set(found[0]["seconds"]) == {"push", "rollout", "score", "learn"}
+
+
+class EveryOther:
+    """Pays the same for all responses to every other question: those teach nothing."""
+
+    def score(self, trajectories):
+        turns = LowIds().score(trajectories)
+        return [replace(t, reward=replace(t.reward, total=0.5)) if int(t.episode_group[1:]) % 2 else t for t in turns]
+
+
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+
+def test_questions_that_taught_nothing_are_replaced_up_to_a_bound(algorithm):
+    before = algorithm.config
+    half = ray.remote(num_cpus=0)(EveryOther).remote()
+    try:
+        for limit in (0, 2):
+            learner = replace(before.learner, resample_limit=limit)
+            algorithm.config = before.copy(copy_frozen=False).training(learner=learner, reward_actors=[half])
+            position = algorithm.data.position
+            result = algorithm.train()
+            asked = algorithm.data.position - position
+            assert result["rollout"]["trajectories"] == asked == len(algorithm.trajectories)
+            assert result["learner"]["turns"] == 4 * asked
+            assert set(result["seconds"]) == {"push", "rollout", "score", "learn"}
+            # Five of the ten questions can teach something, six are wanted: every round is made use of.
+            assert asked == 6 if limit == 0 else 6 + 1 + 1 <= asked <= 6 + 6 + 6
+            assert {t.episode.partition("/")[2] for t in algorithm.turns} == ({""} if limit == 0 else {"", "1", "2"})
+    finally:
+        algorithm.config = before
 
 
 def test_trajectories_come_in_the_order_of_the_questions_and_do_not_depend_on_the_worker(algorithm):
