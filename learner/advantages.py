@@ -48,7 +48,7 @@ def compare_rewards(turns: Sequence[ScoredTurn], config: LearnerConfig) -> Compa
 
 
 def compare_returns(turns: Sequence[ScoredTurn], config: LearnerConfig) -> Compared:
-    """GiGPO's step advantage (arXiv 2505.10978, section 4.2): turns from one state are compared by what came of them, the discounted sum of the
+    """GiGPO's step advantage (arXiv 2505.10978, section 4): turns from one state are compared by what came of them, the discounted sum of the
     rewards of this turn and the later ones of its episode. It needs whole episodes side by side (`rollout.mode=chain`)."""
     returns = discounted_returns(np.array([turn.reward.total for turn in turns]), [turn.episode for turn in turns], config.discount)
     anchors = anchor_groups([turn.episode_group for turn in turns], [turn.state_key for turn in turns])

@@ -64,7 +64,7 @@ def mean_of_group(groups: Groups) -> np.ndarray:
 
 def mean_of_the_others(groups: Groups) -> np.ndarray:
     """(n,): the mean of the other rewards of the group, which keeps the policy gradient unbiased. RLOO (Ahmadian et al. 2024, arXiv
-    2402.14740, equation 8; Kool et al. 2019). A group of one has no others: its own reward, hence no advantage."""
+    2402.14740; Kool et al. 2019). A group of one has no others: its own reward, hence no advantage."""
     size, total = groups.size[groups.member], (groups.size * groups.mean)[groups.member]
     return np.where(size > 1, (total - groups.rewards) / np.maximum(size - 1, 1), groups.rewards)
 
@@ -103,7 +103,7 @@ def by_batch_std(groups: Groups, centred: np.ndarray) -> np.ndarray:
 
 def not_scaled(groups: Groups, centred: np.ndarray) -> np.ndarray:
     """As they are: dividing by the standard deviation weighs very easy and very hard groups up. Dr. GRPO (Liu et al. 2025, arXiv 2503.20783,
-    section 3.1)."""
+    section 3)."""
     return centred
 
 

@@ -159,7 +159,7 @@ class LearnerGroup:
             )
 
     def _penalised(self, turns: Sequence[ScoredTurn]) -> tuple[list[ScoredTurn], dict[str, float]]:
-        """KL in the reward (Ahmadian et al. 2024, arXiv 2402.14740, section 2): kl_weight * KL of a turn, summed over its tokens, is taken off its
+        """KL in the reward (Ahmadian et al. 2024, arXiv 2402.14740): kl_weight * KL of a turn, summed over its tokens, is taken off its
         reward, and that of all turns of an episode off its outcome. Returns the turns and the mean `kl` of a token."""
         spoken = [i for i, turn in enumerate(turns) if len(turn.turn.response_ids)]
         none = [0.0] * len(spoken)

@@ -63,7 +63,7 @@ def clipped_surrogate(
     logprobs: torch.Tensor, ratio: torch.Tensor, clipped: torch.Tensor, advantages: torch.Tensor, dual_clip: float
 ) -> torch.Tensor:
     """min(r * A, clip(r) * A). With `dual_clip` = c > 1 it is at least c * A where A < 0: a token that was likely once and got a bad reward later
-    cannot dominate the batch (Ye et al. 2020, arXiv 1912.09729, equation 5)."""
+    cannot dominate the batch (dual-clip PPO, Ye et al. 2020, arXiv 1912.09729)."""
     surrogate = torch.minimum(ratio * advantages, clipped * advantages)
     if dual_clip:
         surrogate = torch.where(advantages < 0, torch.maximum(surrogate, dual_clip * advantages), surrogate)

@@ -8,7 +8,7 @@ import numpy as np
 
 
 def discounted_returns(rewards: np.ndarray, episodes: Sequence[str], discount: float) -> np.ndarray:
-    """R_t = r_t + discount * R_(t+1) along every episode, as in GiGPO (Feng et al. 2025, arXiv 2505.10978, section 4.2).
+    """R_t = r_t + discount * R_(t+1) along every episode, as in GiGPO (Feng et al. 2025, arXiv 2505.10978, section 4).
 
     rewards: (n,) float, the turns of an episode in their order, which may be mixed with those of others; episodes: n ids.
     Returns (n,) float64.

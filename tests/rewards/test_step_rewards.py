@@ -184,6 +184,14 @@ def test_a_trajectory_is_scored_sibling_by_sibling():
     assert scored[-1].reward.components == {"format": 1.0, "final": 1.0}
 
 
+@pytest.mark.parametrize("config", [RewardConfig(), RewardConfig(format_weight=0.2), RewardConfig(query_weight=0.5, entity_weight=0.0)])
+def test_the_parts_of_a_reward_add_up_to_it(config):
+    scored = score_trajectory(episode(), same, config, RETRIEVERS)
+    for turn in scored:
+        assert sum(turn.reward.parts.values()) == pytest.approx(turn.reward.total)
+    assert {name for turn in scored for name in turn.reward.parts} == {"query", "entity", "routing", "answer", "final", "format"}
+
+
 def test_only_texts_that_will_be_compared_are_embedded():
     assert set(texts_to_compare(episode(), RETRIEVERS)) == {CAPITAL.query}
 
