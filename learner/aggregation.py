@@ -36,9 +36,9 @@ from one state), an episode."""
 def weigh(turns: Sequence[ScoredTurn], kind_weights: Sequence[float], aggregation: str, constant_tokens: int) -> Weighed:
     """Token weights of turns that are learned together.
 
-    `token_mean`: every token counts the same (DAPO, arXiv 2503.14476, section 3.3). `turn_mean`, `step_mean`, `sequence_mean`: every unit of `UNITS`
-    does, and the tokens within it. `constant`: every token counts the same and the denominator is the number of turns * `constant_tokens`, so a
-    long turn is not weighed down by its length (Dr. GRPO, Liu et al. 2025, arXiv 2503.20783, section 3).
+    `token_mean`: every token counts the same (DAPO, arXiv 2503.14476, section 3.3). `turn_mean`, `step_mean`, `sequence_mean`: every unit of
+    `UNITS` does, and the tokens within it. `constant`: every token counts the same and the denominator is the number of turns * `constant_tokens`,
+    so a long turn is not weighed down by its length (Dr. GRPO, Liu et al. 2025, arXiv 2503.20783, section 3).
     kind_weights: weight of the kind of each turn.
     """
     kinds, lengths = np.asarray(kind_weights, np.float64), np.array([len(turn.turn.response_ids) for turn in turns], np.float64)
