@@ -13,6 +13,7 @@ from learner.deadline import DeadlineError
 from learner.question_source import ShuffledQuestions
 from learner.step_grpo_config import StepGRPOConfig
 from rollout.config import RolloutConfig
+from rollout.record_files import read_rollouts, write_rollouts
 from rollout.worker import WrongPolicyVersion
 
 
@@ -136,6 +137,21 @@ def test_two_iterations_and_two_after_a_restore_equal_four_bit_for_bit(algorithm
         algorithm.train()
     assert sampled(algorithm) == expected
     np.testing.assert_array_equal(algorithm.learner_group.weights().data, weights)
+
+
+def test_what_was_recorded_is_learned_from_again_with_the_same_outcome_bit_for_bit(algorithm, tmp_path):
+    learner = algorithm.learner_group
+    learner.build(algorithm.config.learner)
+    algorithm.workers.version = -1
+    for i in range(2):
+        algorithm.train()
+        write_rollouts(tmp_path / f"{i}", algorithm.trajectories, algorithm.turns)
+    expected = learner.weights().data.copy()
+    learner.build(algorithm.config.learner)
+    for i in range(2):
+        learner.update(read_rollouts(tmp_path / f"{i}")[1])
+    np.testing.assert_array_equal(learner.weights().data, expected)
+    algorithm.workers.version = -1
 
 
 def test_live_episodes_train_too_and_tune_runs_the_algorithm(ray_cluster, policy_path, tmp_path):
