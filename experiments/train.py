@@ -29,9 +29,10 @@ from experiments.tally import Tally
 from experiments.tracking import Tracker
 from experiments.validation import keep_if_best
 from learner.collapse import Watch
+from learner.group import MismatchError
 from retrieval_actors.knowledge_base import KnowledgeBaseError
 
-WRONG_INPUT, STOPPED = 2, 130
+FAILED, WRONG_INPUT, STOPPED = 1, 2, 130
 """Exit codes. A run that was stopped goes on with `train.resume=auto`."""
 
 
@@ -123,9 +124,13 @@ def main(arguments: list[str]) -> int:
         console.print(f"error: {error}", style="red", soft_wrap=True, markup=False, highlight=False)
         return WRONG_INPUT
     console.print(resolved_yaml(config), style="dim", markup=False, highlight=False)
-    if dataset is None:
-        return learn_only(config, policy, console)
-    return (roll_out_only if config.train.rollout_only else whole_run)(config, dataset, policy, console)
+    try:
+        if dataset is None:
+            return learn_only(config, policy, console)
+        return (roll_out_only if config.train.rollout_only else whole_run)(config, dataset, policy, console)
+    except MismatchError as error:
+        console.print(f"error: {error}", style="red", soft_wrap=True, markup=False, highlight=False)
+        return FAILED
 
 
 if __name__ == "__main__":

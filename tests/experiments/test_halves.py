@@ -12,7 +12,7 @@ import pytest
 from test_train_command import PATIENCE, ROOT, command
 
 from experiments.config import RunConfigError, load_config
-from experiments.train import WRONG_INPUT, main
+from experiments.train import FAILED, WRONG_INPUT, main
 from rollout.policy import Policy
 from rollout.record_files import read_rollouts
 
@@ -24,7 +24,7 @@ def run(arguments: list[str]) -> str:
 
 
 @pytest.mark.timeout(2 * PATIENCE + 30)
-def test_rollouts_without_learning_are_learned_from_without_rolling_out(tmp_path: Path, start_policy: str):
+def test_rollouts_without_learning_are_learned_from_without_rolling_out(tmp_path: Path, start_policy: str, capsys):
     rollouts = tmp_path / "rollouts"
     half = ["evaluation.questions=1", "evaluation.validation_questions=1", "tracking.mlflow=false", "train.num_rollout_workers=1"]
     run(command(tmp_path, start_policy, "train.rollout_only=true", f"train.dump_rollouts={rollouts}", "name=first", *half))
@@ -45,6 +45,9 @@ def test_rollouts_without_learning_are_learned_from_without_rolling_out(tmp_path
     assert [row["reward"] for row in second] == [row["reward"] for row in first]
     assert second[0]["learned_tokens"] > 0
     assert Policy.load(tmp_path / "runs/second/policy")
+
+    assert main([*settings[3:], f"train.replay_rollouts={rollouts}", "learner.max_mismatch=1e-12", "name=third", *half]) == FAILED
+    assert "more than learner.max_mismatch=1e-12: is rollout running in another dtype" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

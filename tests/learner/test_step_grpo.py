@@ -10,6 +10,7 @@ import ray
 from tiny_training import LowIds, NothingKnown, offline_config, questions, shared_algorithm
 
 from learner.deadline import DeadlineError
+from learner.group import MismatchError
 from learner.question_source import ShuffledQuestions
 from learner.step_grpo_config import StepGRPOConfig
 from rollout.config import RolloutConfig
@@ -137,6 +138,15 @@ def test_two_iterations_and_two_after_a_restore_equal_four_bit_for_bit(algorithm
         algorithm.train()
     assert sampled(algorithm) == expected
     np.testing.assert_array_equal(algorithm.learner_group.weights().data, weights)
+
+
+def test_a_mismatch_above_its_bound_ends_the_training_under_its_own_name(algorithm):
+    algorithm.learner_group.build(replace(algorithm.config.learner, max_mismatch=1e-12))
+    algorithm.workers.version = -1
+    with pytest.raises(MismatchError, match=r"more than learner.max_mismatch=1e-12"):
+        algorithm.train()
+    algorithm.learner_group.build(algorithm.config.learner)
+    algorithm.workers.version = -1
 
 
 def test_what_was_recorded_is_learned_from_again_with_the_same_outcome_bit_for_bit(algorithm, tmp_path):
