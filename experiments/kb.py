@@ -36,6 +36,7 @@ from retrieval_actors.start import running_retrievals, start_retrieval
 USAGE = 'python -m experiments.kb status [FOLDER ...]  or  python -m experiments.kb search FOLDER_OR_NAME "query" [k=5] [image=PATH]'
 PICTURE_ENDINGS = {b"\x89PNG": ".png", b"\xff\xd8\xff\xe0": ".jpg", b"\xff\xd8\xff\xe1": ".jpg"}
 ANSWER_SECONDS = 30
+CAPTION = "searched: read by every search, best in memory; mapped: read where it is needed"
 
 
 @dataclass
@@ -52,9 +53,9 @@ class SearchSettings:
 
 def plan_table(plan: MemoryPlan) -> Table:
     """What loading will need, shard by shard."""
-    table = Table(title=plan.line(), title_justify="left", caption=plan.refusal() or None, caption_justify="left", caption_style="red")
-    for heading in ("knowledge base", "shard", "index", "passages", "searched in memory", "mapped as needed", "replicas"):
-        table.add_column(heading, justify="left" if heading in ("knowledge base", "index") else "right")
+    table = Table(title=plan.line(), title_justify="left", caption=plan.refusal() or CAPTION, caption_justify="left")
+    for heading in ("knowledge base", "shard", "index", "passages", "searched", "mapped", "replicas"):
+        table.add_column(heading, justify="left" if heading in ("knowledge base", "index") else "right", no_wrap=True)
     for need in plan.needs:
         sizes = (f"{need.passages:,}", readable(need.searched_bytes), readable(need.mapped_bytes))
         table.add_row(need.kb, str(need.shard), need.index, *sizes, str(need.replicas))
@@ -65,12 +66,12 @@ def status_tables(name: str, log: Any) -> Iterator[Table]:
     """Of one retrieval that runs: its knowledge bases as their users see them, and their processes."""
     health, retriever = ray.get([log.health.remote(), log.retriever.remote()], timeout=ANSWER_SECONDS)
     used = Table(title=name, title_justify="left")
-    for heading in ("knowledge base", "passages", "searches", "queries", "queries/s", "p50", "p99", "errors"):
-        used.add_column(heading, justify="left" if heading == "knowledge base" else "right")
+    for heading in ("knowledge base", "passages", "queries", "queries/s", "p50 ms", "p99 ms", "errors"):
+        used.add_column(heading, justify="left" if heading == "knowledge base" else "right", no_wrap=True)
     for card in retriever.catalog:
-        seen = health.get(card.name, dict.fromkeys(("searches", "queries", "queries_per_second", "p50_ms", "p99_ms", "errors"), 0))
-        counts = (f"{card.passages:,}", f"{seen['searches']:,}", f"{seen['queries']:,}", f"{seen['queries_per_second']:,.1f}")
-        used.add_row(card.name, *counts, f"{seen['p50_ms']:.1f} ms", f"{seen['p99_ms']:.1f} ms", f"{seen['errors']:,}")
+        seen = health.get(card.name, dict.fromkeys(("queries", "queries_per_second", "p50_ms", "p99_ms", "errors"), 0))
+        counts = (f"{card.passages:,}", f"{seen['queries']:,}", f"{seen['queries_per_second']:,.1f}")
+        used.add_row(card.name, *counts, f"{seen['p50_ms']:.1f}", f"{seen['p99_ms']:.1f}", f"{seen['errors']:,}")
     used.caption = f"cache hits of query embeddings: {retriever.stats()['cache_hit_rate']:.1%}"
     yield used
     yield _process_table(retriever)

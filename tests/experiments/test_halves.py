@@ -23,6 +23,7 @@ def run(arguments: list[str]) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(2 * PATIENCE + 30)
 def test_rollouts_without_learning_are_learned_from_without_rolling_out(tmp_path: Path, start_policy: str, capsys):
     rollouts = tmp_path / "rollouts"
