@@ -136,6 +136,16 @@ class KnowledgeBase:
             yield from (shard.passage(row, with_image=True) for row in range(shard.table.num_rows))
 
 
+class _Mapped:
+    """The vectors of a flat index in the form that numpy takes: an array of it keeps the index, and with it the mapped file, alive."""
+
+    def __init__(self, index: faiss.IndexFlat):
+        self._index = index
+        numbers = faiss.rev_swig_ptr(index.get_xb(), index.ntotal * index.d).reshape(index.ntotal, index.d)
+        described = numbers.__array_interface__
+        self.__array_interface__ = described | {"data": (described["data"][0], True)}  # True: read-only
+
+
 @dataclass(frozen=True)
 class Shard:
     first: int
@@ -150,9 +160,8 @@ class Shard:
 
     @cached_property
     def stored(self) -> np.ndarray:
-        """(passages, dimension) float32 unit rows, memory-mapped: gone when the shard is."""
-        stored = faiss.rev_swig_ptr(self.vectors.get_xb(), self.vectors.ntotal * self.vectors.d)
-        return stored.reshape(self.vectors.ntotal, self.vectors.d)
+        """(passages, dimension) float32 unit rows, memory-mapped, read-only."""
+        return np.asarray(_Mapped(self.vectors))
 
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """(queries, k) float32 scores, descending, and int64 rows of this shard; with an approximate index its candidates, scored exactly:

@@ -131,8 +131,7 @@ def actor_rows(size: int, folder: Path) -> Iterator[Row]:
         _write(folder, directions(rng, size), shards, "exact")
         with served(folder) as retriever:
             vectors = ray.get(retriever.embedders["minilm"].embed_queries.remote("minilm", queries), timeout=300)
-            opened = [KnowledgeBase.open(folder / "bench", verify=False).shard(number) for number in range(shards)]
-            parts = [shard.stored for shard in opened]
+            parts = [KnowledgeBase.open(folder / "bench", verify=False).shard(number).stored for number in range(shards)]
             for batch, bar in ((256, 0.85), (32, 0.5)):
                 asked, texts = vectors[:batch], queries[:batch]
                 with ThreadPoolExecutor(shards) as pool:

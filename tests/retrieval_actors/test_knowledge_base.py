@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 
 import numpy as np
@@ -109,3 +110,11 @@ def test_what_can_not_be_searched_is_not_written(tmp_path):
     with pytest.raises(ValueError, match="modality 'sound'"):
         write(tmp_path / "kb", modality="sound")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_vectors_outlive_the_shard_that_they_were_taken_from(tmp_path):
+    rows = [write(tmp_path / "kb").shard(number).stored[::1] for number in range(2)]
+    gc.collect()
+    np.testing.assert_array_equal(np.concatenate(rows), np.eye(8, dtype=np.float32)[:5])
+    with pytest.raises(ValueError, match="read-only"):
+        rows[0][0, 0] = 2
