@@ -172,7 +172,8 @@ def main(arguments: list[str]) -> int:
     with start_ray(config), Progress(console, f"evaluate {policy}", 1, 0) as progress:
         progress.phase("knowledge bases")
         folders = ensure_knowledge_bases(dataset.evaluation_kbs, progress.detail)
-        retriever = start_retrieval(replace(config.retrieval, folders=folders), progress.detail)
+        wanted = replace(config.retrieval, folders=folders)
+        retriever = start_retrieval(wanted, progress.detail, announce=lambda plan: progress.say(plan.line(), style="dim"))
         evaluator = Evaluator(policy, config)
         found = {}
         routings = ["policy", *(config.evaluation.baselines if config.rollout.mode != "offline" else [])]

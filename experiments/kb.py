@@ -130,7 +130,11 @@ def search(where: str, text: str, settings: SearchSettings, console: Console) ->
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
         with start_ray(TrainConfig()), Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
             task = progress.add_task("starting retrieval actors")
-            retriever = start_retrieval(config, lambda _, done, total: progress.update(task, completed=done, total=total))
+            retriever = start_retrieval(
+                config,
+                lambda _, done, total: progress.update(task, completed=done, total=total),
+                announce=lambda plan: console.print(plan_table(plan)),
+            )
             found = retriever.search(base.card.name, [query], settings.k, pictures=True)[0]
             retriever.close()
     else:

@@ -17,6 +17,7 @@ from experiments.tracking import Tracker
 from learner.question_source import ShuffledQuestions
 from learner.step_grpo import StepGRPO
 from learner.step_grpo_config import StepGRPOConfig
+from retrieval_actors.memory_plan import MemoryPlan
 from retrieval_actors.retriever import Retriever
 from retrieval_actors.start import start_retrieval
 from rewards.actor import start_reward_actor
@@ -67,9 +68,13 @@ def build_parts(config: TrainConfig, dataset: Dataset, policy: str, progress: Pr
     folders = [ensure_knowledge_bases(sources, progress.detail) for sources in (dataset.training_kbs, dataset.evaluation_kbs)]
     progress.phase("start retrieval, rewards, rollout workers, learner")
     evaluator = Evaluator(policy, config)
+
+    def announce(plan: MemoryPlan) -> None:
+        progress.say(plan.line(), style="dim")
+
     with ThreadPoolExecutor() as pool:
         started = [
-            pool.submit(start_retrieval, replace(config.retrieval, folders=wanted))
+            pool.submit(start_retrieval, replace(config.retrieval, folders=wanted), announce=announce)
             for wanted in (folders if folders[0] != folders[1] else folders[:1])
         ]
         retrievers = [future.result() for future in started]

@@ -36,17 +36,20 @@ def check_index_name(index: str, dimension: int) -> None:
         ) from error
 
 
-def choose_index(passages: int) -> str:
-    """What `auto` means for a shard of so many passages.
+def choose_index(passages: int, dimension: int, memory_bytes: int) -> str:
+    """What `auto` means for a shard of so many vectors on machines with so much memory.
 
-    Up to a quarter of a million the exact search answers hundreds of queries a second on one core and needs no tuning. Then inverted lists,
-    about twice as many as the square root of the passages, of 8-bit vectors (a quarter of the memory); beyond ten million product
-    quantisation. Candidates are always scored again from the memory-mapped vectors.
+    Exact while that is quick and small: up to a quarter of a million vectors it answers hundreds of queries a second on one core, needs no
+    tuning, and may take a quarter of the memory. Then inverted lists, about twice as many as the square root of the passages, of 8-bit
+    vectors (a quarter of the size), while these take at most half of the memory and are at most ten million; then product quantisation.
+    Candidates are always scored again from the memory-mapped vectors.
     """
-    if passages <= 250_000:
+    if passages <= 250_000 and 4 * passages * dimension <= memory_bytes / 4:
         return "exact"
-    lists = 2 ** round(np.log2(4 * passages**0.5) - 1)
-    return f"IVF{lists},SQ8" if passages <= 10_000_000 else f"OPQ64_256,IVF{lists}_HNSW32,PQ64"
+    lists = 2 ** max(0, round(np.log2(4 * max(1, passages) ** 0.5) - 1))
+    if passages <= 10_000_000 and passages * dimension <= memory_bytes / 2:
+        return f"IVF{lists},SQ8"
+    return f"OPQ64_256,IVF{lists}_HNSW32,PQ64"
 
 
 def make_index(vectors: np.ndarray, index: str, path: Path) -> dict[str, float]:

@@ -68,7 +68,8 @@ def write_shard(
             writer.write_table(table)
             file.add(rows)
             entry["passages"] += table.num_rows
-    chosen = choose_index(entry["passages"]) if index == "auto" else index
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    chosen = choose_index(entry["passages"], dimension, memory) if index == "auto" else index
     if chosen != "exact" and entry["passages"]:
         vectors = cast(faiss.IndexFlatIP, faiss.read_index(str(folder / entry["vectors_file"]), faiss.IO_FLAG_MMAP_IFC))
         stored = faiss.rev_swig_ptr(vectors.get_xb(), vectors.ntotal * dimension).reshape(-1, dimension)

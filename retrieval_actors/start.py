@@ -45,7 +45,7 @@ def start_retrieval(
         check_reranker_name(config.reranker)
     _check_gpus(config, sum(base.card.shards for base in opened))
     plan = plan_memory(opened, config.replicas, [int(node["Resources"].get("memory", 0)) for node in ray.nodes() if node["Alive"]])
-    if announce:
+    if announce and plan.needs:
         announce(plan)
     if plan.refusal():
         raise KnowledgeBaseError(plan.refusal())

@@ -77,8 +77,11 @@ def test_a_name_that_is_no_index_and_too_few_vectors_are_said_before_and_while_i
 
 
 def test_auto_is_exact_while_that_is_quick_and_keeps_less_in_memory_the_more_there_is():
-    assert choose_index(250_000) == "exact"
-    assert choose_index(1_000_000) == "IVF2048,SQ8"
-    assert choose_index(21_000_000) == "OPQ64_256,IVF8192_HNSW32,PQ64"
+    gib = 2**30
+    assert choose_index(0, 384, gib) == choose_index(250_000, 384, 2 * gib) == "exact"
+    assert choose_index(250_000, 384, gib) == "IVF1024,SQ8"
+    assert choose_index(1_000_000, 384, 16 * gib) == "IVF2048,SQ8"
+    assert choose_index(1_000_000, 384, gib // 2) == "OPQ64_256,IVF2048_HNSW32,PQ64"
+    assert choose_index(21_000_000, 384, 64 * gib) == "OPQ64_256,IVF8192_HNSW32,PQ64"
     for passages in (1_000_000, 21_000_000):
-        check_index_name(choose_index(passages), 768)
+        check_index_name(choose_index(passages, 768, 64 * gib), 768)
