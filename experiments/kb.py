@@ -34,7 +34,6 @@ from retrieval_actors.retriever import RetrievalUnavailableError, Retriever
 from retrieval_actors.start import running_retrievals, start_retrieval
 
 USAGE = 'python -m experiments.kb status [FOLDER ...]  or  python -m experiments.kb search FOLDER_OR_NAME "query" [k=5] [image=PATH]'
-PICTURE_ENDINGS = {b"\x89PNG": ".png", b"\xff\xd8\xff\xe0": ".jpg", b"\xff\xd8\xff\xe1": ".jpg"}
 ANSWER_SECONDS = 30
 CAPTION = "searched: read by every search, best in memory; mapped: read where it is needed"
 
@@ -65,6 +64,9 @@ def plan_table(plan: MemoryPlan) -> Table:
 def status_tables(name: str, log: Any) -> Iterator[Table]:
     """Of one retrieval that runs: its knowledge bases as their users see them, and their processes."""
     health, retriever = ray.get([log.health.remote(), log.retriever.remote()], timeout=ANSWER_SECONDS)
+    if retriever is None:
+        yield Table(title=f"{name} is starting, or its log was restarted", title_justify="left")
+        return
     used = Table(title=name, title_justify="left")
     for heading in ("knowledge base", "passages", "queries", "queries/s", "p50 ms", "p99 ms", "errors"):
         used.add_column(heading, justify="left" if heading == "knowledge base" else "right", no_wrap=True)
@@ -155,10 +157,10 @@ def passages_table(passages: list[Passage], query: str) -> Table:
     table.add_column("passage")
     if folder:
         table.add_column("picture", overflow="fold")
-    for passage in passages:
+    for rank, passage in enumerate(passages, 1):
         cells = [f"{passage.score:.3f}", escape(passage.id), escape(passage.error or written(passage))]
         if folder:
-            cells.append(str(_write_picture(folder, passage)) if passage.image else "")
+            cells.append(str(_write_picture(folder, rank, passage)) if passage.image else "")
         table.add_row(*cells)
     return table
 
@@ -189,7 +191,8 @@ def _connected() -> Iterator[None]:
 
 
 def _running(kb: str) -> Retriever:
-    retrievers = [ray.get(log.retriever.remote(), timeout=ANSWER_SECONDS) for log in running_retrievals().values()]
+    heard = [ray.get(log.retriever.remote(), timeout=ANSWER_SECONDS) for log in running_retrievals().values()]
+    retrievers = [retriever for retriever in heard if retriever]
     for retriever in retrievers:
         if any(card.name == kb for card in retriever.catalog):
             return retriever
@@ -197,10 +200,10 @@ def _running(kb: str) -> Retriever:
     raise RunConfigError(f"{kb!r} is neither a folder nor a knowledge base that runs here ({', '.join(known) or 'none does'})")
 
 
-def _write_picture(folder: Path, passage: Passage) -> Path:
+def _write_picture(folder: Path, rank: int, passage: Passage) -> Path:
     image = passage.image or b""
-    name = "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in passage.id)[:80]
-    path = folder / (name + PICTURE_ENDINGS.get(image[:4], ".img"))
+    name = f"{rank}-" + "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in passage.id)[:80]
+    path = folder / (name + (".png" if image.startswith(b"\x89PNG") else ".jpg"))
     path.write_bytes(image)
     return path
 
@@ -208,7 +211,7 @@ def _write_picture(folder: Path, passage: Passage) -> Path:
 def main(arguments: list[str]) -> int:
     console = Console()
     try:
-        bare = [argument for argument in arguments if argument.partition("=")[0] not in SearchSettings.__dataclass_fields__]
+        bare = [one for one in arguments if "=" not in one or one.partition("=")[0] not in SearchSettings.__dataclass_fields__]
         settings = read_settings(SearchSettings, [argument for argument in arguments if argument not in bare])
         match bare:
             case ["status", *folders]:
@@ -217,7 +220,7 @@ def main(arguments: list[str]) -> int:
                 return search(where, text, settings, console)
             case _:
                 raise RunConfigError(f"show what? {USAGE}")
-    except (ValueError, OSError, RetrievalUnavailableError) as error:
+    except (ValueError, OSError, RetrievalUnavailableError, ray.exceptions.RayError) as error:
         console.print(f"[red]{escape(str(error))}", soft_wrap=True, highlight=False)
         return 2
 

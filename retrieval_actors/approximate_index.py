@@ -75,7 +75,11 @@ def make_index(vectors: np.ndarray, index: str, path: Path) -> dict[str, float]:
             centres = spherical_k_means(_sample(vectors, POINTS_PER_LIST * lists.nlist, rng), lists.nlist, rng)
             lists.quantizer.add(centres)
     if not built.is_trained:
-        built.train(_sample(vectors, POINTS_PER_LIST * (lists.nlist if lists else 4096), rng))
+        try:
+            built.train(_sample(vectors, POINTS_PER_LIST * (lists.nlist if lists else 4096), rng))
+        except RuntimeError as error:
+            said = str(error).strip().splitlines()[-1]
+            raise ValueError(f"index {index!r} cannot be trained on {len(vectors)} passages ({said}): use exact") from error
     for start in range(0, len(vectors), 1 << 16):
         rows = np.ascontiguousarray(vectors[start : start + (1 << 16)])
         if centres is None:

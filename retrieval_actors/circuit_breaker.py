@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 @dataclass
 class CircuitBreaker:
-    """One for each knowledge base in every process that searches; plain numbers, so that it travels with the handle that it belongs to."""
+    """One for each knowledge base in every process that searches. A copy in another process starts closed: it counts what it sees itself,
+    on its own clock."""
 
     failures_to_open: int
     cooldown_s: float
@@ -22,6 +23,9 @@ class CircuitBreaker:
     opened_at: float = 0.0
     trying: bool = False
     """One search has been let through since the cool-down, and has not come back."""
+
+    def __reduce__(self) -> tuple[type[CircuitBreaker], tuple[int, float, Callable[[], float]]]:
+        return CircuitBreaker, (self.failures_to_open, self.cooldown_s, self.clock)
 
     def allows(self) -> bool:
         """May a search be sent? After the cool-down one may, and the others when it has come back."""

@@ -32,7 +32,8 @@ class CachedQueries:
         if missing:
             found |= zip(missing, self._embedder.embed_queries(list(missing.values())), strict=True)
         for key in keys:
-            self._vectors[key] = found[key]
+            # A copy: a row of a batch would keep the whole batch alive.
+            self._vectors[key] = found[key] if key in self._vectors else found[key].copy()
             self._vectors.move_to_end(key)
         while len(self._vectors) > self._size:
             self._vectors.popitem(last=False)

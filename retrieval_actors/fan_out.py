@@ -9,10 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import ObjectLostError, RayActorError
+from ray.exceptions import RayError, RayTaskError
 
-OUT_OF_REACH = (RayActorError, ObjectLostError)
-"""How Ray says that an actor, or its answer, is gone. Anything else is a fault of the query or of the program, and is raised."""
 HEDGE_SHARE = 0.1
 """Share of the deadline after which a replica that is silent is not waited for alone: the next one is asked as well (Dean and Barroso, The
 Tail at Scale, 2013)."""
@@ -70,7 +68,7 @@ def fan_out(calls: Sequence[Call], deadline_s: float) -> list[Any]:
                 replica = call.replicas[waiting.turn % len(call.replicas)]
                 running[getattr(replica, call.method).remote(*call.arguments)] = number
                 waiting.turn, waiting.tries = waiting.turn + 1, waiting.tries + 1
-                waiting.next_try = now + hedge_s if waiting.tries < len(call.replicas) else end
+                waiting.next_try = now + hedge_s if len(call.replicas) > 1 else end
         wake = min(end, *(waiting.next_try for waiting in pending.values()))
         if not running:
             time.sleep(max(0.0, wake - now))
@@ -78,14 +76,19 @@ def fan_out(calls: Sequence[Call], deadline_s: float) -> list[Any]:
         ready, _ = ray.wait(list(running), num_returns=1, timeout=max(0.0, wake - now))
         for reference in ready:
             number = running.pop(reference)
+            if number not in pending:  # another replica was quicker
+                continue
             try:
                 answers[number] = ray.get(reference)
-                pending.pop(number, None)
-            except OUT_OF_REACH as error:
-                if number in pending:
-                    waiting = pending[number]
-                    waiting.reason = type(error).__name__
-                    rounds = waiting.tries // len(calls[number].replicas)
-                    pause = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** (rounds - 1)) if rounds else 0.0
-                    waiting.next_try = min(waiting.next_try, time.monotonic() + pause)
+                del pending[number]
+            except RayTaskError:  # a fault of the query or of the program, not of a process
+                raise
+            except RayError as error:
+                waiting = pending[number]
+                waiting.reason = type(error).__name__
+                rounds = waiting.tries // len(calls[number].replicas)
+                pause = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** (rounds - 1)) if rounds else 0.0
+                waiting.next_try = min(waiting.next_try, time.monotonic() + pause)
+    for reference in running:  # nobody waits for these any more
+        ray.cancel(reference)
     return [answers[number] for number in range(len(calls))]

@@ -39,5 +39,8 @@ class FlatIndexFile:
         """(rows, dimension) float32."""
         if rows.ndim != 2 or rows.shape[1] != self._dimension:
             raise ValueError(f"vectors of shape {rows.shape}, expected (rows, {self._dimension})")
+        norms = np.linalg.norm(rows, axis=1)
+        if not np.all((np.abs(norms - 1) < 1e-3) | (norms == 0)):  # what is not a number neither
+            raise ValueError(f"vectors must be unit rows, or zero, norms are {norms.min():.4f} to {norms.max():.4f}")
         self._file.write(np.ascontiguousarray(rows, np.float32).data)
         self.vectors += len(rows)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -77,9 +77,20 @@ class KnowledgeBase:
                 raise _refusal(path, "is missing")
             if path.stat().st_size != recorded["bytes"]:
                 raise _refusal(path, f"has {path.stat().st_size} bytes, {recorded['bytes']} were written")
-            if verify and sha256_of(path) != recorded["sha256"]:
-                raise _refusal(path, "was altered: its sha256 is not the one in kb.json")
-        return cls(folder, manifest)
+        base = cls(folder, manifest)
+        if verify:
+            base.verify()
+        return base
+
+    def verify(self, progress: Callable[[int, int], None] | None = None) -> None:
+        """Reads every file. Raises KnowledgeBaseError for one whose checksum is another; `progress` is told bytes done and in all."""
+        total, done = sum(recorded["bytes"] for recorded in self.manifest["files"].values()), 0
+        for name, recorded in self.manifest["files"].items():
+            if sha256_of(self.folder / name) != recorded["sha256"]:
+                raise _refusal(self.folder / name, "was altered: its sha256 is not the one in kb.json")
+            done += recorded["bytes"]
+            if progress:
+                progress(done, total)
 
     @cached_property
     def card(self) -> KnowledgeBaseCard:
@@ -91,6 +102,14 @@ class KnowledgeBase:
     @cached_property
     def fingerprint(self) -> str:
         return hashlib.sha256(json.dumps(self.manifest, sort_keys=True).encode()).hexdigest()[:16]
+
+    def same_as(self, fingerprint: str) -> KnowledgeBase:
+        """Itself. Raises KnowledgeBaseError when its content is another."""
+        if self.fingerprint != fingerprint:
+            raise KnowledgeBaseError(
+                f"{self.folder / MANIFEST} was replaced: its fingerprint is {self.fingerprint}, what was started has {fingerprint}; start again"
+            )
+        return self
 
     @property
     def lexical_folder(self) -> Path | None:
@@ -181,7 +200,13 @@ class Shard:
             )
         options = faiss.GpuClonerOptions()
         options.useFloat16 = float16
+        if not self.vectors.ntotal:
+            return self
         source = self.proposing or faiss.clone_index(self.vectors)
+        lists = faiss.try_extract_index_ivf(source)
+        if hasattr(faiss.downcast_index(source), "hnsw"):
+            raise KnowledgeBaseError("retrieval.gpus_per_shard > 0, and FAISS has no HNSW on GPUs: build with index=exact, or set it to 0")
+        options.allowCpuCoarseQuantizer = lists is not None
         moved = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, source, options)
         return replace(self, proposing=moved)
 

@@ -8,12 +8,12 @@ import pyarrow as pa
 
 from retrieval_actors.knowledge_base import KnowledgeBase, KnowledgeBaseError
 from retrieval_actors.lexical import BM25Index
-from retrieval_actors.shard_actor import ShardHits, hits, process_memory
+from retrieval_actors.shard_actor import ShardHits, hits
 
 
 class LexicalActor:
-    def __init__(self, folder: str):
-        base = KnowledgeBase.open(folder, verify=False)
+    def __init__(self, folder: str, fingerprint: str):
+        base = KnowledgeBase.open(folder, verify=False).same_as(fingerprint)
         if base.lexical_folder is None:
             raise KnowledgeBaseError(f"{folder} has no words: build it again with lexical=true")
         self._index = BM25Index.load(base.lexical_folder)
@@ -25,7 +25,3 @@ class LexicalActor:
 
     def search(self, texts: list[str], k: int, pictures: bool = False) -> ShardHits:
         return hits(self._table, 0, *self._index.search(texts, k), pictures)
-
-    def health(self) -> dict[str, float]:
-        """As a shard's, for the words of all of them."""
-        return {"pid": os.getpid(), "passages": self._table.num_rows} | process_memory()

@@ -74,14 +74,20 @@ class Retriever:
         for row, (kb, _) in enumerate(asked):
             rows[self.card(kb).name].append(row)
         refused = {kb: self._refusal(kb) for kb in rows}
-        answers = self._answers({kb: [asked[row][1] for row in rows[kb]] for kb in rows if not refused[kb]}, k, pictures)
+        groups = {kb: [asked[row][1] for row in rows[kb]] for kb in rows if not refused[kb]}
+        answers: dict[str, list[list[Passage]] | Unanswered] = {}
+        try:
+            answers = self._answers(groups, k, pictures)
+        finally:  # whatever happened: a breaker that let a search through hears of its end
+            seconds = time.perf_counter() - started
+            for kb, its in rows.items():
+                failed = isinstance(answers.get(kb, Unanswered("")), Unanswered)
+                if kb in groups and kb in self.breakers:
+                    self.breakers[kb].record(answered=not failed)
+                self.log.record.remote(kb, len(its), seconds if kb in groups else None, len(its) if failed else 0)
         found: list[list[Passage]] = [[] for _ in asked]
         for kb, its in rows.items():
             answer = answers.get(kb, Unanswered(refused[kb]))
-            failed = isinstance(answer, Unanswered)
-            if not refused[kb] and kb in self.breakers:
-                self.breakers[kb].record(answered=not failed)
-            self.log.record.remote(kb, len(its), time.perf_counter() - started, len(its) if failed else 0)
             for number, row in enumerate(its):
                 found[row] = (
                     [Passage(id="error", text="", kb=kb, error=answer.reason)] if isinstance(answer, Unanswered) else answer[number]
@@ -144,7 +150,7 @@ class Retriever:
         """What the shards, the words and the reranker say together."""
         if kb in self.words:
             *shards, words = heard
-            rankings = fused(by_vectors(shards, FUSION_DEPTH), words, candidates)
+            rankings = fused(by_vectors(shards, max(candidates, FUSION_DEPTH)), words, candidates)
         else:
             rankings = by_vectors(heard, candidates)
         passages = with_passages(rankings, heard, kb)

@@ -28,17 +28,20 @@ class _Counts:
 class SearchLog:
     """Also remembers the handle of the retrieval that it belongs to, so that another process on the cluster can find and ask it."""
 
-    def __init__(self, retriever: Any = None) -> None:
+    def __init__(self) -> None:
         self._counts: dict[str, _Counts] = {}
-        self._retriever = retriever
+        self._retriever: Any = None
         self._started = time.time()
 
-    def record(self, kb: str, queries: int, seconds: float, errors: int) -> None:
+    def record(self, kb: str, queries: int, seconds: float | None, errors: int) -> None:
+        """`seconds`: of the call; None where the knowledge base was not even asked."""
         counts = self._counts.setdefault(kb, _Counts())
         counts.searches += 1
         counts.queries += queries
-        counts.seconds += seconds
         counts.errors += errors
+        if seconds is None:
+            return
+        counts.seconds += seconds
         counts.recent.append((time.time(), queries, seconds))
 
     def totals(self) -> dict[str, float]:
@@ -52,11 +55,12 @@ class SearchLog:
         for kb, counts in self._counts.items():
             latencies = [seconds for _, _, seconds in counts.recent] or [0.0]
             lately = sum(queries for when, queries, _ in counts.recent if when > now - WINDOW_S)
+            since = counts.recent[0][0] if len(counts.recent) == RECENT else self._started
             found[kb] = {
                 "searches": counts.searches,
                 "queries": counts.queries,
                 "errors": counts.errors,
-                "queries_per_second": lately / min(WINDOW_S, max(now - self._started, 1e-3)),
+                "queries_per_second": lately / min(WINDOW_S, max(now - since, 1e-3)),
                 "p50_ms": 1e3 * float(np.percentile(latencies, 50)),
                 "p99_ms": 1e3 * float(np.percentile(latencies, 99)),
             }
@@ -66,4 +70,5 @@ class SearchLog:
         self._retriever = retriever
 
     def retriever(self) -> Any:
+        """None until it is known: while the retrieval starts, and when this process was restarted."""
         return self._retriever

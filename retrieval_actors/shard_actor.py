@@ -27,14 +27,18 @@ class ShardHits:
 
 
 class ShardActor:
-    def __init__(self, folder: str, number: int, threads: int, gpu: bool = False, float16: bool = False):
-        """`gpu`: hold what proposes candidates on the GPU that Ray gave this actor, as 16-bit numbers with `float16`."""
+    def __init__(self, folder: str, fingerprint: str, number: int, threads: int, gpu: bool = False, float16: bool = False):
+        """`gpu`: hold what proposes candidates on the GPU that Ray gave this actor, as 16-bit numbers with `float16`.
+
+        Raises KnowledgeBaseError when the folder is not the one with this `fingerprint` any more: a restarted shard of another knowledge base
+        would give wrong answers beside the others.
+        """
         from threadpoolctl import threadpool_limits
 
         faiss.omp_set_num_threads(threads)
         self._limits = threadpool_limits(threads)
         # Checksums were verified where the retrieval was started: a restart is not slowed down by hashing.
-        shard = KnowledgeBase.open(folder, verify=False).shard(number)
+        shard = KnowledgeBase.open(folder, verify=False).same_as(fingerprint).shard(number)
         self._shard = shard.on_gpu(float16) if gpu else shard
 
     def ready(self) -> int:
@@ -54,7 +58,18 @@ def hits(table: pa.Table, first: int, scores: np.ndarray, rows: np.ndarray, pict
     """The answer with its passages, `rows` being those of the table and `first` the position of its first in the knowledge base."""
     wanted = np.unique(rows[rows >= 0])
     columns = ["id", "title", "text", "image"] if pictures else ["id", "title", "text"]
-    return ShardHits(scores, np.where(rows >= 0, rows + first, -1), wanted + first, table.select(columns).take(pa.array(wanted)))
+    return ShardHits(scores, np.where(rows >= 0, rows + first, -1), wanted + first, taken(table.select(columns), wanted))
+
+
+def taken(table: pa.Table, rows: np.ndarray) -> pa.Table:
+    """The rows, ascending, of a table of several chunks. `Table.take` would copy each column whole first; here only the rows are."""
+    parts, first = [], 0
+    for chunk in table.to_batches():
+        wanted = rows[(rows >= first) & (rows < first + len(chunk))] - first
+        if len(wanted):
+            parts.append(chunk.take(pa.array(wanted)))
+        first += len(chunk)
+    return pa.Table.from_batches(parts, table.schema)
 
 
 def process_memory() -> dict[str, float]:

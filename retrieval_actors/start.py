@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -34,9 +35,10 @@ def start_retrieval(
 ) -> Retriever:
     """Verifies every folder, starts an actor per shard and replica and per embedding model, and returns when all of them have loaded.
 
-    `announce` is given the memory plan before anything is loaded, `progress` how many actors are ready. Raises KnowledgeBaseError for a folder
-    that is not whole, has another name than the configuration says, was built by an embedder of another dimension, has no words where
-    `hybrid` needs them, or needs more memory than there is; ValueError for an unknown embedder or reranker.
+    `announce` is given the memory plan before anything is read, `progress` bytes of files checked, then how many actors are ready.
+    Raises KnowledgeBaseError for a folder that is not whole, has another name than the configuration says, was built by an unknown embedder
+    or one of another dimension, has no words where `hybrid` needs them, or needs more memory or GPUs than there are; ValueError for an
+    unknown text embedder or reranker.
     """
     opened = [_open_as(name, folder, config.hybrid) for name, folder in config.folders.items()]
     check_embedder_name(config.text_embedder)
@@ -49,6 +51,8 @@ def start_retrieval(
         announce(plan)
     if plan.refusal():
         raise KnowledgeBaseError(plan.refusal())
+    for base in opened:
+        base.verify(functools.partial(progress, f"checking the files of {base.card.name}") if progress else None)
     retriever = _started(config, opened, list(names), plan)
     try:
         ray.get(retriever.log.adopt.remote(retriever), timeout=config.deadline_s)
@@ -84,7 +88,14 @@ def _started(config: RetrievalConfig, opened: Sequence[KnowledgeBase], names: li
     memory = {(need.kb, need.shard): need.resident_bytes for need in plan.needs}
 
     def replicas(base: KnowledgeBase, number: int) -> tuple[Any, ...]:
-        arguments = (str(base.folder.resolve()), number, config.search_threads, config.gpus_per_shard > 0, config.gpu_float16)
+        arguments = (
+            str(base.folder.resolve()),
+            base.fingerprint,
+            number,
+            config.search_threads,
+            config.gpus_per_shard > 0,
+            config.gpu_float16,
+        )
         needs = {"num_cpus": config.cpus_per_shard, "num_gpus": config.gpus_per_shard, "memory": memory[base.card.name, number]}
         start = ray.remote(ShardActor).options(**needs, **placement).remote
         return tuple(start(*arguments) for _ in range(config.replicas))
@@ -98,7 +109,9 @@ def _started(config: RetrievalConfig, opened: Sequence[KnowledgeBase], names: li
         deadline_s=config.deadline_s,
         log=log.remote(),
         words={
-            base.card.name: ray.remote(LexicalActor).options(num_cpus=config.cpus_per_shard, **placement).remote(str(base.folder.resolve()))
+            base.card.name: ray.remote(LexicalActor)
+            .options(num_cpus=config.cpus_per_shard, **placement)
+            .remote(str(base.folder.resolve()), base.fingerprint)
             for base in (opened if config.hybrid else ())
         },
         reranker=ray.remote(RerankerActor).options(**models).remote(config.reranker, config.embed_threads) if config.reranker else None,
@@ -108,7 +121,7 @@ def _started(config: RetrievalConfig, opened: Sequence[KnowledgeBase], names: li
 
 
 def _open_as(name: str, folder: str, hybrid: bool) -> KnowledgeBase:
-    base = KnowledgeBase.open(folder)
+    base = KnowledgeBase.open(folder, verify=False)
     if base.card.name != name:
         raise KnowledgeBaseError(f"{base.folder / 'kb.json'} names {base.card.name!r}, the key retrieval.folders.{name} says {name!r}")
     try:

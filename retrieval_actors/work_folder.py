@@ -60,7 +60,8 @@ class WorkFolder:
     @classmethod
     @contextmanager
     def beside(cls, out: Path, plan: dict[str, Any]) -> Iterator[tuple[WorkFolder, str]]:
-        """(the folder, one line about what was found there). It goes when the body ends, and when it raises before anything was embedded.
+        """(the folder, one line about what was found there). It goes when the body ends, and when a record or a setting is refused before
+        anything was embedded; an interruption leaves it.
 
         Raises ValueError when another process builds the same folder now.
         """
@@ -72,13 +73,14 @@ class WorkFolder:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise ValueError(f"{out} is being built by another process: wait for it, or end it") from None
-            work, done = cls(path), False
+            work = cls(path)
             try:
                 yield work, work._resume(plan)
-                done = True
-            finally:
-                if done or not any(path.glob("vectors-*.npy")):
-                    shutil.rmtree(path)
+            except (ValueError, OSError):
+                if not any(path.glob("vectors-*.npy")):
+                    shutil.rmtree(path, ignore_errors=True)  # readers of other parts may still write
+                raise
+            shutil.rmtree(path, ignore_errors=True)
 
     def _resume(self, plan: dict[str, Any]) -> str:
         plan = json.loads(json.dumps(plan))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,15 +35,12 @@ PUBLISHED_LOOP = {2: 79.0, 5: 92.0}
 """IRCoT with bge-m3: several searches for a question, their queries written by a language model as it goes along."""
 
 
-def quality_rows(quick: bool, data: Path = DATA) -> list[Row]:
+def quality_rows(quick: bool, data: Path = DATA) -> Iterator[Row]:
     text = data / "2wiki_hipporag1000"
-    measured = [
-        precision_rows(quick, text),
-        two_wiki_rows(quick, text),
-        table_rows(quick, data / "ottqa_dev"),
-        flag_rows(data / "country_flags"),
-    ]
-    return [row for rows in measured for row in rows]
+    yield from precision_rows(quick, text)
+    yield from two_wiki_rows(quick, text)
+    yield from table_rows(quick, data / "ottqa_dev")
+    yield from flag_rows(data / "country_flags")
 
 
 def precision_rows(quick: bool, folder: Path) -> list[Row]:

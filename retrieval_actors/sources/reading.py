@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -60,22 +61,34 @@ class Reading:
         """What becomes of the records of these files, one after the other."""
         taken = 0
         for file in files:
-            for line, record in self.source.records(file):
+            for line, record in self._records(file):
                 if self.limit and taken == self.limit:
                     return
                 taken += 1
+                if isinstance(record, Broken):
+                    yield record
+                    continue
                 place = Place(file, line, self.path)
                 try:
                     pieces = [piece for passage in self.source.passages(record, place) for piece in self._pieces(passage)]
                 except (ValueError, OSError) as error:
                     yield Broken(str(place), " ".join(str(error).split()))
-                except (LookupError, TypeError, AttributeError) as error:
+                except (LookupError, TypeError, AttributeError, RecursionError) as error:
                     # A source of the user's own that trusts its records more than they deserve.
                     yield Broken(str(place), f"{type(error).__name__}: {error}; expected {self.source.form}")
                 else:
                     yield from (Found(piece, str(place)) for piece in pieces)
                     if not pieces:
                         yield LeftOut(str(place))
+
+    def _records(self, file: Path) -> Iterator[tuple[int, Any]]:
+        """Those of the source, and a `Broken` where the file cannot be read any further."""
+        line = 0
+        try:
+            for line, record in self.source.records(file):
+                yield line, record
+        except (EOFError, OSError, zlib.error) as error:  # a packed file that was cut short
+            yield line + 1, Broken(f"{file}:{line + 1}", f"the file cannot be read beyond this line: {error or type(error).__name__}")
 
     def described(self) -> dict[str, Any]:
         """All that decides what is read, as JSON: where it differs, another knowledge base comes out."""
@@ -102,6 +115,7 @@ class Reading:
 def normalised(passage: Passage) -> Passage:
     """Title and text in Unicode's composed form (NFC), each run of blanks a single space."""
     title, text = (" ".join(unicodedata.normalize("NFC", written).split()) for written in (passage.title, passage.text))
+    f"{title}{text}{passage.id}".encode()  # half of a surrogate pair is legal JSON, but no text: refused here
     return replace(passage, title=title, text=text)
 
 

@@ -108,7 +108,7 @@ def test_tables_are_found_by_their_chunks(tmp_path):
 
 
 def test_where_data_is_missing_the_row_says_so(tmp_path):
-    rows = quality_rows(True, tmp_path / "nowhere")
+    rows = list(quality_rows(True, tmp_path / "nowhere"))
     assert len(rows) == 4
     for row in rows:
         assert math.isnan(row.value)

@@ -37,7 +37,10 @@ def test_it_opens_after_failures_in_a_row_and_lets_one_search_through_after_the_
     assert [breaker.allows(), breaker.allows()] == [True, True]
 
 
-def test_it_travels_with_the_handle_that_it_belongs_to():
+def test_a_copy_in_another_process_counts_by_itself():
     breaker = CircuitBreaker(1, 30.0)
     breaker.record(False)
-    assert not pickle.loads(pickle.dumps(breaker)).allows()
+    copy = pickle.loads(pickle.dumps(breaker))
+    assert (copy.failures_to_open, copy.cooldown_s) == (1, 30.0)
+    assert copy.allows()
+    assert not breaker.allows()

@@ -48,8 +48,9 @@ def retriever(ray_cluster, tmp_path_factory):
         write_knowledge_base(folder / name, name=name, passages=rows, vectors=their_vectors, shards=shards, **CARD)
     seen = []
     folders = {name: str(folder / name) for name in contents}
-    retriever = start_retrieval(RetrievalConfig(folders=folders), lambda *told: seen.append(told[1:]))
-    assert seen == [(done, 10) for done in range(1, 11)]
+    retriever = start_retrieval(RetrievalConfig(folders=folders), lambda *told: seen.append(told))
+    assert [told[1:] for told in seen if told[0] == "starting retrieval actors"] == [(done, 10) for done in range(1, 11)]
+    assert [told[0] for told in seen if told[1] == told[2]][:-1] == [f"checking the files of {name}" for name in contents]
     yield retriever
     retriever.close()
 
@@ -156,7 +157,7 @@ def test_what_does_not_fit_the_configuration_is_refused_before_any_search(ray_cl
 
     with pytest.raises(KnowledgeBaseError, match=r"kb\.json names 'table', the key retrieval\.folders\.text says 'text'"):
         start_retrieval(write(name="table"))
-    with pytest.raises(ValueError, match="unknown embedder 'word2vec'"):
+    with pytest.raises(KnowledgeBaseError, match=r"kb\.json: unknown embedder 'word2vec'.* and build it again"):
         start_retrieval(write(embedder="word2vec"))
     with pytest.raises(KnowledgeBaseError, match=r"kb\.json has dimension 1, embedder 'minilm' makes 384"):
         start_retrieval(write())
