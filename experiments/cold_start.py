@@ -23,7 +23,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from experiments.command_settings import read_settings
 from experiments.config import RunConfigError
-from experiments.teacher import Demonstration, demonstrations
+from experiments.teacher import Demonstration, demonstrations, lifelike_demonstrations
 from experiments.tiny_policy import tiny_policy, train_tokenizer
 from rollout.policy import Policy
 from rollout.records import Image
@@ -39,6 +39,8 @@ class ColdStartConfig:
     """Policy to go on from; empty: a fresh one."""
     blind: bool = True
     """The teacher names a knowledge base at random; false: the right one."""
+    lifelike: bool = True
+    """The teacher finds what a run would find, neighbours that are easily mistaken included; false: by shared words, which starts at once."""
     minutes: float = 60.0
     """Of training; the learning rate decays to zero by then."""
     muon: bool = True
@@ -79,7 +81,8 @@ def encode(policy: Policy, turn: Demonstration) -> Row:
 
 def batches(policy: Policy, config: ColdStartConfig, pool: int = 1500) -> Iterator[list[Row]]:
     """Rows of like length side by side, at most `tokens_per_batch` with padding; the order of the batches is random."""
-    rng, stream = random.Random(config.seed), demonstrations(config.seed + 1, blind=config.blind)
+    rng = random.Random(config.seed)
+    stream = (lifelike_demonstrations if config.lifelike else demonstrations)(config.seed + 1, blind=config.blind)
     while True:
         rows = sorted((encode(policy, turn) for turn in itertools.islice(stream, pool)), key=len)
         cut: list[list[Row]] = [[]]

@@ -8,12 +8,13 @@ learning.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from experiments.atlas import FAMILIES, KNOWLEDGE_BASES, World
+from experiments.atlas import FAMILIES, KNOWLEDGE_BASES, Atlas, World
+from experiments.teacher_search import EmbeddedAtlas, WordOverlap
 from retrieval_actors.records import Passage
 from rollout.needs import askable_needs, holds_answer, mentions
 from rollout.prompts import SHORT, STOP, Message
@@ -26,6 +27,8 @@ GOES_ON, STOPS_EARLY = 0.15, 0.06
 """How often the teacher asks again for what it has, or stops without having it."""
 DRILLS = 3
 """Readings on their own for each question."""
+STATIC_EVERY = 6
+"""One question in so many is also answered from all knowledge bases at once."""
 Search = Callable[[str, str, Question, int], Sequence[Passage]]
 """(knowledge base, query, question, k) -> passages."""
 
@@ -103,7 +106,7 @@ def demonstrate(
             turns.append(Demonstration("plan", prompt, question.image, plan_response("I know enough.", STOP, STOP)))
             if not needs or rng.random() < 0.5:
                 break
-        need = rng.choice(needs or list(gold[-1:]))
+        need = (needs or gold[-1:])[0]  # of two that are compared the one that is named first: which one is left can then be seen
         named = KNOWLEDGE_BASES[guess if blind else need.kb][0]
         turns.append(Demonstration("plan", prompt, question.image, plan_response(thought_of(need), need.query, named)))
         kb = need.kb if rng.random() < FOLLOWS_GOLD else guess
@@ -142,60 +145,32 @@ def static(question: Question, search: Search, rng: random.Random, passages: int
     return Demonstration("answer", SHORT.answer(question.text, found, question.image is not None, 400), question.image, response)
 
 
-class WordOverlap:
-    """A stand-in for retrieval while the teacher demonstrates: shared words weighted by their rarity, with noise.
-
-    A fresh world for every few hundred turns cannot be embedded in time; what the policy has to learn here is to read three passages of which
-    none, one or two hold the answer.
-    """
-
-    def __init__(self, world: World):
-        self.texts = {"text": world.sentences(), "table": world.rows()}
-        captions = world.pictures()
-        self.texts["text_image"] = [caption for caption, _ in captions]
-        self.flags = [flag for _, flag in captions]
-        self.rng = np.random.default_rng(world.seed)
-        self.places: dict[str, dict[str, list[int]]] = {kb: {} for kb in self.texts}
-        for kb, texts in self.texts.items():
-            for i, text in enumerate(texts):
-                for word in _words(text):
-                    self.places[kb].setdefault(word, []).append(i)
-
-    def search(self, kb: str, query: str, flag: tuple | None, k: int) -> list[Passage]:
-        """The k best passages; `flag` is what the question's picture shows."""
-        texts, places = self.texts[kb], self.places[kb]
-        scores = self.rng.gumbel(0, 0.7, len(texts))
-        for word in _words(query):
-            if word in places:
-                scores[places[word]] += np.log(1 + len(texts) / len(places[word]))
-        if flag and kb == "text_image":
-            for i, (layout, colours) in enumerate(self.flags):
-                scores[i] += 2.0 * (layout == flag[0]) + 4.0 * sum(a == b for a, b in zip(colours, flag[1], strict=False)) / len(flag[1])
-        return [Passage(f"{kb}-{i}", texts[i], kb=kb) for i in np.argsort(-scores)[:k]]
-
-
-def _words(text: str) -> set[str]:
-    whole = text.lower().replace(".", " ").replace("?", " ").split()
-    return set(whole) | {part for word in whole for part in word.split("-")}
-
-
-def demonstrations(seed: int, per_world: int = 60, blind: bool = True):
-    """An endless stream of demonstrations, a fresh training world for every `per_world` questions."""
+def demonstrations(seed: int, per_world: int = 60, blind: bool = True) -> Iterator[Demonstration]:
+    """An endless stream of demonstrations, a fresh training world for every `per_world` questions; found by shared words."""
     rng, pixels = random.Random(seed), np.random.default_rng(seed)
     while True:
         world = World("train", rng.randrange(10**6, 10**9))
-        overlap = WordOverlap(world)
-        flags = {country.name: country.flag for country in world.countries}
+        questions = [world.question(FAMILIES[i % len(FAMILIES)], rng, pixels) for i in range(per_world)]
+        yield from lessons(questions, WordOverlap(world).search, rng, blind)
 
-        def search(kb: str, query: str, question: Question, k: int, overlap=overlap, flags=flags):
-            shown = flags[question.gold_steps[0].answer] if question.image and question.gold_steps else None
-            return overlap.search(kb, query, shown, k)
 
-        for i in range(per_world):
-            question = world.question(FAMILIES[i % len(FAMILIES)], rng, pixels)
-            yield from demonstrate(question, search, rng, blind=blind)
-            yield from filter(None, (drill(question, search, rng) for _ in range(DRILLS)))
-            if i % 6 == 0:  # rarely: what the baseline needs, and the slowest thing to learn, colours and layouts
-                yield static(question, search, rng)
-                picture = world.question("image", rng, pixels)
-                yield demonstrate(replace(picture, id=f"look-{i}"), search, rng, blind=blind)[0]
+def lifelike_demonstrations(
+    seed: int, per_atlas: int = 6000, worlds: int = 8, countries: int = 24, blind: bool = True
+) -> Iterator[Demonstration]:
+    """The same with the retrieval of a run: a fresh atlas for every `per_atlas` questions, with as many worlds as evaluations search."""
+    rng = random.Random(seed)
+    while True:
+        atlas = Atlas("train", rng.randrange(10**4, 10**6), worlds, countries)
+        questions = atlas.questions(per_atlas)
+        queries = [step.query for question in questions for step in question.gold_steps or ()]
+        found = EmbeddedAtlas(atlas, queries + [question.text for question in questions[::STATIC_EVERY]])
+        yield from lessons(questions, found.search, rng, blind)
+
+
+def lessons(questions: Sequence[Question], search: Search, rng: random.Random, blind: bool) -> Iterator[Demonstration]:
+    """Each question demonstrated, with drills; rarely what the baseline needs."""
+    for i, question in enumerate(questions):
+        yield from demonstrate(question, search, rng, blind=blind)
+        yield from filter(None, (drill(question, search, rng) for _ in range(DRILLS)))
+        if i % STATIC_EVERY == 0:
+            yield static(question, search, rng)
