@@ -42,7 +42,7 @@ class ColdStartConfig:
     lifelike: bool = True
     """The teacher finds what a run would find, neighbours that are easily mistaken included; false: by shared words, which starts at once."""
     minutes: float = 60.0
-    """Of training; the learning rate decays to zero by then."""
+    """Of training, from the first batch on: embedding the first atlas takes a minute before. The learning rate decays to zero by then."""
     muon: bool = True
     """Muon for the matrices of the layers; false: AdamW for everything, which changes what is there only a little."""
     lr: float = 2e-3
@@ -179,10 +179,12 @@ def train(config: ColdStartConfig, console: Console) -> Policy:
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     columns = (TextColumn("cold start"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[line]}"))
+    stream = batches(policy, config)
+    first = next(stream)
     curve = Curve(out / "curve.jsonl")
     with Progress(*columns, console=console) as progress, curve.file:
         task = progress.add_task("", total=config.minutes * 60, line="")
-        for rows in batches(policy, config):
+        for rows in itertools.chain([first], stream):
             fraction = curve.seconds / (config.minutes * 60)
             if fraction >= 1:
                 break

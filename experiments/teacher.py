@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from experiments.atlas import FAMILIES, KNOWLEDGE_BASES, Atlas, World
+from experiments.demonstration import Demonstration
+from experiments.renaming import renamed
 from experiments.teacher_search import EmbeddedAtlas, WordOverlap
 from retrieval_actors.records import Passage
 from rollout.needs import askable_needs, holds_answer, mentions
-from rollout.prompts import SHORT, STOP, Message
-from rollout.records import UNKNOWN, Exchange, GoldStep, Image, Question, TurnKind
+from rollout.prompts import SHORT, STOP
+from rollout.records import UNKNOWN, Exchange, GoldStep, Question
 
 FOLLOWS_GOLD = 0.6
 """How often the episode goes on from the gold knowledge base, whatever the plan turn wrote: half of the readings would be `unknown` otherwise.
@@ -26,21 +27,13 @@ The prompt of a later turn does not show which knowledge base was asked, so noth
 GOES_ON, STOPS_EARLY = 0.15, 0.06
 """How often the teacher asks again for what it has, or stops without having it."""
 DRILLS = 3
-"""Readings on their own for each question."""
+"""Readings on their own for each question: reading is learned last, so it is shown most."""
+TABLE_DRILLS_KEPT, DRILLED_ELSEWHERE = 0.3, 0.1
+"""Rows are read well early, so most of their drills are left out; and how often a drill searches any knowledge base."""
 STATIC_EVERY = 6
 """One question in so many is also answered from all knowledge bases at once."""
 Search = Callable[[str, str, Question, int], Sequence[Passage]]
 """(knowledge base, query, question, k) -> passages."""
-
-
-@dataclass(frozen=True)
-class Demonstration:
-    """One turn to imitate."""
-
-    kind: TurnKind
-    message: Message
-    image: Image | None
-    response: str
 
 
 def plan_response(thought: str, query: str, retriever: str) -> str:
@@ -122,11 +115,13 @@ def demonstrate(
 
 
 def drill(question: Question, search: Search, rng: random.Random, passages: int = 3) -> Demonstration | None:
-    """One reading on its own: reading is learned last, so it is shown most. None for questions that need nothing."""
+    """One reading on its own. None for questions that need nothing, and for most of those that need a table."""
     if not question.gold_steps:
         return None
     need = rng.choice(question.gold_steps)
-    kb = need.kb if rng.random() < FOLLOWS_GOLD else rng.choice(list(KNOWLEDGE_BASES))
+    if need.kb == "table" and rng.random() >= TABLE_DRILLS_KEPT:
+        return None
+    kb = rng.choice(list(KNOWLEDGE_BASES)) if rng.random() < DRILLED_ELSEWHERE else need.kb
     found = list(search(kb, need.query, question, passages))
     rng.shuffle(found)
     image = question.image if kb == "text_image" else None
@@ -155,16 +150,19 @@ def demonstrations(seed: int, per_world: int = 60, blind: bool = True) -> Iterat
 
 
 def lifelike_demonstrations(
-    seed: int, per_atlas: int = 6000, worlds: int = 8, countries: int = 24, blind: bool = True
+    seed: int, per_atlas: int = 12000, worlds: int = 8, countries: int = 24, blind: bool = True
 ) -> Iterator[Demonstration]:
-    """The same with the retrieval of a run: a fresh atlas for every `per_atlas` questions, with as many worlds as evaluations search."""
+    """The same with the retrieval of a run: a fresh atlas for every `per_atlas` questions, with as many worlds as evaluations search.
+
+    Every turn is told about other countries than were searched: see `renamed`.
+    """
     rng = random.Random(seed)
     while True:
         atlas = Atlas("train", rng.randrange(10**4, 10**6), worlds, countries)
         questions = atlas.questions(per_atlas)
         queries = [step.query for question in questions for step in question.gold_steps or ()]
         found = EmbeddedAtlas(atlas, queries + [question.text for question in questions[::STATIC_EVERY]])
-        yield from lessons(questions, found.search, rng, blind)
+        yield from (renamed(turn, rng) for turn in lessons(questions, found.search, rng, blind))
 
 
 def lessons(questions: Sequence[Question], search: Search, rng: random.Random, blind: bool) -> Iterator[Demonstration]:
