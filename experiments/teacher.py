@@ -7,8 +7,10 @@ learning.
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -32,6 +34,10 @@ TABLE_DRILLS_KEPT, DRILLED_ELSEWHERE = 0.3, 0.1
 """Rows are read well early, so most of their drills are left out; and how often a drill searches any knowledge base."""
 STATIC_EVERY = 6
 """One question in so many is also answered from all knowledge bases at once."""
+FIRST_ATLAS = 10_000
+"""Seed of the first atlas that is searched by embeddings; those of runs have smaller ones."""
+VECTORS = Path("kbs/teacher")
+"""Where the vectors of those atlases are kept."""
 Search = Callable[[str, str, Question, int], Sequence[Passage]]
 """(knowledge base, query, question, k) -> passages."""
 
@@ -154,14 +160,15 @@ def lifelike_demonstrations(
 ) -> Iterator[Demonstration]:
     """The same with the retrieval of a run: a fresh atlas for every `per_atlas` questions, with as many worlds as evaluations search.
 
-    Every turn is told about other countries than were searched: see `renamed`.
+    Every turn is told about other countries than were searched: see `renamed`. So the atlases may be the same for every seed, and their vectors
+    are kept.
     """
     rng = random.Random(seed)
-    while True:
-        atlas = Atlas("train", rng.randrange(10**4, 10**6), worlds, countries)
+    for number in itertools.count(FIRST_ATLAS):
+        atlas = Atlas("train", number, worlds, countries)
         questions = atlas.questions(per_atlas)
         queries = [step.query for question in questions for step in question.gold_steps or ()]
-        found = EmbeddedAtlas(atlas, queries + [question.text for question in questions[::STATIC_EVERY]])
+        found = EmbeddedAtlas(atlas, queries + [question.text for question in questions[::STATIC_EVERY]], VECTORS)
         yield from (renamed(turn, rng) for turn in lessons(questions, found.search, rng, blind))
 
 

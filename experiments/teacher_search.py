@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
@@ -25,28 +27,35 @@ class EmbeddedAtlas:
     from them took the wrong one of two neighbours in four readings of ten.
     """
 
-    def __init__(self, atlas: Atlas, queries: Iterable[str] = ()):
-        """`queries` are embedded at once, which is several times faster than when they come."""
-        self.embedder = build_embedder("minilm")
+    def __init__(self, atlas: Atlas, queries: Iterable[str] = (), folder: Path | None = None):
+        """`queries` are embedded at once, which is several times faster than when they come. Vectors are kept in `folder`, if one is given."""
+        self.embedder, self.folder = build_embedder("minilm"), folder
         self.passages = {kb: [replace(passage, kb=kb) for passage in atlas.passages(kb)] for kb in KNOWLEDGE_BASES}
-        self.vectors = {
-            kb: self.embedder.embed_passages([replace(passage, image=None) for passage in found]) for kb, found in self.passages.items()
-        }
+        self.vectors = {kb: self._embedded([passage.text for passage in found]) for kb, found in self.passages.items()}
         self.pictures = np.stack([colour_layout(passage.image or b"", passage.id) for passage in self.passages["text_image"]])
-        self.queries: dict[str, np.ndarray] = {}
-        self._embed(list(dict.fromkeys(queries)))
+        known = list(dict.fromkeys(queries))
+        self.queries = dict(zip(known, self._embedded(known), strict=True))
 
     def search(self, kb: str, query: str, question: Question, k: int) -> list[Passage]:
         """The k nearest passages, best first."""
         if query not in self.queries:
-            self._embed([query])
+            self.queries[query] = self.embedder.embed_queries([Query(query)])[0]
         scores = self.vectors[kb] @ self.queries[query]
         if kb == "text_image" and question.image:
             scores = (1 - PICTURE_SHARE) * scores + PICTURE_SHARE * (self.pictures @ colour_layout(question.image.data, question.id))
         return [self.passages[kb][i] for i in np.argsort(-scores)[:k]]
 
-    def _embed(self, queries: list[str]) -> None:
-        self.queries |= zip(queries, self.embedder.embed_queries([Query(query) for query in queries]), strict=True)
+    def _embedded(self, texts: list[str]) -> np.ndarray:
+        """(texts, dimension); read from the folder where they were embedded before. MiniLM embeds queries as it embeds passages."""
+        name = hashlib.blake2b("\n".join(texts).encode(), digest_size=8).hexdigest()
+        kept = self.folder / f"{name}.npy" if self.folder else None
+        if kept and kept.exists():
+            return np.load(kept)
+        vectors = self.embedder.embed_queries([Query(text) for text in texts])
+        if kept:
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            np.save(kept, vectors)
+        return vectors
 
 
 class WordOverlap:
