@@ -79,3 +79,15 @@ def test_of_two_countries_the_teacher_asks_for_the_first_and_then_for_the_other(
                 assert action.query == second
                 seconds += 1
     assert seconds > 3
+
+
+def test_vectors_that_were_kept_are_read_and_not_embedded_again(tmp_path):
+    small = Atlas("train", seed=6, worlds=1, countries=2)
+    asked = [step.query for question in small.questions(8) for step in question.gold_steps or ()]
+    first = EmbeddedAtlas(small, asked, tmp_path)
+    for kept in tmp_path.iterdir():
+        np.save(kept, -np.load(kept))
+    second = EmbeddedAtlas(small, asked, tmp_path)
+    for kb in KNOWLEDGE_BASES:
+        np.testing.assert_array_equal(second.vectors[kb], -first.vectors[kb])
+    assert all((second.queries[query] == -first.queries[query]).all() for query in asked)
