@@ -36,6 +36,11 @@ SMALLEST_GAP = 5
 """Two values that are compared differ at least by this much."""
 
 
+def belongs(name: str, split: str) -> bool:
+    """Whether worlds of the split may use the name."""
+    return zlib.crc32(name.encode()) % 10 in SPLITS[split]
+
+
 @dataclass(frozen=True)
 class Country:
     name: str
@@ -76,7 +81,7 @@ class World:
     def _name(self) -> str:
         while True:
             name = "-".join(self.rng.choice(SYLLABLES) for _ in range(2)).capitalize()
-            if zlib.crc32(name.encode()) % 10 in SPLITS[self.split]:
+            if belongs(name, self.split):
                 return name
 
     def stream(self, purpose: str) -> random.Random:

@@ -23,7 +23,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from experiments.command_settings import read_settings
 from experiments.config import RunConfigError
-from experiments.teacher import Demonstration, demonstrations
+from experiments.teacher import Demonstration, demonstrations, lifelike_demonstrations
 from experiments.tiny_policy import tiny_policy, train_tokenizer
 from rollout.policy import Policy
 from rollout.records import Image
@@ -39,8 +39,10 @@ class ColdStartConfig:
     """Policy to go on from; empty: a fresh one."""
     blind: bool = True
     """The teacher names a knowledge base at random; false: the right one."""
+    lifelike: bool = True
+    """The teacher finds what a run would find, neighbours that are easily mistaken included; false: by shared words, which starts at once."""
     minutes: float = 60.0
-    """Of training; the learning rate decays to zero by then."""
+    """Of training, from the first batch on: embedding the first atlas takes a minute before. The learning rate decays to zero by then."""
     muon: bool = True
     """Muon for the matrices of the layers; false: AdamW for everything, which changes what is there only a little."""
     lr: float = 2e-3
@@ -79,7 +81,8 @@ def encode(policy: Policy, turn: Demonstration) -> Row:
 
 def batches(policy: Policy, config: ColdStartConfig, pool: int = 1500) -> Iterator[list[Row]]:
     """Rows of like length side by side, at most `tokens_per_batch` with padding; the order of the batches is random."""
-    rng, stream = random.Random(config.seed), demonstrations(config.seed + 1, blind=config.blind)
+    rng = random.Random(config.seed)
+    stream = (lifelike_demonstrations if config.lifelike else demonstrations)(config.seed + 1, blind=config.blind)
     while True:
         rows = sorted((encode(policy, turn) for turn in itertools.islice(stream, pool)), key=len)
         cut: list[list[Row]] = [[]]
@@ -176,10 +179,12 @@ def train(config: ColdStartConfig, console: Console) -> Policy:
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     columns = (TextColumn("cold start"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[line]}"))
+    stream = batches(policy, config)
+    first = next(stream)
     curve = Curve(out / "curve.jsonl")
     with Progress(*columns, console=console) as progress, curve.file:
         task = progress.add_task("", total=config.minutes * 60, line="")
-        for rows in batches(policy, config):
+        for rows in itertools.chain([first], stream):
             fraction = curve.seconds / (config.minutes * 60)
             if fraction >= 1:
                 break

@@ -7,17 +7,21 @@ learning.
 
 from __future__ import annotations
 
+import itertools
 import random
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 
-from experiments.atlas import FAMILIES, KNOWLEDGE_BASES, World
+from experiments.atlas import FAMILIES, KNOWLEDGE_BASES, Atlas, World
+from experiments.demonstration import Demonstration
+from experiments.renaming import renamed
+from experiments.teacher_search import EmbeddedAtlas, WordOverlap
 from retrieval_actors.records import Passage
 from rollout.needs import askable_needs, holds_answer, mentions
-from rollout.prompts import SHORT, STOP, Message
-from rollout.records import UNKNOWN, Exchange, GoldStep, Image, Question, TurnKind
+from rollout.prompts import SHORT, STOP
+from rollout.records import UNKNOWN, Exchange, GoldStep, Question
 
 FOLLOWS_GOLD = 0.6
 """How often the episode goes on from the gold knowledge base, whatever the plan turn wrote: half of the readings would be `unknown` otherwise.
@@ -25,19 +29,17 @@ The prompt of a later turn does not show which knowledge base was asked, so noth
 GOES_ON, STOPS_EARLY = 0.15, 0.06
 """How often the teacher asks again for what it has, or stops without having it."""
 DRILLS = 3
-"""Readings on their own for each question."""
+"""Readings on their own for each question: reading is learned last, so it is shown most."""
+TABLE_DRILLS_KEPT, DRILLED_ELSEWHERE = 0.3, 0.1
+"""Rows are read well early, so most of their drills are left out; and how often a drill searches any knowledge base."""
+STATIC_EVERY = 6
+"""One question in so many is also answered from all knowledge bases at once."""
+FIRST_ATLAS = 10_000
+"""Seed of the first atlas that is searched by embeddings; those of runs have smaller ones."""
+VECTORS = Path("kbs/teacher")
+"""Where the vectors of those atlases are kept."""
 Search = Callable[[str, str, Question, int], Sequence[Passage]]
 """(knowledge base, query, question, k) -> passages."""
-
-
-@dataclass(frozen=True)
-class Demonstration:
-    """One turn to imitate."""
-
-    kind: TurnKind
-    message: Message
-    image: Image | None
-    response: str
 
 
 def plan_response(thought: str, query: str, retriever: str) -> str:
@@ -103,7 +105,7 @@ def demonstrate(
             turns.append(Demonstration("plan", prompt, question.image, plan_response("I know enough.", STOP, STOP)))
             if not needs or rng.random() < 0.5:
                 break
-        need = rng.choice(needs or list(gold[-1:]))
+        need = (needs or gold[-1:])[0]  # of two that are compared the one that is named first: which one is left can then be seen
         named = KNOWLEDGE_BASES[guess if blind else need.kb][0]
         turns.append(Demonstration("plan", prompt, question.image, plan_response(thought_of(need), need.query, named)))
         kb = need.kb if rng.random() < FOLLOWS_GOLD else guess
@@ -119,11 +121,13 @@ def demonstrate(
 
 
 def drill(question: Question, search: Search, rng: random.Random, passages: int = 3) -> Demonstration | None:
-    """One reading on its own: reading is learned last, so it is shown most. None for questions that need nothing."""
+    """One reading on its own. None for questions that need nothing, and for most of those that need a table."""
     if not question.gold_steps:
         return None
     need = rng.choice(question.gold_steps)
-    kb = need.kb if rng.random() < FOLLOWS_GOLD else rng.choice(list(KNOWLEDGE_BASES))
+    if need.kb == "table" and rng.random() >= TABLE_DRILLS_KEPT:
+        return None
+    kb = rng.choice(list(KNOWLEDGE_BASES)) if rng.random() < DRILLED_ELSEWHERE else need.kb
     found = list(search(kb, need.query, question, passages))
     rng.shuffle(found)
     image = question.image if kb == "text_image" else None
@@ -142,60 +146,36 @@ def static(question: Question, search: Search, rng: random.Random, passages: int
     return Demonstration("answer", SHORT.answer(question.text, found, question.image is not None, 400), question.image, response)
 
 
-class WordOverlap:
-    """A stand-in for retrieval while the teacher demonstrates: shared words weighted by their rarity, with noise.
-
-    A fresh world for every few hundred turns cannot be embedded in time; what the policy has to learn here is to read three passages of which
-    none, one or two hold the answer.
-    """
-
-    def __init__(self, world: World):
-        self.texts = {"text": world.sentences(), "table": world.rows()}
-        captions = world.pictures()
-        self.texts["text_image"] = [caption for caption, _ in captions]
-        self.flags = [flag for _, flag in captions]
-        self.rng = np.random.default_rng(world.seed)
-        self.places: dict[str, dict[str, list[int]]] = {kb: {} for kb in self.texts}
-        for kb, texts in self.texts.items():
-            for i, text in enumerate(texts):
-                for word in _words(text):
-                    self.places[kb].setdefault(word, []).append(i)
-
-    def search(self, kb: str, query: str, flag: tuple | None, k: int) -> list[Passage]:
-        """The k best passages; `flag` is what the question's picture shows."""
-        texts, places = self.texts[kb], self.places[kb]
-        scores = self.rng.gumbel(0, 0.7, len(texts))
-        for word in _words(query):
-            if word in places:
-                scores[places[word]] += np.log(1 + len(texts) / len(places[word]))
-        if flag and kb == "text_image":
-            for i, (layout, colours) in enumerate(self.flags):
-                scores[i] += 2.0 * (layout == flag[0]) + 4.0 * sum(a == b for a, b in zip(colours, flag[1], strict=False)) / len(flag[1])
-        return [Passage(f"{kb}-{i}", texts[i], kb=kb) for i in np.argsort(-scores)[:k]]
-
-
-def _words(text: str) -> set[str]:
-    whole = text.lower().replace(".", " ").replace("?", " ").split()
-    return set(whole) | {part for word in whole for part in word.split("-")}
-
-
-def demonstrations(seed: int, per_world: int = 60, blind: bool = True):
-    """An endless stream of demonstrations, a fresh training world for every `per_world` questions."""
+def demonstrations(seed: int, per_world: int = 60, blind: bool = True) -> Iterator[Demonstration]:
+    """An endless stream of demonstrations, a fresh training world for every `per_world` questions; found by shared words."""
     rng, pixels = random.Random(seed), np.random.default_rng(seed)
     while True:
         world = World("train", rng.randrange(10**6, 10**9))
-        overlap = WordOverlap(world)
-        flags = {country.name: country.flag for country in world.countries}
+        questions = [world.question(FAMILIES[i % len(FAMILIES)], rng, pixels) for i in range(per_world)]
+        yield from lessons(questions, WordOverlap(world).search, rng, blind)
 
-        def search(kb: str, query: str, question: Question, k: int, overlap=overlap, flags=flags):
-            shown = flags[question.gold_steps[0].answer] if question.image and question.gold_steps else None
-            return overlap.search(kb, query, shown, k)
 
-        for i in range(per_world):
-            question = world.question(FAMILIES[i % len(FAMILIES)], rng, pixels)
-            yield from demonstrate(question, search, rng, blind=blind)
-            yield from filter(None, (drill(question, search, rng) for _ in range(DRILLS)))
-            if i % 6 == 0:  # rarely: what the baseline needs, and the slowest thing to learn, colours and layouts
-                yield static(question, search, rng)
-                picture = world.question("image", rng, pixels)
-                yield demonstrate(replace(picture, id=f"look-{i}"), search, rng, blind=blind)[0]
+def lifelike_demonstrations(
+    seed: int, per_atlas: int = 12000, worlds: int = 8, countries: int = 24, blind: bool = True
+) -> Iterator[Demonstration]:
+    """The same with the retrieval of a run: a fresh atlas for every `per_atlas` questions, with as many worlds as evaluations search.
+
+    Every turn is told about other countries than were searched: see `renamed`. So the atlases may be the same for every seed, and their vectors
+    are kept.
+    """
+    rng = random.Random(seed)
+    for number in itertools.count(FIRST_ATLAS):
+        atlas = Atlas("train", number, worlds, countries)
+        questions = atlas.questions(per_atlas)
+        queries = [step.query for question in questions for step in question.gold_steps or ()]
+        found = EmbeddedAtlas(atlas, queries + [question.text for question in questions[::STATIC_EVERY]], VECTORS)
+        yield from (renamed(turn, rng) for turn in lessons(questions, found.search, rng, blind))
+
+
+def lessons(questions: Sequence[Question], search: Search, rng: random.Random, blind: bool) -> Iterator[Demonstration]:
+    """Each question demonstrated, with drills; rarely what the baseline needs."""
+    for i, question in enumerate(questions):
+        yield from demonstrate(question, search, rng, blind=blind)
+        yield from filter(None, (drill(question, search, rng) for _ in range(DRILLS)))
+        if i % STATIC_EVERY == 0:
+            yield static(question, search, rng)

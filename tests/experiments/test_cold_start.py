@@ -80,7 +80,7 @@ def test_logits_of_a_padded_batch_equal_those_of_each_row_alone():
 
 
 def test_a_minute_fraction_of_cold_start_lowers_the_loss_and_saves_a_policy(tmp_path):
-    config = ColdStartConfig(out=str(tmp_path), minutes=0.3, hidden=64, layers=2, tokens_per_batch=1024, log_every=10)
+    config = ColdStartConfig(out=str(tmp_path), lifelike=False, minutes=0.3, hidden=64, layers=2, tokens_per_batch=1024, log_every=10)
     train(config, Console(quiet=True))
     curve = [json.loads(line) for line in (tmp_path / "curve.jsonl").read_text().splitlines()]
     assert curve[-1]["loss"] < 0.8 * curve[0]["loss"]
