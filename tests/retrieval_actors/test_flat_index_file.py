@@ -12,7 +12,8 @@ from retrieval_actors.flat_index_file import FlatIndexFile
 @pytest.mark.parametrize("blocks", [[], [0], [5], [3, 0, 4], [1] * 7])
 def test_a_streamed_index_has_the_bytes_that_faiss_writes(tmp_path, blocks):
     rng = np.random.default_rng(0)
-    parts = [rng.standard_normal((rows, 6)).astype(np.float32) for rows in blocks]
+    drawn = [rng.standard_normal((rows, 6)).astype(np.float32) for rows in blocks]
+    parts = [rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in drawn]
     whole = faiss.IndexFlatIP(6)
     with FlatIndexFile.create(tmp_path / "streamed.faiss", 6) as file:
         for part in parts:
@@ -21,6 +22,14 @@ def test_a_streamed_index_has_the_bytes_that_faiss_writes(tmp_path, blocks):
     faiss.write_index(whole, str(tmp_path / "whole.faiss"))
     assert (tmp_path / "streamed.faiss").read_bytes() == (tmp_path / "whole.faiss").read_bytes()
     assert faiss.read_index(str(tmp_path / "streamed.faiss"), faiss.IO_FLAG_MMAP_IFC).ntotal == sum(blocks)
+
+
+@pytest.mark.parametrize("wrong", [np.nan, 2.0, 0.5])
+def test_what_is_no_unit_vector_is_refused(tmp_path, wrong):
+    rows = np.eye(6, dtype=np.float32)
+    rows[3] *= wrong
+    with pytest.raises(ValueError, match="must be unit rows"), FlatIndexFile.create(tmp_path / "x", 6) as file:
+        file.add(rows)
 
 
 def test_vectors_of_another_dimension_are_refused(tmp_path):
