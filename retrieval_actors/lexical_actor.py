@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from retrieval_actors.knowledge_base import KnowledgeBase, KnowledgeBaseError
 from retrieval_actors.lexical import BM25Index
+from retrieval_actors.passage_rows import PassageRows
 from retrieval_actors.shard_actor import ShardHits, hits
 
 
@@ -17,11 +18,11 @@ class LexicalActor:
         if base.lexical_folder is None:
             raise KnowledgeBaseError(f"{folder} has no words: build it again with lexical=true")
         self._index = BM25Index.load(base.lexical_folder)
-        self._table = pa.concat_tables([base.shard(number).table for number in range(base.card.shards)])
+        self._rows = PassageRows(pa.concat_tables([base.shard(number).table for number in range(base.card.shards)]))
 
     def ready(self) -> int:
         """Its process id, once it is loaded."""
         return os.getpid()
 
     def search(self, texts: list[str], k: int, pictures: bool = False) -> ShardHits:
-        return hits(self._table, 0, *self._index.search(texts, k), pictures)
+        return hits(self._rows, 0, *self._index.search(texts, k), pictures)

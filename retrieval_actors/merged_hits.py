@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-import numpy as np
-
 from retrieval_actors.exact_search import merge_top_k
 from retrieval_actors.fusion import reciprocal_rank_fusion
 from retrieval_actors.records import Passage
@@ -30,12 +28,10 @@ def fused(rankings: Sequence[Ranking], words: ShardHits, k: int) -> list[Ranking
 
 def with_passages(rankings: Sequence[Ranking], sources: Iterable[ShardHits], kb: str) -> list[list[Passage]]:
     """The rankings with what stands there; `sources` bring the passages of all positions."""
-    wanted = np.unique([position for ranking in rankings for position, _ in ranking]).astype(np.int64)
     known: dict[int, tuple[str, str, str, bytes | None]] = {}
     for found in sources:
-        here = np.flatnonzero(np.isin(found.found, wanted, assume_unique=True))
-        columns = found.passages.take(here).to_pydict()
-        pictures = columns.get("image") or [None] * len(here)
+        columns = found.passages
+        pictures = columns.get("image") or [None] * len(found.found)
         entries = zip(columns["id"], columns["text"], columns["title"], pictures, strict=True)  # as the fields of a Passage stand
-        known |= zip(found.found[here].tolist(), entries, strict=True)
+        known |= zip(found.found.tolist(), entries, strict=True)
     return [[Passage(*known[position], kb, score) for position, score in ranking] for ranking in rankings]

@@ -17,6 +17,8 @@ from retrieval_actors.merged_hits import by_vectors, fused, with_passages
 from retrieval_actors.records import KnowledgeBaseCard, Passage, Query
 from retrieval_actors.shard_actor import ShardHits
 
+INLINE_BYTES = 100 * 1024
+"""Up to which Ray sends an argument with the call (`max_direct_call_object_size`)."""
 FUSION_DEPTH = 100
 """Ranks of the vectors and of the words that are fused."""
 
@@ -107,9 +109,11 @@ class Retriever:
         candidates = max(k, self.rerank_candidates) if self.reranker else k
         depth = max(candidates, FUSION_DEPTH) if self.words else candidates
         vectors = self._vectors(groups, end)
-        # One put for all shards of a knowledge base, which read it where it lies.
+        # Many vectors are put once for all shards, which read them where they lie; few are quicker with the call.
         given = {
-            kb: ray.put(rows) if len(self.shards[kb]) > 1 else rows for kb, rows in vectors.items() if not isinstance(rows, Unanswered)
+            kb: ray.put(rows) if rows.nbytes > INLINE_BYTES and len(self.shards[kb]) > 1 else rows
+            for kb, rows in vectors.items()
+            if not isinstance(rows, Unanswered)
         }
         calls = [(kb, Call(replicas, "search", (given[kb], depth, pictures))) for kb in given for replicas in self.shards[kb]]
         by_words = {kb: [query.text for query in groups[kb]] for kb in given if kb in self.words}

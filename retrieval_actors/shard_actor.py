@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import faiss
 import numpy as np
-import pyarrow as pa
 
 from retrieval_actors.knowledge_base import KnowledgeBase
+from retrieval_actors.passage_rows import PassageRows
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,8 @@ class ShardHits:
     """(queries, k) int64, in the whole knowledge base; -1 where there is no more."""
     found: np.ndarray
     """(rows,) int64, ascending: every position of the answer once, as many queries of a batch find the same passages."""
-    passages: pa.Table
-    """(rows) id, title, text, and the picture if it was asked for."""
+    passages: dict[str, list]
+    """Column -> (rows) values: id, text, title, and the picture if it was asked for."""
 
 
 class ShardActor:
@@ -40,6 +40,7 @@ class ShardActor:
         # Checksums were verified where the retrieval was started: a restart is not slowed down by hashing.
         shard = KnowledgeBase.open(folder, verify=False).same_as(fingerprint).shard(number)
         self._shard = shard.on_gpu(float16) if gpu else shard
+        self._rows = PassageRows(shard.table)
 
     def ready(self) -> int:
         """Its process id, once it is loaded."""
@@ -47,29 +48,17 @@ class ShardActor:
 
     def search(self, vectors: np.ndarray, k: int, pictures: bool = False) -> ShardHits:
         scores, rows = self._shard.search(vectors, k)
-        return hits(self._shard.table, self._shard.first, scores, rows, pictures)
+        return hits(self._rows, self._shard.first, scores, rows, pictures)
 
     def health(self) -> dict[str, float]:
         """Process id, passages, and bytes of memory: `rss`, and `pss`, in which pages shared with other processes are split among them."""
-        return {"pid": os.getpid(), "passages": self._shard.table.num_rows} | process_memory()
+        return {"pid": os.getpid(), "passages": self._rows.passages} | process_memory()
 
 
-def hits(table: pa.Table, first: int, scores: np.ndarray, rows: np.ndarray, pictures: bool) -> ShardHits:
-    """The answer with its passages, `rows` being those of the table and `first` the position of its first in the knowledge base."""
+def hits(passages: PassageRows, first: int, scores: np.ndarray, rows: np.ndarray, pictures: bool) -> ShardHits:
+    """The answer with its passages, `first` being the position of the first of `passages` in the knowledge base."""
     wanted = np.unique(rows[rows >= 0])
-    columns = ["id", "title", "text", "image"] if pictures else ["id", "title", "text"]
-    return ShardHits(scores, np.where(rows >= 0, rows + first, -1), wanted + first, taken(table.select(columns), wanted))
-
-
-def taken(table: pa.Table, rows: np.ndarray) -> pa.Table:
-    """The rows, ascending, of a table of several chunks. `Table.take` would copy each column whole first; here only the rows are."""
-    parts, first = [], 0
-    for chunk in table.to_batches():
-        wanted = rows[(rows >= first) & (rows < first + len(chunk))] - first
-        if len(wanted):
-            parts.append(chunk.take(pa.array(wanted)))
-        first += len(chunk)
-    return pa.Table.from_batches(parts, table.schema)
+    return ShardHits(scores, np.where(rows >= 0, rows + first, -1), wanted + first, passages.read(wanted, pictures))
 
 
 def process_memory() -> dict[str, float]:

@@ -21,7 +21,7 @@ from experiments.benchmarks.row import Row
 from experiments.question_file import read_lines
 from experiments.two_wiki import read_two_wiki
 from retrieval_actors.embedders import build_embedder
-from retrieval_actors.embedders.names import default_text_embedder
+from retrieval_actors.embedders.names import fastest_text_embedder
 from retrieval_actors.records import Passage, Query
 from retrieval_actors.sources.source import Place
 from retrieval_actors.sources.tables import Tables
@@ -76,7 +76,7 @@ def two_wiki_rows(quick: bool, folder: Path) -> list[Row]:
     position = {passage.id: row for row, passage in enumerate(passages)}
     golds = [{position[gold] for gold in gold_ids[question.id]} for question in questions]
     asked = [question.text for question in questions]
-    name = default_text_embedder()
+    name = fastest_text_embedder()
     embedder = build_embedder(name, threads=1)
     single = rank(embedder, passages, asked, VECTORS)
     hops = [step.query for question in questions for step in question.gold_steps or ()]
@@ -113,7 +113,7 @@ def table_rows(quick: bool, folder: Path) -> list[Row]:
         tables = [table for row, table in enumerate(tables) if table["table_id"] in needed or row % 12 == 0]
     path, importer = folder / "tables.jsonl", Tables()
     chunks = [chunk for table in tables for chunk in importer.of_entry(table, Place(path, 1, path))]
-    name = default_text_embedder()
+    name = fastest_text_embedder()
     found = rank(build_embedder(name, threads=1), chunks, [record["question"] for record in questions], VECTORS)
     golds = [{record["gold_table_id"]} for record in questions]
     on = f"OTT-QA, {len(questions):,} questions, {len(tables):,} tables"

@@ -87,11 +87,11 @@ def _text_embedder(name: str) -> TextEmbedder:
     return TextEmbedder(name, str(get_model_path()), parsed.precision)
 
 
-def default_text_embedder() -> str:
-    """What a new text knowledge base is embedded with where nobody says otherwise: the fastest at equal recall on this machine.
+def fastest_text_embedder() -> str:
+    """The embedder that comes along which embeds the most on this machine, at equal recall.
 
-    A CPU with bfloat16 instructions embeds 1.8 times as many passages a second in bf16, at equal recall; without them, a quarter to a half
-    (docs/knowledge_bases.md). The name goes into the knowledge base, and whoever searches takes it from there, on any machine.
+    A CPU with bfloat16 instructions embeds 1.8 times as many passages a second in bf16; without them, a quarter to a half
+    (docs/knowledge_bases.md). It is no default: the name goes into the knowledge base, which other machines may have to search.
     """
     import torch
 

@@ -10,27 +10,30 @@ from hypothesis import strategies as st
 
 from retrieval_actors.build import write_knowledge_base
 from retrieval_actors.knowledge_base import KnowledgeBase, KnowledgeBaseError
+from retrieval_actors.passage_rows import PassageRows
 from retrieval_actors.records import Passage
-from retrieval_actors.shard_actor import ShardActor, hits, taken
+from retrieval_actors.shard_actor import ShardActor, hits
 
 
 @given(lengths=st.lists(st.integers(0, 7), max_size=6), data=st.data())
 def test_rows_are_taken_from_whichever_chunk_they_are_in(lengths, data):
     numbers = iter(range(100))
-    chunks = [pa.record_batch({"id": pa.array([str(next(numbers)) for _ in range(length)], pa.string())}) for length in lengths]
-    table = pa.Table.from_batches(chunks, pa.schema([("id", pa.string())]))
+    names = ("id", "title", "text")
+    ids = [[str(next(numbers)) for _ in range(length)] for length in lengths]
+    chunks = [pa.record_batch({name: pa.array(its, pa.string()) for name in names}) for its in ids]
+    table = pa.Table.from_batches(chunks, pa.schema([(name, pa.string()) for name in names]))
     rows = sorted(data.draw(st.sets(st.integers(0, max(0, table.num_rows - 1)), max_size=table.num_rows)) if table.num_rows else [])
-    assert taken(table, np.array(rows, np.int64)).column("id").to_pylist() == [str(row) for row in rows]
+    assert PassageRows(table).read(np.array(rows, np.int64))["id"] == [str(row) for row in rows]
 
 
 def test_a_passage_that_many_queries_find_travels_once():
-    table = pa.table({"id": ["a", "b", "c"], "title": [""] * 3, "text": ["x", "y", "z"], "image": [b"1", b"2", b"3"]})
+    stored = PassageRows(pa.table({"id": ["a", "b", "c"], "title": [""] * 3, "text": ["x", "y", "z"], "image": [b"1", b"2", b"3"]}))
     rows = np.array([[2, 0], [2, -1]])
-    found = hits(table, 10, np.zeros((2, 2), np.float32), rows, pictures=False)
+    found = hits(stored, 10, np.zeros((2, 2), np.float32), rows, pictures=False)
     assert found.positions.tolist() == [[12, 10], [12, -1]]
     assert found.found.tolist() == [10, 12]
-    assert found.passages.to_pydict() == {"id": ["a", "c"], "title": ["", ""], "text": ["x", "z"]}
-    assert hits(table, 10, np.zeros((2, 2), np.float32), rows, pictures=True).passages.column("image").to_pylist() == [b"1", b"3"]
+    assert found.passages == {"id": ["a", "c"], "text": ["x", "z"], "title": ["", ""]}
+    assert hits(stored, 10, np.zeros((2, 2), np.float32), rows, pictures=True).passages["image"] == [b"1", b"3"]
 
 
 def test_a_shard_of_a_folder_that_was_replaced_does_not_start(tmp_path):
