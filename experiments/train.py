@@ -46,6 +46,7 @@ def train(run: Run, stop: Stop) -> None:
         with tally.timed("train"):
             result = algorithm.train()
         row = iteration_figures(result, algorithm.trajectories, algorithm.turns)
+        row |= {f"retrieval_{name}": value for name, value in run.parts.retriever.stats().items()}
         run.iteration = row["iteration"]
         tally.add(row)
         tell(run, watch, row, stop)

@@ -179,11 +179,13 @@ class Retriever:
         return vectors
 
     def stats(self) -> dict[str, float]:
-        """Since the start, over all processes: searches, queries, seconds (summed over callers), errors (queries), cache_hit_rate."""
-        counts = ray.get([embedder.cache_counts.remote() for embedder in set(self.embedders.values())], timeout=self.deadline_s)
-        hits, misses = (sum(column) for column in zip(*counts, strict=True))
-        totals = ray.get(self.log.totals.remote(), timeout=self.deadline_s)
-        return totals | {"cache_hit_rate": hits / max(1, hits + misses)}
+        """Since the start, over all processes: searches, queries, seconds (summed over callers), errors (queries), cache_hit_rate of query
+        embeddings. What is not known, because its actor does not answer within the deadline, is left out."""
+        calls = [Call((embedder,), "cache_counts", ()) for embedder in set(self.embedders.values())]
+        *counts, totals = fan_out([*calls, Call((self.log,), "totals", ())], self.deadline_s)
+        heard = [count for count in counts if not isinstance(count, Unanswered)]
+        hits, misses = (sum(column) for column in zip(*heard, strict=True)) if heard else (0, 0)
+        return ({} if isinstance(totals, Unanswered) else totals) | {"cache_hit_rate": hits / max(1, hits + misses)}
 
     def close(self) -> None:
         """Ends the actors. Copies of this handle elsewhere then get error passages."""

@@ -54,6 +54,7 @@ def test_a_killed_run_goes_on_from_its_checkpoint_and_leaves_a_whole_run_folder(
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [row["iteration"] for row in metrics] == [1, 2, 3]
     assert [row["policy_version"] for row in metrics] == [1, 2, 3]
+    assert all(0 <= row["retrieval_cache_hit_rate"] <= 1 and row["retrieval_errors"] == 0 for row in metrics)
 
     summary = json.loads((run / "summary.json").read_text())
     for part in ("before", "after"):
