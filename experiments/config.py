@@ -261,6 +261,12 @@ def _checked(config: TrainConfig) -> TrainConfig:
         (set(found) <= set(ROUTINGS), f"evaluation.{key}", list(found), f"some of {', '.join(ROUTINGS)}")
         for key, found in (("baselines", config.evaluation.baselines), ("start_baselines", config.evaluation.start_baselines))
     ]
+    retrieval = dataclasses.asdict(config.retrieval)
+    rules += [
+        (retrieval[key] >= 1, f"retrieval.{key}", retrieval[key], "at least 1")
+        for key in ("replicas", "failures_to_open", "search_threads", "embed_threads", "rerank_candidates")
+    ]
+    rules += [(config.retrieval.deadline_s > 0, "retrieval.deadline_s", config.retrieval.deadline_s, "seconds above 0")]
     for holds, key, found, expected in rules:
         if not holds:
             raise RunConfigError(f"{key} is {found!r}; expected {expected}")

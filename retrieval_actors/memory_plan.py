@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from retrieval_actors.knowledge_base import KnowledgeBase
+from retrieval_actors.knowledge_base import LEXICAL, KnowledgeBase
 
 PROCESS_BYTES = 120 * 2**20
 """Of a shard actor beside its files: Python, Ray, FAISS and numpy (measured)."""
@@ -61,13 +61,13 @@ class MemoryPlan:
     def line(self) -> str:
         """The plan in one line."""
         shards = sum(need.replicas for need in self.needs)
-        passages = sum(need.passages for need in self.needs)
+        passages = sum(need.passages for need in self.needs if need.index != "BM25")
         offered = f" of {readable(self.available_bytes)}" if self.available_bytes else ""
         return f"{passages:,} passages in {shards} shard actors, {readable(self.resident_bytes)}{offered} to be searched in memory"
 
 
-def plan_memory(bases: Sequence[KnowledgeBase], replicas: int, nodes: Sequence[int]) -> MemoryPlan:
-    """From the sizes of the files; nothing is read. `nodes`: bytes of memory that each node offers."""
+def plan_memory(bases: Sequence[KnowledgeBase], replicas: int, nodes: Sequence[int], hybrid: bool = False) -> MemoryPlan:
+    """From the sizes of the files; nothing is read. `nodes`: bytes of memory that each node offers. `hybrid`: words are searched as well."""
     needs = []
     for base in bases:
         sizes = {name: int(recorded["bytes"]) for name, recorded in base.manifest["files"].items()}
@@ -76,7 +76,16 @@ def plan_memory(bases: Sequence[KnowledgeBase], replicas: int, nodes: Sequence[i
             proposing = sizes[entry["index_file"]] if "index_file" in entry else 0
             searched, mapped = (proposing, vectors + passages) if proposing else (vectors, passages)
             needs.append(ShardNeed(base.card.name, number, entry.get("index", "exact"), entry["passages"], searched, mapped, replicas))
+        if hybrid:
+            words = sum(size for name, size in sizes.items() if name.startswith(f"{LEXICAL}/"))
+            passages = sum(sizes[entry["passages_file"]] for entry in base.manifest["shards"])
+            needs.append(ShardNeed(words_of(base.card.name), 0, "BM25", base.card.passages, words, passages, replicas=1))
     return MemoryPlan(tuple(needs), sum(nodes), max(nodes, default=0))
+
+
+def words_of(kb: str) -> str:
+    """What the plan calls the words of a knowledge base."""
+    return f"{kb}, words"
 
 
 def readable(size: float) -> str:

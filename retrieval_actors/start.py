@@ -18,7 +18,7 @@ from retrieval_actors.embedder_actor import EmbedderActor
 from retrieval_actors.embedders import check_embedder_name, model_of
 from retrieval_actors.knowledge_base import KnowledgeBase, KnowledgeBaseError
 from retrieval_actors.lexical_actor import LexicalActor
-from retrieval_actors.memory_plan import MemoryPlan, plan_memory
+from retrieval_actors.memory_plan import MemoryPlan, plan_memory, words_of
 from retrieval_actors.reranker import check_reranker_name
 from retrieval_actors.reranker_actor import RerankerActor
 from retrieval_actors.retriever import RetrievalUnavailableError, Retriever
@@ -46,7 +46,9 @@ def start_retrieval(
     if config.reranker:
         check_reranker_name(config.reranker)
     _check_gpus(config, sum(base.card.shards for base in opened))
-    plan = plan_memory(opened, config.replicas, [int(node["Resources"].get("memory", 0)) for node in ray.nodes() if node["Alive"]])
+    plan = plan_memory(
+        opened, config.replicas, [int(node["Resources"].get("memory", 0)) for node in ray.nodes() if node["Alive"]], config.hybrid
+    )
     if announce and plan.needs:
         announce(plan)
     if plan.refusal():
@@ -100,6 +102,10 @@ def _started(config: RetrievalConfig, opened: Sequence[KnowledgeBase], names: li
         start = ray.remote(ShardActor).options(**needs, **placement).remote
         return tuple(start(*arguments) for _ in range(config.replicas))
 
+    def words(base: KnowledgeBase) -> Any:
+        needs = {"num_cpus": config.cpus_per_shard, "memory": memory[words_of(base.card.name), 0]}
+        return ray.remote(LexicalActor).options(**needs, **placement).remote(str(base.folder.resolve()), base.fingerprint)
+
     log = ray.remote(SearchLog).options(num_cpus=0, max_restarts=-1, name=f"{NAMESPACE}-{uuid.uuid4().hex[:8]}", namespace=NAMESPACE)
     return Retriever(
         catalog=tuple(base.card for base in opened),
@@ -108,12 +114,7 @@ def _started(config: RetrievalConfig, opened: Sequence[KnowledgeBase], names: li
         text_embedder=config.text_embedder,
         deadline_s=config.deadline_s,
         log=log.remote(),
-        words={
-            base.card.name: ray.remote(LexicalActor)
-            .options(num_cpus=config.cpus_per_shard, **placement)
-            .remote(str(base.folder.resolve()), base.fingerprint)
-            for base in (opened if config.hybrid else ())
-        },
+        words={base.card.name: words(base) for base in opened} if config.hybrid else {},
         reranker=ray.remote(RerankerActor).options(**models).remote(config.reranker, config.embed_threads) if config.reranker else None,
         rerank_candidates=config.rerank_candidates,
         breakers={base.card.name: CircuitBreaker(config.failures_to_open, config.cooldown_s) for base in opened},

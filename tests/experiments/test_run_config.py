@@ -17,6 +17,8 @@ from experiments.config import CONFIGS, RunConfigError, TrainConfig, flat, load_
         (["train.iterations=many"], r"train\.iterations.*many"),
         (["train=3"], r"train is 3; expected keys and values"),
         (["train.iterations=0"], r"train\.iterations is 0; expected at least 1"),
+        (["retrieval.replicas=0"], r"retrieval\.replicas is 0; expected at least 1"),
+        (["retrieval.deadline_s=0"], r"retrieval\.deadline_s is 0\.0; expected seconds above 0"),
         (["rollout.mode=tree"], r"rollout\.mode is 'tree'; expected branch, chain or offline"),
         (["rollout.mode=offline"], r"does not go with data\.name=atlas"),
         (["evaluation.baselines=[oracel]"], r"evaluation\.baselines"),
