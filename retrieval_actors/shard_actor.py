@@ -51,7 +51,8 @@ class ShardActor:
         return hits(self._rows, self._shard.first, scores, rows, pictures)
 
     def health(self) -> dict[str, float]:
-        """Process id, passages, and bytes of memory: `rss`, and `pss`, in which pages shared with other processes are split among them."""
+        """Process id, passages, and bytes of memory: `rss`; `pss`, in which pages shared with others are split among them; `own`, which no file
+        backs and nobody shares."""
         return {"pid": os.getpid(), "passages": self._rows.passages} | process_memory()
 
 
@@ -62,10 +63,10 @@ def hits(passages: PassageRows, first: int, scores: np.ndarray, rows: np.ndarray
 
 
 def process_memory() -> dict[str, float]:
-    """`rss` and `pss` of this process in bytes, where the system tells (Linux)."""
+    """`rss`, `pss` and `own` of this process in bytes, where the system tells (Linux)."""
     try:
         with open("/proc/self/smaps_rollup", encoding="ascii") as file:
             lines = dict(line.split(":", 1) for line in file if ":" in line)
-        return {key: float(lines[name].split()[0]) * 1024 for key, name in (("rss", "Rss"), ("pss", "Pss"))}
+        return {key: float(lines[name].split()[0]) * 1024 for key, name in (("rss", "Rss"), ("pss", "Pss"), ("own", "Anonymous"))}
     except (OSError, KeyError):
         return {}

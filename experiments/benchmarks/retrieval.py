@@ -31,6 +31,7 @@ from experiments.config import TrainConfig
 from retrieval_actors.config import RetrievalConfig
 from retrieval_actors.exact_search import exact_top_k, merge_top_k
 from retrieval_actors.knowledge_base import KnowledgeBase
+from retrieval_actors.memory_plan import plan_memory
 from retrieval_actors.records import Passage, Query
 from retrieval_actors.retriever import Retriever
 from retrieval_actors.shard_files import new_folder, passage_table, write_manifest, write_shard
@@ -181,21 +182,26 @@ def large_rows(size: int, folder: Path) -> Iterator[Row]:
     exact = per_second(256, exact_top_k, vectors, asked[:256], K)
     found = per_second(256, shard.search, asked[:256], K)
     yield Row.of(f"{name}: {chosen}, batch 256, against the exact search", found, "queries/s", exact)
-    memory = {}
-    queries = [Query(f"query number {number}") for number in range(256)]
     for index in ("auto", "exact") if chosen != "exact" else ("auto",):
         if index == "exact":
             base = _with_exact_index(folder / "bench")
-        for replicas in (1, 2):
-            with served(folder, replicas) as retriever:
-                for _ in range(2 * replicas):
-                    retriever.search("bench", queries, K)
-                processes = ray.get([replica.health.remote() for replica in retriever.shards["bench"][0]], timeout=60)
-            memory[index, replicas] = sum(process["pss"] for process in processes)
-        kind = chosen if index == "auto" else "exact"
-        yield Row.of(f"{name}: memory of one actor after 512 queries ({kind}; pss)", memory[index, 1] / 2**20, "MiB")
-        added = memory[index, 2] / memory[index, 1] - 1
-        yield Row.of(f"{name}: memory that a second actor on the node adds ({kind})", added, "share", bar=0.1, at_most=True)
+        yield from _memory_rows(f"{name}, {chosen if index == 'auto' else 'exact'}", base, folder)
+
+
+def _memory_rows(name: str, base: KnowledgeBase, folder: Path) -> Iterator[Row]:
+    """Of two actors that hold the same shard. What they map is theirs together, and only as far in memory as the system keeps it there: the
+    share that the second adds is taken of the whole files that a search reads."""
+    queries = [Query(f"query number {number}") for number in range(256)]
+    with served(folder, replicas=2) as retriever:
+        for _ in range(6):
+            retriever.search("bench", queries, K)
+        first, second = ray.get([replica.health.remote() for replica in retriever.shards["bench"][0]], timeout=60)
+    (need,) = plan_memory([base], replicas=1, nodes=[]).needs
+    yield Row.of(f"{name}: files that every search reads", need.searched_bytes / 2**20, "MiB")
+    yield Row.of(f"{name}: proportional set size of two actors together", (first["pss"] + second["pss"]) / 2**20, "MiB")
+    yield Row.of(f"{name}: memory of its own that the second actor has", second["own"] / 2**20, "MiB")
+    added = second["own"] / (first["own"] + need.searched_bytes)
+    yield Row.of(f"{name}: what that adds to one actor with these files", added, "share", bar=0.1, at_most=True)
 
 
 def server_rows(size: int, folder: Path) -> Iterator[Row]:
