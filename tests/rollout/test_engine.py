@@ -13,7 +13,8 @@ from rollout.engines.transformers_engine import TransformersEngine, truncate
 
 @pytest.fixture(scope="module")
 def requests(fresh_policy):
-    turns = list(itertools.islice(demonstrations(11), 14))
+    shown = list(itertools.islice(demonstrations(11), 300))
+    turns = [turn for turn in shown if turn.image][:7] + [turn for turn in shown if not turn.image][:7]
     made = [Request(fresh_policy.encode(turn.message, turn.image), turn.image, 3, seed) for seed, turn in enumerate(turns)]
     assert any(request.image for request in made)
     assert any(not request.image for request in made)
