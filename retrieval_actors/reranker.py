@@ -68,12 +68,6 @@ def check_reranker_name(name: str) -> None:
         raise ValueError(f"reranker {name!r}: unknown precision {precision!r}, use {' or '.join(PRECISIONS)}")
 
 
-def reranked(reranker: Reranker, query: str, passages: Sequence[Passage], k: int) -> list[tuple[int, float]]:
-    """The k best (index into `passages`, score), ties in the order they came in."""
-    scores = reranker.scores(query, passages)
-    return [(int(row), float(scores[row])) for row in np.argsort(-scores, kind="stable")[: max(0, k)]]
-
-
 class CrossEncoderReranker:
     """A model with one output for a pair; what its configuration makes of that output (usually a sigmoid) is the score."""
 

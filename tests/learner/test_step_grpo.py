@@ -38,9 +38,9 @@ def test_iterations_sample_with_the_version_that_was_just_learned_and_earn_more(
     assert np.mean(earned[-7:]) > np.mean(earned[:2]) + 0.03
     assert found[0]["rollout"]["trajectories"] == 6
     assert found[0]["rollout"]["turns"] == found[0]["learner"]["turns"] == 24
-    # Rounding of float32: larger where a high learning rate has made the logits large.
+    # The largest of 192 tokens, by the rounding of float32: up to 1.2e-4 was seen in 28 iterations at this high learning rate.
     assert found[0]["learner"]["mismatch_max"] < 1e-4
-    assert all(result["learner"]["mismatch_max"] < 2e-3 for result in found)
+    assert all(result["learner"]["mismatch_max"] < 5e-4 for result in found)
     assert set(found[0]["seconds"]) == {"push", "rollout", "score", "learn"}
 
 
