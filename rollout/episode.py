@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from retrieval_actors.records import Passage, Query
 from rollout.config import RolloutConfig
-from rollout.engines.base import Engine, Request, Response, Sampling
+from rollout.engines.base import Engine, Request, Response, Sampling, generate
 from rollout.needs import askable_needs, asks_for
 from rollout.policy import Policy
 from rollout.prompts import PROMPT_SETS, Message, parse_answer, parse_plan
@@ -266,13 +266,14 @@ def sample_turns(
 ) -> list[TurnGroup]:
     """`siblings` turns from each state, in one batch."""
     sampling = Sampling(config.temperature, config.top_p, config.top_k, config.max_new_tokens)
-    requests = [Request(state.prompt_ids, state.image, siblings, seed) for state, seed in zip(states, seeds, strict=True)]
-    version = engine.policy_version
+    requests = [Request(state.prompt_ids, state.image, siblings, seed, sampling) for state, seed in zip(states, seeds, strict=True)]
 
     def turn(state: State, response: Response) -> Turn:
-        return Turn(state.kind, response.ids, response.logprobs, response.finish_reason, version, engine.policy.decode(response.ids))
+        return Turn(
+            state.kind, response.ids, response.logprobs, response.finish_reason, response.policy_version, engine.policy.decode(response.ids)
+        )
 
-    responses = engine.generate(requests, sampling)
+    responses = generate(engine, requests)
     return [TurnGroup(state, tuple(turn(state, r) for r in group)) for state, group in zip(states, responses, strict=True)]
 
 

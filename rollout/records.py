@@ -78,7 +78,7 @@ class Turn:
     """(tokens,) int32, with the end token where one was sampled."""
     logprobs: np.ndarray
     """(tokens,) float32, nats: log-probability of each token under the policy version that sampled it, at temperature 1."""
-    finish_reason: Literal["stop", "length"]
+    finish_reason: Literal["stop", "length", "abort"]
     policy_version: int
     text: str
     """The response decoded without special tokens: for parsing and reading, never for training."""

@@ -13,7 +13,7 @@ def rollout_rows(quick: bool) -> Iterator[Row]:
     import torch
 
     from experiments.atlas import Atlas
-    from rollout.engines.base import Request, Sampling
+    from rollout.engines.base import Request, Sampling, generate
     from rollout.engines.transformers_engine import TransformersEngine
     from rollout.policy import Policy
     from rollout.prompts import SHORT
@@ -26,12 +26,12 @@ def rollout_rows(quick: bool) -> Iterator[Row]:
 
     def tokens_per_second(requests: list[Request]) -> float:
         engine = TransformersEngine(policy)
-        engine.generate(requests[:1], sampling)
+        generate(engine, requests[:1])
         before, began = engine.sampled_tokens, time.perf_counter()
-        engine.generate(requests, sampling)
+        generate(engine, requests)
         return (engine.sampled_tokens - before) / (time.perf_counter() - began)
 
-    together = [Request(ids, image, siblings, seed) for seed, (ids, image) in enumerate(prompts)]
-    apart = [Request(ids, image, 1, seed) for seed, (ids, image) in enumerate(prompts * siblings)]
+    together = [Request(ids, image, siblings, seed, sampling) for seed, (ids, image) in enumerate(prompts)]
+    apart = [Request(ids, image, 1, seed, sampling) for seed, (ids, image) in enumerate(prompts * siblings)]
     separate = tokens_per_second(apart)
     yield Row.of(f"{len(prompts)} prompts x {siblings} siblings, one thread", tokens_per_second(together), "tokens/s", separate)

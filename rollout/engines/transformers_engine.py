@@ -6,13 +6,13 @@ leave the batch. The cache lives inside one `generate` call, so keys and values 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
 from transformers.cache_utils import Cache, DynamicLayer
 
-from rollout.engines.base import Request, Response, Sampling
+from rollout.engines.base import Finished, Request, Response, Sampling
 from rollout.policy import Policy
 
 LEAVE_AT = 0.6
@@ -58,6 +58,10 @@ class TransformersEngine:
         self.policy, self.batch_tokens = policy, batch_tokens
         self.policy_version = -1
         self.sampled_tokens = 0
+        self._waiting: dict[int, Request] = {}
+        self._aborted: list[Finished] = []
+        self._tickets = 0
+        self._paused = False
         self._banned = torch.tensor(policy.banned_token_ids, device=policy.device)
 
     @torch.no_grad()
@@ -75,13 +79,39 @@ class TransformersEngine:
             parameter.copy_(tensors[name])
         self.policy_version = version
 
-    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Response]]:
-        responses: list[list[Response]] = [[] for _ in requests]
-        for batch in self._batches(requests, sampling.max_new_tokens):
-            for i, siblings in zip(batch, self._sample([requests[i] for i in batch], sampling), strict=True):
-                responses[i] = siblings
-        self.sampled_tokens += sum(len(response.ids) for siblings in responses for response in siblings)
-        return responses
+    def submit(self, request: Request) -> int:
+        self._tickets += 1
+        self._waiting[self._tickets] = request
+        return self._tickets
+
+    @property
+    def unfinished(self) -> int:
+        return sum(request.siblings for request in self._waiting.values()) + len(self._aborted)
+
+    def pause(self) -> None:
+        self._paused = True
+
+    def resume(self) -> None:
+        self._paused = False
+
+    def abort(self, tickets: Iterable[int]) -> None:
+        none = Response(np.zeros(0, np.int32), np.zeros(0, np.float32), np.zeros(0, np.float32), "abort", self.policy_version)
+        for ticket in tickets:
+            if ticket in self._waiting:
+                self._aborted += [Finished(ticket, j, none) for j in range(self._waiting.pop(ticket).siblings)]
+
+    def collect(self, wait_s: float = 0.0) -> list[Finished]:
+        found, self._aborted = self._aborted, []
+        if self._paused:
+            return found
+        waiting, self._waiting = self._waiting, {}
+        for sampling in dict.fromkeys(request.sampling for request in waiting.values()):
+            tickets = [ticket for ticket, request in waiting.items() if request.sampling == sampling]
+            for batch in self._batches([waiting[ticket] for ticket in tickets], sampling.max_new_tokens):
+                sampled = self._sample([waiting[tickets[i]] for i in batch], sampling)
+                found += [Finished(tickets[i], j, r) for i, group in zip(batch, sampled, strict=True) for j, r in enumerate(group)]
+        self.sampled_tokens += sum(len(finished.response.ids) for finished in found)
+        return found
 
     def _batches(self, requests: Sequence[Request], room: int) -> Iterator[list[int]]:
         """Indices of requests of like length, within the token budget (a single request may exceed it)."""
@@ -112,13 +142,14 @@ class TransformersEngine:
         rows = len(streams)
         ids = torch.zeros(rows, sampling.max_new_tokens, dtype=torch.long, device=device)
         logprobs = torch.zeros(rows, sampling.max_new_tokens, device=device)
+        drawn = torch.zeros_like(logprobs)
         lengths = torch.full((rows,), sampling.max_new_tokens, device=device)
         running = torch.arange(rows, device=device)  # batch row -> response
         done = torch.zeros(rows, dtype=torch.bool, device=device)
         for step in range(sampling.max_new_tokens):
-            token, logprob = self._choose(logits.float(), draws[running, step], sampling)
+            token, logprob, chance = self._choose(logits.float(), draws[running, step], sampling)
             active = running[~done]
-            ids[active, step], logprobs[active, step] = token[~done], logprob[~done]
+            ids[active, step], logprobs[active, step], drawn[active, step] = token[~done], logprob[~done], chance[~done]
             ended = (token == policy.end_token_id) & ~done
             lengths[running[ended]] = step + 1
             done = done | ended
@@ -139,7 +170,7 @@ class TransformersEngine:
                 use_cache=True,
             )
             logits = policy.model.lm_head(output.last_hidden_state[:, 0])
-        return self._responses(requests, ids.cpu().numpy(), logprobs.cpu().numpy(), lengths.cpu().numpy())
+        return self._responses(requests, *(found.cpu().numpy() for found in (ids, logprobs, drawn, lengths)))
 
     def _prefill(self, requests: list[Request]) -> tuple[torch.Tensor, Cache, torch.Tensor, torch.Tensor]:
         """Hidden state of the last prompt token (prompts, hidden), the cache, which slots hold tokens (prompts, length), next positions."""
@@ -170,26 +201,31 @@ class TransformersEngine:
         following = torch.from_numpy(positions.max((0, 2)) + 1).to(device)
         return output.last_hidden_state[:, -1], cache, slots, following
 
-    def _choose(self, logits: torch.Tensor, draw: torch.Tensor, sampling: Sampling) -> tuple[torch.Tensor, torch.Tensor]:
-        """Next token of each row by inverting its cumulative distribution at `draw`, and its log-probability at temperature 1."""
+    def _choose(self, logits: torch.Tensor, draw: torch.Tensor, sampling: Sampling) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Next token of each row by inverting its cumulative distribution at `draw`; its log-probability at temperature 1, and as drawn."""
         logprobs = logits.log_softmax(-1)
         allowed = logits.index_fill(1, self._banned, -torch.inf)
         if sampling.temperature == 0:
             token = allowed.argmax(-1)
+            chance = torch.zeros_like(logprobs[:, 0])
         else:
             allowed = truncate(allowed / sampling.temperature, sampling.top_p, sampling.top_k)
             cumulative = allowed.double().softmax(-1).cumsum(-1)
             token = torch.searchsorted(cumulative, (draw * cumulative[:, -1])[:, None], right=True)[:, 0].clamp(max=logits.shape[1] - 1)
-        return token, logprobs.gather(1, token[:, None])[:, 0]
+            chance = allowed.log_softmax(-1).gather(1, token[:, None])[:, 0]
+        return token, logprobs.gather(1, token[:, None])[:, 0], chance
 
-    def _responses(self, requests: list[Request], ids: np.ndarray, logprobs: np.ndarray, lengths: np.ndarray) -> list[list[Response]]:
+    def _responses(
+        self, requests: list[Request], ids: np.ndarray, logprobs: np.ndarray, drawn: np.ndarray, lengths: np.ndarray
+    ) -> list[list[Response]]:
         end, row, result = self.policy.end_token_id, 0, []
         for request in requests:
             siblings = []
             for _ in range(request.siblings):
                 n = lengths[row]
                 stopped = bool(ids[row, n - 1] == end)
-                siblings.append(Response(ids[row, :n].astype(np.int32), logprobs[row, :n].copy(), "stop" if stopped else "length"))
+                found = ids[row, :n].astype(np.int32), logprobs[row, :n].copy(), drawn[row, :n].copy()
+                siblings.append(Response(*found, "stop" if stopped else "length", self.policy_version))
                 row += 1
             result.append(siblings)
         return result

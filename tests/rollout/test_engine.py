@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from experiments.teacher import demonstrations
-from rollout.engines.base import Request, Sampling
+from rollout.engines.base import Request, Sampling, generate
 from rollout.engines.transformers_engine import TransformersEngine, truncate
 
 
@@ -19,6 +20,10 @@ def requests(fresh_policy):
     assert any(request.image for request in made)
     assert any(not request.image for request in made)
     return made
+
+
+def sample(engine, requests, **sampling):
+    return generate(engine, [replace(request, sampling=Sampling(**sampling)) for request in requests])
 
 
 def plain_logprobs(policy, request, response_ids) -> np.ndarray:
@@ -34,14 +39,14 @@ def plain_logprobs(policy, request, response_ids) -> np.ndarray:
 
 
 def test_logprobs_equal_a_plain_forward_pass_with_and_without_pictures(engine, requests):
-    for request, responses in zip(requests, engine.generate(requests, Sampling(max_new_tokens=12)), strict=True):
+    for request, responses in zip(requests, sample(engine, requests, max_new_tokens=12), strict=True):
         for response in responses:
             np.testing.assert_allclose(response.logprobs, plain_logprobs(engine.policy, request, response.ids), atol=1e-4)
 
 
 def test_greedy_equals_the_library_s_generate(engine, requests):
     for request in requests[:6]:
-        (response,) = engine.generate([Request(request.prompt_ids, request.image, 1, 0)], Sampling(temperature=0, max_new_tokens=10))[0]
+        (response,) = sample(engine, [Request(request.prompt_ids, request.image, 1, 0)], temperature=0, max_new_tokens=10)[0]
         ids = torch.from_numpy(request.prompt_ids.astype(np.int64))[None]
         pictured = {}
         if request.image:
@@ -55,20 +60,20 @@ def test_greedy_equals_the_library_s_generate(engine, requests):
 
 
 def test_a_response_does_not_depend_on_what_else_is_in_the_batch(engine, requests):
-    together = engine.generate(requests, Sampling(max_new_tokens=12))
+    together = sample(engine, requests, max_new_tokens=12)
     for request, siblings in zip(requests, together, strict=True):
-        (alone,) = engine.generate([request], Sampling(max_new_tokens=12))
+        (alone,) = sample(engine, [request], max_new_tokens=12)
         assert [response.ids.tolist() for response in alone] == [response.ids.tolist() for response in siblings]
 
 
 def test_a_token_budget_changes_nothing_but_the_batches(fresh_policy, requests):
-    whole = TransformersEngine(fresh_policy).generate(requests, Sampling(max_new_tokens=8))
-    cut = TransformersEngine(fresh_policy, batch_tokens=200).generate(requests, Sampling(max_new_tokens=8))
+    whole = sample(TransformersEngine(fresh_policy), requests, max_new_tokens=8)
+    cut = sample(TransformersEngine(fresh_policy, batch_tokens=200), requests, max_new_tokens=8)
     assert [[r.ids.tolist() for r in siblings] for siblings in whole] == [[r.ids.tolist() for r in siblings] for siblings in cut]
 
 
 def test_siblings_differ_and_sample_the_policy_s_own_distribution(engine, requests):
-    many = engine.generate([Request(requests[0].prompt_ids, requests[0].image, 4000, 5)], Sampling(max_new_tokens=1))[0]
+    many = sample(engine, [Request(requests[0].prompt_ids, requests[0].image, 4000, 5)], max_new_tokens=1)[0]
     with torch.no_grad():
         first = torch.from_numpy(requests[0].prompt_ids.astype(np.int64))[None]
         logits = engine.policy.model(input_ids=first).logits[0, -1]
@@ -83,12 +88,12 @@ def test_special_tokens_are_never_sampled(fresh_policy, requests):
     banned = set(fresh_policy.banned_token_ids)
     assert fresh_policy.image_token_id in banned
     assert fresh_policy.end_token_id not in banned
-    responses = TransformersEngine(fresh_policy).generate(requests, Sampling(temperature=5.0, max_new_tokens=24))
+    responses = sample(TransformersEngine(fresh_policy), requests, temperature=5.0, max_new_tokens=24)
     assert not banned & {token for siblings in responses for response in siblings for token in response.ids.tolist()}
 
 
 def test_no_requests_is_a_legal_batch(engine):
-    assert engine.generate([], Sampling()) == []
+    assert sample(engine, []) == []
 
 
 def test_an_update_takes_effect_at_once_and_a_bad_one_changes_nothing(fresh_policy, requests, tmp_path):
@@ -101,7 +106,7 @@ def test_an_update_takes_effect_at_once_and_a_bad_one_changes_nothing(fresh_poli
     engine.update_weights(2, {name: tensor + 0.05 * torch.randn_like(tensor) for name, tensor in before.items()})
     assert engine.policy_version == 2
     request = requests[0]
-    for response in engine.generate([request], Sampling(max_new_tokens=8))[0]:
+    for response in sample(engine, [request], max_new_tokens=8)[0]:
         np.testing.assert_allclose(response.logprobs, plain_logprobs(engine.policy, request, response.ids), atol=1e-4)
 
 

@@ -6,7 +6,7 @@ import pytest
 from experiments.teacher import answer_response, plan_response
 from retrieval_actors.records import Query
 from rollout.config import RolloutConfig
-from rollout.engines.base import Response
+from rollout.engines.base import Finished, Response
 from rollout.episode import RecordedTurn, roll_out, roll_out_recorded
 from rollout.records import Exchange, GoldStep
 
@@ -17,16 +17,28 @@ class Script:
     def __init__(self, policy, say):
         self.policy, self.say = policy, say
         self.policy_version, self.sampled_tokens, self.prompts = 3, 0, []
+        self.finished = []
 
-    def generate(self, requests, sampling):
-        return [[self._response(request, j) for j in range(request.siblings)] for request in requests]
+    def submit(self, request):
+        ticket = len(self.prompts) + 1
+        self.finished += [Finished(ticket, j, self._response(request, j)) for j in range(request.siblings)]
+        return ticket
+
+    @property
+    def unfinished(self):
+        return len(self.finished)
+
+    def collect(self, wait_s=0.0):
+        finished, self.finished = self.finished, []
+        return finished
 
     def _response(self, request, sibling):
         prompt = self.policy.tokenizer.decode(request.prompt_ids)
         self.prompts.append(prompt)
         kind = "plan" if "Next step?" in prompt else "final" if "Final answer?" in prompt else "answer"
         ids = np.array([*self.policy.tokenizer(self.say(kind, prompt, sibling))["input_ids"], self.policy.end_token_id], np.int32)
-        return Response(ids, np.full(len(ids), -0.5, np.float32), "stop")
+        logprobs = np.full(len(ids), -0.5, np.float32)
+        return Response(ids, logprobs, logprobs, "stop", self.policy_version)
 
 
 def asks_the_gold_then_stops(question):
