@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -43,7 +42,7 @@ class Parts:
     def close(self) -> None:
         self.evaluator.close()
         self.algorithm.stop()
-        for retriever in {id(found): found for found in (self.retriever, self.evaluation_retriever)}.values():
+        for retriever in {id(found): found for found in (self.evaluation_retriever, self.retriever)}.values():
             retriever.close()
 
 
@@ -72,12 +71,9 @@ def build_parts(config: TrainConfig, dataset: Dataset, policy: str, progress: Pr
     def announce(plan: MemoryPlan) -> None:
         progress.say(plan.line(), style="dim")
 
-    with ThreadPoolExecutor() as pool:
-        started = [
-            pool.submit(start_retrieval, replace(config.retrieval, folders=wanted), announce=announce)
-            for wanted in (folders if folders[0] != folders[1] else folders[:1])
-        ]
-        retrievers = [future.result() for future in started]
+    retrievers = [start_retrieval(replace(config.retrieval, folders=folders[0]), announce=announce)]
+    if folders[1] != folders[0]:
+        retrievers.append(start_retrieval(replace(config.retrieval, folders=folders[1]), announce=announce, models_of=retrievers[0]))
     reward_actor = start_reward_actor(retrievers[0], config.reward)
     algorithm = algorithm_config(config, dataset.train, policy, retrievers[0], reward_actor).build_algo()
     return Parts(algorithm, evaluator, retrievers[0], retrievers[-1])

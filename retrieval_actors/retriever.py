@@ -48,6 +48,8 @@ class Retriever:
     rerank_candidates: int = 0
     breakers: dict[str, CircuitBreaker] = field(default_factory=dict, compare=False, repr=False)
     """Knowledge base name -> its breaker: every process that searches counts the failures that it sees."""
+    lent: frozenset[Any] = frozenset()
+    """Handles of actors that belong to another retrieval, which ends them."""
 
     def card(self, kb: str) -> KnowledgeBaseCard:
         for card in self.catalog:
@@ -190,7 +192,8 @@ class Retriever:
     def close(self) -> None:
         """Ends the actors. Copies of this handle elsewhere then get error passages."""
         for actor in self.actors():
-            ray.kill(actor)
+            if actor not in self.lent:
+                ray.kill(actor)
 
     def actors(self) -> Iterator[Any]:
         for shards in self.shards.values():

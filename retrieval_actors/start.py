@@ -31,9 +31,14 @@ NAMESPACE = "retrieval"
 
 
 def start_retrieval(
-    config: RetrievalConfig, progress: Progress | None = None, announce: Callable[[MemoryPlan], None] | None = None
+    config: RetrievalConfig,
+    progress: Progress | None = None,
+    announce: Callable[[MemoryPlan], None] | None = None,
+    models_of: Retriever | None = None,
 ) -> Retriever:
     """Verifies every folder, starts an actor per shard and replica and per embedding model, and returns when all of them have loaded.
+
+    `models_of`: another retrieval with the same models, whose embedders and reranker this one uses as long as both run.
 
     `announce` is given the memory plan before anything is read, `progress` bytes of files checked, then how many actors are ready.
     Raises KnowledgeBaseError for a folder that is not whole, has another name than the configuration says, was built by an unknown embedder
@@ -55,7 +60,7 @@ def start_retrieval(
         raise KnowledgeBaseError(plan.refusal())
     for base in opened:
         base.verify(functools.partial(progress, f"checking the files of {base.card.name}") if progress else None)
-    retriever = _started(config, opened, list(names), plan)
+    retriever = _started(config, opened, list(names), plan, models_of)
     try:
         ray.get(retriever.log.adopt.remote(retriever), timeout=config.deadline_s)
         _wait_until_ready(retriever, progress)
@@ -76,7 +81,11 @@ def running_retrievals() -> dict[str, Any]:
     return {found["name"]: ray.get_actor(found["name"], NAMESPACE) for found in named if found["namespace"] == NAMESPACE}
 
 
-def _started(config: RetrievalConfig, opened: Sequence[KnowledgeBase], names: list[str], plan: MemoryPlan) -> Retriever:
+def _started(
+    config: RetrievalConfig, opened: Sequence[KnowledgeBase], names: list[str], plan: MemoryPlan, models_of: Retriever | None
+) -> Retriever:
+    lent = {name: models_of.embedders[name] for name in names if name in models_of.embedders} if models_of else {}
+    reranker = models_of.reranker if models_of else None
     # A call to a dead actor fails at once, so that a replica can be asked: `fan_out` tries again.
     placement: dict[str, Any] = {"max_restarts": -1, "max_task_retries": 0, "scheduling_strategy": "SPREAD"}
     if config.resource:
@@ -85,7 +94,7 @@ def _started(config: RetrievalConfig, opened: Sequence[KnowledgeBase], names: li
     start_embedder = ray.remote(EmbedderActor).options(**models).remote
     processes = {
         model: start_embedder([name for name in names if model_of(name) == model], config.cache_size, config.embed_threads)
-        for model in {model_of(name): None for name in names}
+        for model in {model_of(name): None for name in names if name not in lent}
     }
     memory = {(need.kb, need.shard): need.resident_bytes for need in plan.needs}
 
@@ -106,18 +115,21 @@ def _started(config: RetrievalConfig, opened: Sequence[KnowledgeBase], names: li
         needs = {"num_cpus": config.cpus_per_shard, "memory": memory[words_of(base.card.name), 0]}
         return ray.remote(LexicalActor).options(**needs, **placement).remote(str(base.folder.resolve()), base.fingerprint)
 
+    if config.reranker and not reranker:
+        reranker = ray.remote(RerankerActor).options(**models).remote(config.reranker, config.embed_threads)
     log = ray.remote(SearchLog).options(num_cpus=0, max_restarts=-1, name=f"{NAMESPACE}-{uuid.uuid4().hex[:8]}", namespace=NAMESPACE)
     return Retriever(
         catalog=tuple(base.card for base in opened),
-        embedders={name: processes[model_of(name)] for name in names},
+        embedders={name: lent[name] if name in lent else processes[model_of(name)] for name in names},
         shards={base.card.name: tuple(replicas(base, number) for number in range(base.card.shards)) for base in opened},
         text_embedder=config.text_embedder,
         deadline_s=config.deadline_s,
         log=log.remote(),
         words={base.card.name: words(base) for base in opened} if config.hybrid else {},
-        reranker=ray.remote(RerankerActor).options(**models).remote(config.reranker, config.embed_threads) if config.reranker else None,
+        reranker=reranker if config.reranker else None,
         rerank_candidates=config.rerank_candidates,
         breakers={base.card.name: CircuitBreaker(config.failures_to_open, config.cooldown_s) for base in opened},
+        lent=frozenset([*lent.values(), *([models_of.reranker] if models_of and models_of.reranker else [])]),
     )
 
 

@@ -213,3 +213,13 @@ def test_an_empty_knowledge_base_and_one_with_less_than_k_answer_with_what_there
         retriever.close()
     assert [len(passages) for passages in found] == [0, 2, 2, 0]
     assert {passage.text for passage in found[1]} == {"Älpler 東京", "b"}
+
+
+def test_a_second_retrieval_borrows_the_models_of_the_first_and_leaves_them_running(retriever, folders):
+    second = start_retrieval(RetrievalConfig(folders={"plain": folders["plain"]}), models_of=retriever)
+    try:
+        assert second.embedders["minilm"] == retriever.embedders["minilm"]
+        assert answers(second.search("plain", QUERIES, 3)) == answers(retriever.search("plain", QUERIES, 3))
+    finally:
+        second.close()
+    assert len(retriever.embed(["still here"])) == 1
