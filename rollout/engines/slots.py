@@ -1,0 +1,99 @@
+"""Responses under way, one a slot: what was sampled for each and how it goes on. The slots in use are always the first ones."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from rollout.engines.base import FinishReason, Request, Response
+from rollout.engines.key_value_slab import Shelf
+
+
+@dataclass
+class Block:
+    """One copy of a prompt's keys and values, for as many siblings as its shelf has lanes."""
+
+    shelf: Shelf
+    place: int
+    free_lanes: list[int]
+
+
+@dataclass(eq=False)
+class Group:
+    """A request that was taken in, and its siblings."""
+
+    ticket: int
+    request: Request
+    outside: deque[int]
+    """Siblings that are not finished and not in a slot."""
+    blocks: list[Block] = field(default_factory=list)
+    """None before its prefill, and after its last sibling has entered and left."""
+    logits: torch.Tensor | None = None
+    """(vocabulary,) float32, of the first token."""
+    next_position: int = 0
+    """Of the first token, in all three rows of M-RoPE."""
+
+
+@dataclass(eq=False)
+class Row:
+    """One sibling in a slot."""
+
+    group: Group
+    sibling: int
+    block: Block
+    lane: int
+
+
+class Slots:
+    """Arrays have one row a slot; `length` counts the tokens sampled so far."""
+
+    def __init__(self, slots: int):
+        self.slots, self.rows = slots, list[Row]()
+        self.length = np.zeros(slots, np.int64)
+        self.limit = np.zeros(slots, np.int64)
+        self.position = np.zeros(slots, np.int64)
+        self.sampling = np.zeros(slots, np.int64)
+        """Index into the samplings that the engine knows."""
+        self._make_room(0)
+
+    def _make_room(self, tokens: int) -> None:
+        self.ids = np.zeros((self.slots, tokens), np.int32)
+        self.logprobs = np.zeros((self.slots, tokens), np.float32)
+        self.chances = np.zeros((self.slots, tokens), np.float32)
+        self.draws = np.zeros((self.slots, tokens))
+
+    def reserve(self, tokens: int) -> None:
+        """Room for responses of so many tokens."""
+        if tokens > self.ids.shape[1]:
+            before = [self.ids, self.logprobs, self.chances, self.draws]
+            self._make_room(tokens)
+            for old, new in zip(before, [self.ids, self.logprobs, self.chances, self.draws], strict=True):
+                new[:, : old.shape[1]] = old
+
+    def enter(self, slot: int, row: Row, sampling: int) -> None:
+        request = row.group.request
+        room = request.sampling.max_new_tokens
+        if slot == len(self.rows):
+            self.rows.append(row)
+        else:
+            self.rows[slot] = row
+        self.length[slot], self.limit[slot], self.position[slot], self.sampling[slot] = 0, room, row.group.next_position, sampling
+        self.draws[slot, :room] = np.random.default_rng([request.seed, row.sibling]).random(room)
+
+    def record(self, slots: np.ndarray, ids: np.ndarray, logprobs: np.ndarray, chances: np.ndarray) -> None:
+        step = self.length[slots]
+        self.ids[slots, step], self.logprobs[slots, step], self.chances[slots, step] = ids, logprobs, chances
+        self.length[slots] = step + 1
+
+    def move(self, source: np.ndarray, target: np.ndarray) -> None:
+        for array in (self.length, self.limit, self.position, self.sampling, self.ids, self.logprobs, self.chances, self.draws):
+            array[target] = array[source]
+        for old, new in zip(source.tolist(), target.tolist(), strict=True):
+            self.rows[new] = self.rows[old]
+
+    def response(self, slot: int, reason: FinishReason, version: int) -> Response:
+        here = slice(0, int(self.length[slot]))
+        return Response(self.ids[slot, here].copy(), self.logprobs[slot, here].copy(), self.chances[slot, here].copy(), reason, version)
