@@ -15,7 +15,7 @@ from rollout.engines.slots import Block, Group, Slots
 SHORTEST_SHELF = 64
 MOST_LANES = 8
 """Siblings that share one copy of their prompt; more siblings get more copies."""
-COLUMNS = 32
+COLUMNS = 16
 """Responses are computed in multiples of so many tokens."""
 FEWEST_PLACES = 8
 
@@ -104,9 +104,8 @@ class KeyValueCache:
 
     def move(self, source: np.ndarray, target: np.ndarray) -> None:
         """Keys and values of responses from one slot to another."""
-        device = self._shape.device
-        tensor = self._responses.tensor
-        tensor[:, :, torch.from_numpy(target).to(device)] = tensor[:, :, torch.from_numpy(source).to(device)]
+        for old, new in zip(source.tolist(), target.tolist(), strict=True):
+            self._responses.tensor[:, :, new] = self._responses.tensor[:, :, old]
 
     def decode(self, slots: Slots) -> Decode:
         """Where the next token of every row has its keys and values, and which it attends to."""
@@ -121,8 +120,10 @@ class KeyValueCache:
         places = np.array([row.block.place for row in slots.rows])
         lanes = np.array([row.lane for row in slots.rows])
         shelf_of = np.array([id(row.block.shelf) for row in slots.rows])
-        read_at = np.zeros((rows, heads), np.int64)
-        in_use, offset = [], 0
+        lane_of = np.zeros((rows, heads), np.int64)
+        in_use: list[ShelfInUse] = []
+        queries_of: list[np.ndarray] = []
+        start = 0
         for shelf in self._shelves.values():
             (here,) = np.nonzero(shelf_of == id(shelf))
             if not len(here):
@@ -130,18 +131,19 @@ class KeyValueCache:
             highest = int(places[here].max()) + 1
             table = np.zeros((highest, shelf.lanes), np.int64)
             table[places[here], lanes[here]] = here
-            reads = (table[:, None] * heads + every_head[:, None]).ravel()
-            in_use.append(ShelfInUse(shelf, highest, torch.from_numpy(reads).to(device)))
-            read_at[here] = offset + (places[here][:, None] * heads + every_head) * shelf.lanes + lanes[here][:, None]
-            offset += len(reads)
+            queries_of.append((table[:, None] * heads + every_head[:, None]).ravel())
+            lane_of[here] = start + (places[here][:, None] * heads + every_head) * shelf.lanes + lanes[here][:, None]
+            end = start + len(queries_of[-1])
+            in_use.append(ShelfInUse(shelf, highest, shelf.mask[:highest].repeat_interleave(heads, 0)[:, None], slice(start, end)))
+            start = end
         return Decode(
             rows,
             self._responses,
-            wide,
             torch.from_numpy(write_at.ravel()).to(device),
-            torch.from_numpy(mask).to(device, self._shape.dtype)[:, None],
+            torch.from_numpy(mask.repeat(heads, 0)).to(device, self._shape.dtype)[:, None],
             in_use,
-            torch.from_numpy(read_at.ravel()).to(device),
+            torch.from_numpy(np.concatenate(queries_of)).to(device),
+            torch.from_numpy(lane_of.ravel()).to(device),
         )
 
 

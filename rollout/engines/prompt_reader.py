@@ -12,7 +12,6 @@ from rollout.engines.base import Request
 from rollout.policy import Policy
 from rollout.records import Image
 
-
 FEATURE_TOKENS = 65536
 """Picture tokens whose features are kept for later turns of the same questions: half a gigabyte at hidden size 3584 in bfloat16."""
 

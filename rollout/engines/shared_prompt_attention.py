@@ -56,8 +56,10 @@ class ShelfInUse:
     shelf: Shelf
     places: int
     """The first so many are computed."""
-    lanes: torch.Tensor
-    """(places * kv heads * lanes,): which (row, kv head) has its query there; any, where the lane is empty."""
+    mask: torch.Tensor
+    """(places * kv heads, 1, length): 0 where a prompt has a token, -inf behind its end."""
+    here: slice
+    """Of the lanes of all shelves."""
 
 
 @dataclass(frozen=True)
@@ -66,58 +68,47 @@ class Decode:
 
     rows: int
     responses: Slab
-    columns: int
-    """Tokens of the longest response, rounded up."""
     write_at: torch.Tensor
     """(rows * kv heads,): where the new keys and values go, in the slab seen as (places * heads * length, d)."""
     mask: torch.Tensor
-    """(rows, 1, columns): 0 for tokens of the response, -inf behind its end."""
+    """(rows * kv heads, 1, columns): 0 for tokens of the response, -inf behind its end. As many columns as the longest response, rounded up."""
     shelves: list[ShelfInUse]
-    read_at: torch.Tensor
-    """(rows * kv heads,): where each row's part lies among the lanes of all shelves."""
+    queries_of: torch.Tensor
+    """(lanes * kv heads of all shelves,): which (row, kv head) has its queries there; any, where the lane is empty."""
+    lane_of: torch.Tensor
+    """(rows * kv heads,): the lane of each row and kv head."""
 
     def attend(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
         """query (1, heads, rows, d), key and value (1, kv heads, rows, d) -> (1, rows, heads, d)."""
-        heads, size = key.shape[1], key.shape[3]
-        every = self.rows * heads  # a batch of matrix products has one for each row and head of keys
-        query = (query[0].transpose(0, 1) * scale).reshape(every, -1)  # (rows * kv heads, queries of that head * d)
+        every, size = self.rows * key.shape[1], key.shape[3]
+        query = (query[0].transpose(0, 1) * scale).reshape(every, -1)  # (rows * kv heads, the queries of that head * d)
         keys, values = self.responses.keys(layer), self.responses.values(layer)
         keys.view(-1, size).index_copy_(0, self.write_at, key[0].transpose(0, 1).reshape(every, size))
         values.view(-1, size).index_copy_(0, self.write_at, value[0].transpose(0, 1).reshape(every, size))
-        own_keys = keys[: self.rows].flatten(0, 1)[:, : self.columns]
-        own_values = values[: self.rows].flatten(0, 1)[:, : self.columns]
-        own = _part(query.view(every, -1, size), own_keys, own_values, self.mask, heads)
-        parts = []
+        largest, total, weighted = (part[self.lane_of].view(every, query.shape[1] // size, -1) for part in self._prompts(layer, query, size))
+        columns = slice(0, self.mask.shape[2])
+        scores = torch.baddbmm(self.mask, query.view(every, -1, size), keys[: self.rows].flatten(0, 1)[:, columns].transpose(1, 2))
+        peak = torch.maximum(scores.amax(-1, keepdim=True), largest)
+        scores.sub_(peak).exp_()
+        share = largest.sub_(peak).exp_()
+        weighted = torch.bmm(scores, values[: self.rows].flatten(0, 1)[:, columns]).addcmul_(weighted, share)
+        total = scores.sum(-1, keepdim=True).addcmul_(total, share)
+        return weighted.div_(total).view(1, self.rows, -1, size)
+
+    def _prompts(self, layer: int, query: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Of every lane's softmax over its prompt: the largest score, the sum of the exponentials, the values weighted with them."""
+        queries = query[self.queries_of]
+        largest, total = (query.new_empty(len(queries), query.shape[1] // size) for _ in range(2))
+        weighted = torch.empty_like(queries)
         for use in self.shelves:
-            queries = query[use.lanes].view(use.places * heads, -1, size)
-            shelf_keys, shelf_values = use.shelf.keys(layer)[: use.places], use.shelf.values(layer)[: use.places]
-            mask = use.shelf.mask[: use.places, None]
-            parts.append(_part(queries, shelf_keys.flatten(0, 1), shelf_values.flatten(0, 1), mask, heads))
-        lanes = [torch.cat([part[i].reshape(-1, width) for part in parts]) for i, width in enumerate(self._widths(query, size))]
-        prompt = [lane[self.read_at].view(kind.shape) for lane, kind in zip(lanes, own, strict=True)]
-        return _join(own, prompt).view(1, self.rows, -1, size)
-
-    @staticmethod
-    def _widths(query: torch.Tensor, size: int) -> tuple[int, int, int]:
-        return query.shape[1] // size, query.shape[1] // size, query.shape[1]
-
-
-def _part(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor, heads: int) -> list[torch.Tensor]:
-    """Softmax attention before its division: the largest score, the sum of the exponentials, and the values weighted with them.
-
-    query (batch * heads, queries, d), keys and values (batch * heads, tokens, d), mask (batch, 1, tokens).
-    """
-    scores = torch.bmm(query, keys.transpose(1, 2))
-    scores.view(-1, heads, *scores.shape[1:]).add_(mask[:, None])
-    largest = scores.amax(-1, keepdim=True)
-    scores.sub_(largest).exp_()
-    return [largest, scores.sum(-1, keepdim=True), torch.bmm(scores, values)]
-
-
-def _join(own: list[torch.Tensor], prompt: list[torch.Tensor]) -> torch.Tensor:
-    largest = torch.maximum(own[0], prompt[0])
-    one, two = (own[0] - largest).exp_(), (prompt[0] - largest).exp_()
-    return (own[2].mul_(one).add_(prompt[2].mul_(two))).div_(own[1].mul_(one).add_(prompt[1].mul_(two)))
+            batch, shelf = len(use.mask), use.shelf
+            keys, values = shelf.keys(layer)[: use.places].flatten(0, 1), shelf.values(layer)[: use.places].flatten(0, 1)
+            scores = torch.baddbmm(use.mask, queries[use.here].view(batch, -1, size), keys.transpose(1, 2))
+            peak = torch.amax(scores, -1, keepdim=True, out=largest[use.here].view(batch, -1, 1))
+            scores.sub_(peak).exp_()
+            torch.sum(scores, -1, keepdim=True, out=total[use.here].view(batch, -1, 1))
+            torch.bmm(scores, values, out=weighted[use.here].view(batch, -1, size))
+        return largest, total, weighted
 
 
 def attention(module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, scaling: float, **more: Any) -> Any:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 import torch
 
-from rollout.engines.base import FinishReason, Finished, Request, Response, Sampling
+from rollout.engines.base import Finished, FinishReason, Request, Response, Sampling
 from rollout.engines.key_value_cache import FEWEST_PLACES, KeyValueCache
 from rollout.engines.prompt_reader import PromptReader
 from rollout.engines.sampling import choose
