@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -89,8 +89,6 @@ class KeyValueCache:
         if slab.places >= places and slab.length >= length:
             return True
         available = (self._budget - self._prompt_tokens) // length
-        if slab.places > places and slab.places > available:
-            return False
         places = max(slab.places, places)
         if places > available:
             return False
@@ -102,24 +100,25 @@ class KeyValueCache:
         for block in blocks:
             block.shelf.give_back(block.place)
 
-    def move(self, source: np.ndarray, target: np.ndarray) -> None:
+    def move(self, source: Sequence[int], target: Sequence[int]) -> None:
         """Keys and values of responses from one slot to another."""
-        for old, new in zip(source.tolist(), target.tolist(), strict=True):
+        for old, new in zip(source, target, strict=True):
             self._responses.tensor[:, :, new] = self._responses.tensor[:, :, old]
 
     def decode(self, slots: Slots) -> Decode:
-        """Where the next token of every row has its keys and values, and which it attends to."""
+        """Where the next token of every row has its keys and values, and which it attends to. There are no holes."""
         heads, device = self._shape.heads, self._shape.device
-        used = len(slots.rows)
+        rows_in_use = list(slots.under_way().values())
+        used = len(rows_in_use)
         rows = max(used, FEWEST_PLACES)  # rows beyond those in use compute something finite that nobody reads
         length = np.maximum(slots.length[:rows], 1)
         wide = columns(int(length[:used].max()))
         every_head = np.arange(heads)
         write_at = (np.arange(rows)[:, None] * heads + every_head) * self._responses.length + (length[:, None] - 1)
         mask = np.where(np.arange(wide) < length[:, None], np.float32(0), np.float32(-np.inf))
-        places = np.array([row.block.place for row in slots.rows])
-        lanes = np.array([row.lane for row in slots.rows])
-        shelf_of = np.array([id(row.block.shelf) for row in slots.rows])
+        places = np.array([row.block.place for row in rows_in_use])
+        lanes = np.array([row.lane for row in rows_in_use])
+        shelf_of = np.array([id(row.block.shelf) for row in rows_in_use])
         lane_of = np.zeros((rows, heads), np.int64)
         in_use: list[ShelfInUse] = []
         queries_of: list[np.ndarray] = []

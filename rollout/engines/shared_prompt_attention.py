@@ -85,7 +85,9 @@ class Decode:
         keys, values = self.responses.keys(layer), self.responses.values(layer)
         keys.view(-1, size).index_copy_(0, self.write_at, key[0].transpose(0, 1).reshape(every, size))
         values.view(-1, size).index_copy_(0, self.write_at, value[0].transpose(0, 1).reshape(every, size))
-        largest, total, weighted = (part[self.lane_of].view(every, query.shape[1] // size, -1) for part in self._prompts(layer, query, size))
+        largest, total, weighted = (
+            part[self.lane_of].view(every, query.shape[1] // size, -1) for part in self._prompts(layer, query, size)
+        )
         columns = slice(0, self.mask.shape[2])
         scores = torch.baddbmm(self.mask, query.view(every, -1, size), keys[: self.rows].flatten(0, 1)[:, columns].transpose(1, 2))
         peak = torch.maximum(scores.amax(-1, keepdim=True), largest)

@@ -12,7 +12,7 @@ from rollout.engines.base import FinishReason, Request, Response
 from rollout.engines.key_value_slab import Shelf
 
 
-@dataclass
+@dataclass(eq=False)
 class Block:
     """One copy of a prompt's keys and values, for as many siblings as its shelf has lanes."""
 
@@ -48,10 +48,12 @@ class Row:
 
 
 class Slots:
-    """Arrays have one row a slot; `length` counts the tokens sampled so far."""
+    """Arrays have one row a slot; `length` counts the tokens sampled so far. Slots that became free are holes until somebody enters there, or
+    `close_holes` moves the last ones up."""
 
     def __init__(self, slots: int):
-        self.slots, self.rows = slots, list[Row]()
+        self.slots, self.rows = slots, list[Row | None]()
+        self.holes: list[int] = []
         self.length = np.zeros(slots, np.int64)
         self.limit = np.zeros(slots, np.int64)
         self.position = np.zeros(slots, np.int64)
@@ -73,26 +75,63 @@ class Slots:
             for old, new in zip(before, [self.ids, self.logprobs, self.chances, self.draws], strict=True):
                 new[:, : old.shape[1]] = old
 
-    def enter(self, slot: int, row: Row, sampling: int) -> None:
+    @property
+    def used(self) -> int:
+        return len(self.rows) - len(self.holes)
+
+    @property
+    def free(self) -> int:
+        return self.slots - self.used
+
+    def row(self, slot: int) -> Row:
+        row = self.rows[slot]
+        assert row is not None, f"slot {slot} is a hole"
+        return row
+
+    def under_way(self) -> dict[int, Row]:
+        """By slot."""
+        return {slot: row for slot, row in enumerate(self.rows) if row is not None}
+
+    def enter(self, row: Row, sampling: int) -> int:
+        """Returns its slot."""
         request = row.group.request
         room = request.sampling.max_new_tokens
-        if slot == len(self.rows):
-            self.rows.append(row)
-        else:
+        if self.holes:
+            slot = self.holes.pop()
             self.rows[slot] = row
+        else:
+            slot = len(self.rows)
+            self.rows.append(row)
         self.length[slot], self.limit[slot], self.position[slot], self.sampling[slot] = 0, room, row.group.next_position, sampling
         self.draws[slot, :room] = np.random.default_rng([request.seed, row.sibling]).random(room)
+        return slot
+
+    def leave(self, slot: int) -> None:
+        self.rows[slot] = None
+        self.holes.append(slot)
 
     def record(self, slots: np.ndarray, ids: np.ndarray, logprobs: np.ndarray, chances: np.ndarray) -> None:
         step = self.length[slots]
         self.ids[slots, step], self.logprobs[slots, step], self.chances[slots, step] = ids, logprobs, chances
         self.length[slots] = step + 1
 
-    def move(self, source: np.ndarray, target: np.ndarray) -> None:
-        for array in (self.length, self.limit, self.position, self.sampling, self.ids, self.logprobs, self.chances, self.draws):
-            array[target] = array[source]
-        for old, new in zip(source.tolist(), target.tolist(), strict=True):
-            self.rows[new] = self.rows[old]
+    def clear(self) -> None:
+        self.rows.clear()
+        self.holes.clear()
+
+    def close_holes(self) -> tuple[list[int], list[int]]:
+        """Move the last rows into the holes; returns which slots went where."""
+        left = self.used
+        target = [slot for slot in self.holes if slot < left]
+        source = [slot for slot in range(left, len(self.rows)) if self.rows[slot] is not None]
+        if target:
+            for array in (self.length, self.limit, self.position, self.sampling, self.ids, self.logprobs, self.chances, self.draws):
+                array[target] = array[source]
+            for old, new in zip(source, target, strict=True):
+                self.rows[new] = self.rows[old]
+        del self.rows[left:]
+        self.holes.clear()
+        return source, target
 
     def response(self, slot: int, reason: FinishReason, version: int) -> Response:
         here = slice(0, int(self.length[slot]))

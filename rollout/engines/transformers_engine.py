@@ -85,16 +85,15 @@ class TransformersEngine:
 
     def abort(self, tickets: Iterable[int]) -> None:
         given_up = set(tickets)
-        gone = [slot for slot, row in enumerate(self._slots.rows) if row.group.ticket in given_up]
-        for slot in gone:
-            self._finish(slot, "abort")
-        self._close(gone)
+        for slot, row in self._slots.under_way().items():
+            if row.group.ticket in given_up:
+                self._finish(slot, "abort")
         empty = Response(np.zeros(0, np.int32), np.zeros(0, np.float32), np.zeros(0, np.float32), "abort", self.policy_version)
         for queue in (self._waiting, self._entering):
             for group in [group for group in queue if group.ticket in given_up]:
                 self._ended += [Finished(group.ticket, sibling, empty) for sibling in group.outside]
                 group.outside.clear()
-                self._cache.release(group.blocks)
+                self._give_back(group)
                 queue.remove(group)
 
     @torch.no_grad()
@@ -116,13 +115,13 @@ class TransformersEngine:
     def _begin_again(self) -> None:
         """Everything that is under way goes back to its prompt."""
         begun = {group.ticket: group for group in self._entering}
-        for row in self._slots.rows:
+        for row in self._slots.under_way().values():
             begun[row.group.ticket] = row.group
             row.group.outside.append(row.sibling)
         for ticket in sorted(begun, reverse=True):
             group = begun[ticket]
             self._waiting.appendleft(Group(ticket, group.request, deque(sorted(group.outside))))
-        self._slots.rows.clear()
+        self._slots.clear()
         self._entering.clear()
         self._cache.clear()
         self._reader.forget()
@@ -131,10 +130,10 @@ class TransformersEngine:
     def collect(self, wait_s: float = 0.0) -> list[Finished]:
         self._counts["idle_s"] += time.perf_counter() - self._idle_since
         for _ in range(STEPS):
-            if self._paused or self._ended or not (self._waiting or self._entering or self._slots.rows):
+            if self._paused or self._ended or not (self._waiting or self._entering or self._slots.used):
                 break
             self._enter()
-            if self._slots.rows:
+            if self._slots.used:
                 self._decode()
         self._idle_since = time.perf_counter()
         found, self._ended = self._ended, []
@@ -144,24 +143,26 @@ class TransformersEngine:
     def _enter(self) -> None:
         """Let siblings into free slots as long as there are both, and sample their first tokens; prefill the prompts that they need."""
         slots, cache = self._slots, self._cache
-        while len(slots.rows) < slots.slots and (self._entering or self._waiting):
-            if sum(len(group.outside) for group in self._entering) < slots.slots - len(slots.rows):
+        while slots.free and (self._entering or self._waiting):
+            if sum(len(group.outside) for group in self._entering) < slots.free:
                 self._prefill()
             entered: list[int] = []
             for group in list(self._entering):
-                while group.outside and (block := next((b for b in group.blocks if b.free_lanes), None)):
-                    slot = len(slots.rows)
-                    room = group.request.sampling.max_new_tokens
-                    if slot == slots.slots or not cache.make_room(slot + 1, room):
+                room = group.request.sampling.max_new_tokens
+                slots.reserve(room)
+                while group.outside and slots.free and cache.make_room(slots.used + 1, room):
+                    block = next((block for block in group.blocks if block.free_lanes), None)
+                    if block is None:
                         break
-                    slots.reserve(room)
-                    slots.enter(slot, Row(group, group.outside.popleft(), block, block.free_lanes.pop()), self._sampling(group.request))
-                    entered.append(slot)
+                    row = Row(group, group.outside.popleft(), block, block.free_lanes.pop())
+                    entered.append(slots.enter(row, self._sampling(group.request)))
                 if not group.outside:
                     self._entering.remove(group)
+                    self._give_back(group)
             if not entered:
                 return
-            self._sample(torch.stack([slots.rows[slot].group.logits for slot in entered]), np.array(entered))  # type: ignore[misc]
+            logits = [slots.row(slot).group.logits for slot in entered]
+            self._sample(torch.stack(logits), np.array(entered))  # type: ignore[arg-type]
 
     def _sampling(self, request: Request) -> int:
         if request.sampling not in self._samplings:
@@ -171,7 +172,7 @@ class TransformersEngine:
     def _prefill(self) -> None:
         """Take in groups from the queue, for as many siblings as there are free slots, and run their prompts through the model."""
         began, slots = time.perf_counter(), self._slots
-        free = slots.slots - len(slots.rows) - sum(len(group.outside) for group in self._entering)
+        free = slots.free - sum(len(group.outside) for group in self._entering)
         groups: list[Group] = []
         tokens = 0
         while self._waiting and free > 0:
@@ -179,8 +180,8 @@ class TransformersEngine:
             tokens += len(group.request.prompt_ids)
             if groups and tokens > PREFILL_TOKENS:
                 break
-            if not self._cache.open(group, len(slots.rows)):
-                if groups or self._entering or slots.rows:
+            if not self._cache.open(group, slots.used):
+                if groups or self._entering or slots.used:
                     break
                 self._cache.clear()  # nothing is under way: what remains is the shape of earlier work
                 continue
@@ -206,7 +207,8 @@ class TransformersEngine:
     def _decode(self) -> None:
         """One more token for every row."""
         began, slots = time.perf_counter(), self._slots
-        used = len(slots.rows)
+        self._cache.move(*slots.close_holes())
+        used = slots.used
         step = self._cache.decode(slots)
         every = np.arange(used)
         last = np.zeros(step.rows, np.int64)
@@ -250,23 +252,17 @@ class TransformersEngine:
         ended = stopped | (state.length[slots] == state.limit[slots])
         for slot, stop in zip(slots[ended].tolist(), stopped[ended].tolist(), strict=True):
             self._finish(slot, "stop" if stop else "length")
-        self._close(slots[ended].tolist())
 
     def _finish(self, slot: int, reason: FinishReason) -> None:
-        row = self._slots.rows[slot]
+        row = self._slots.row(slot)
         self._ended.append(Finished(row.group.ticket, row.sibling, self._slots.response(slot, reason, self.policy_version)))
+        self._slots.leave(slot)
         row.block.free_lanes.append(row.lane)
-        if not row.group.outside and len(row.block.free_lanes) == row.block.shelf.lanes:
-            row.group.blocks.remove(row.block)
-            self._cache.release([row.block])
+        self._give_back(row.group)
 
-    def _close(self, gone: list[int]) -> None:
-        """Move the last rows into the slots that became free."""
-        left = len(self._slots.rows) - len(gone)
-        target = [slot for slot in gone if slot < left]
-        ended = set(gone)
-        source = [slot for slot in range(left, len(self._slots.rows)) if slot not in ended]
-        if target:
-            self._slots.move(np.array(source), np.array(target))
-            self._cache.move(np.array(source), np.array(target))
-        del self._slots.rows[left:]
+    def _give_back(self, group: Group) -> None:
+        """Blocks that no sibling of the group reads any more."""
+        if not group.outside:
+            unread = [block for block in group.blocks if len(block.free_lanes) == block.shelf.lanes]
+            self._cache.release(unread)
+            group.blocks = [block for block in group.blocks if block not in unread]
