@@ -27,9 +27,9 @@ def rollout_rows(quick: bool) -> Iterator[Row]:
     def tokens_per_second(requests: list[Request]) -> float:
         engine = TransformersEngine(policy)
         generate(engine, requests[:1])
-        before, began = engine.sampled_tokens, time.perf_counter()
+        before, began = engine.stats.sampled_tokens, time.perf_counter()
         generate(engine, requests)
-        return (engine.sampled_tokens - before) / (time.perf_counter() - began)
+        return (engine.stats.sampled_tokens - before) / (time.perf_counter() - began)
 
     together = [Request(ids, image, siblings, seed, sampling) for seed, (ids, image) in enumerate(prompts)]
     apart = [Request(ids, image, 1, seed, sampling) for seed, (ids, image) in enumerate(prompts * siblings)]

@@ -10,14 +10,13 @@ import torch
 
 from rollout.engines.key_value_slab import CacheShape, Shelf, Slab
 from rollout.engines.shared_prompt_attention import Decode, ShelfInUse
-from rollout.engines.slots import Block, Group, Slots
+from rollout.engines.slots import FEWEST_ROWS, Block, Group, Slots
 
 SHORTEST_SHELF = 64
 MOST_LANES = 8
 """Siblings that share one copy of their prompt; more siblings get more copies."""
 COLUMNS = 16
 """Responses are computed in multiples of so many tokens."""
-FEWEST_PLACES = 8
 
 
 class KeyValueCache:
@@ -27,7 +26,7 @@ class KeyValueCache:
         config = model.config.get_text_config()
         size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         self._shape = CacheShape(config.num_hidden_layers, config.num_key_value_heads, size, model.dtype, model.device)
-        self._slots, self._budget = max(slots, FEWEST_PLACES), budget
+        self._slots, self._budget = max(slots, FEWEST_ROWS), budget
         self.bytes_peak = 0
         self.clear()
 
@@ -45,7 +44,7 @@ class KeyValueCache:
 
     def check_fits(self, prompt: int, room: int) -> None:
         """Raises `ValueError` when a group of this prompt would not fit even alone."""
-        needed = shelf_length(prompt) + FEWEST_PLACES * columns(room)
+        needed = shelf_length(prompt) + FEWEST_ROWS * columns(room)
         if needed > self._budget:
             raise ValueError(
                 f"a prompt of {prompt} tokens and responses of up to {room} need {needed} tokens of cache, more than "
@@ -85,7 +84,7 @@ class KeyValueCache:
         """Places for so many responses of up to `room` tokens; False when there is no room now."""
         slab = self._responses
         length = max(slab.length, columns(room))
-        places = max(rows, FEWEST_PLACES)
+        places = max(rows, FEWEST_ROWS)
         if slab.places >= places and slab.length >= length:
             return True
         available = (self._budget - self._prompt_tokens) // length
@@ -110,7 +109,7 @@ class KeyValueCache:
         heads, device = self._shape.heads, self._shape.device
         rows_in_use = list(slots.under_way().values())
         used = len(rows_in_use)
-        rows = max(used, FEWEST_PLACES)  # rows beyond those in use compute something finite that nobody reads
+        rows = max(used, FEWEST_ROWS)  # rows beyond those in use compute something finite that nobody reads
         length = np.maximum(slots.length[:rows], 1)
         wide = columns(int(length[:used].max()))
         every_head = np.arange(heads)

@@ -11,6 +11,9 @@ import torch
 from rollout.engines.base import FinishReason, Request, Response
 from rollout.engines.key_value_slab import Shelf
 
+FEWEST_ROWS = 8
+"""Of a matrix product. With fewer than four, CPU's kernels add up in another order."""
+
 
 @dataclass(eq=False)
 class Block:
@@ -54,26 +57,28 @@ class Slots:
     def __init__(self, slots: int):
         self.slots, self.rows = slots, list[Row | None]()
         self.holes: list[int] = []
-        self.length = np.zeros(slots, np.int64)
-        self.limit = np.zeros(slots, np.int64)
-        self.position = np.zeros(slots, np.int64)
-        self.sampling = np.zeros(slots, np.int64)
+        self._places = max(slots, FEWEST_ROWS)
+        self.length = np.zeros(self._places, np.int64)
+        self.limit = np.zeros(self._places, np.int64)
+        self.position = np.zeros(self._places, np.int64)
+        self.sampling = np.zeros(self._places, np.int64)
         """Index into the samplings that the engine knows."""
         self._make_room(0)
 
     def _make_room(self, tokens: int) -> None:
-        self.ids = np.zeros((self.slots, tokens), np.int32)
-        self.logprobs = np.zeros((self.slots, tokens), np.float32)
-        self.chances = np.zeros((self.slots, tokens), np.float32)
-        self.draws = np.zeros((self.slots, tokens))
+        self.ids = np.zeros((self._places, tokens), np.int32)
+        self.logprobs = np.zeros((self._places, tokens), np.float32)
+        self.chances = np.zeros((self._places, tokens), np.float32)
+        self.draws = np.zeros((self._places, tokens))
 
     def reserve(self, tokens: int) -> None:
         """Room for responses of so many tokens."""
-        if tokens > self.ids.shape[1]:
-            before = [self.ids, self.logprobs, self.chances, self.draws]
+        sampled = self.ids.shape[1]
+        if tokens > sampled:
+            ids, logprobs, chances, draws = self.ids, self.logprobs, self.chances, self.draws
             self._make_room(tokens)
-            for old, new in zip(before, [self.ids, self.logprobs, self.chances, self.draws], strict=True):
-                new[:, : old.shape[1]] = old
+            self.ids[:, :sampled], self.logprobs[:, :sampled] = ids, logprobs
+            self.chances[:, :sampled], self.draws[:, :sampled] = chances, draws
 
     @property
     def used(self) -> int:

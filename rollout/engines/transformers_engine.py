@@ -15,11 +15,11 @@ import numpy as np
 import torch
 
 from rollout.engines.base import Finished, FinishReason, Request, Response, Sampling
-from rollout.engines.key_value_cache import FEWEST_PLACES, KeyValueCache
+from rollout.engines.key_value_cache import KeyValueCache
 from rollout.engines.prompt_reader import PromptReader
 from rollout.engines.sampling import choose
 from rollout.engines.shared_prompt_attention import IMPLEMENTATION, Decode, PackedPrompt, Prefill
-from rollout.engines.slots import Group, Row, Slots
+from rollout.engines.slots import FEWEST_ROWS, Group, Row, Slots
 from rollout.engines.stats import EngineStats
 from rollout.policy import Policy
 
@@ -32,11 +32,15 @@ PREFILL_TOKENS = 8192
 class TransformersEngine:
     """Samples from a `Policy` in this process, `slots` responses at a time; `batch_tokens` bounds the tokens whose keys and values are kept."""
 
-    def __init__(self, policy: Policy, slots: int = 256, batch_tokens: int = 65536):
+    def __init__(self, policy: Policy, slots: int = 256, batch_tokens: int = 65536, compile_decode: bool = False):
         self.policy = policy
         self.policy_version = -1
         policy.model.set_attn_implementation({"text_config": IMPLEMENTATION})
         self._text = policy.model.model.language_model
+        if any(kind != "full_attention" for kind in self._text.config.layer_types):
+            raise ValueError(f"policy {policy.model.name_or_path}: layers with sliding attention; expected full attention in all of them")
+        on_gpu = policy.device.type == "cuda"  # a CPU would wait for a C++ compiler, and gain little
+        self._decode_text = torch.compile(self._text, dynamic=True) if compile_decode and on_gpu else self._text
         self._context: int = self._text.config.max_position_embeddings
         self._reader, self._slots = PromptReader(policy), Slots(slots)
         self._cache = KeyValueCache(policy.model, slots, batch_tokens)
@@ -54,10 +58,6 @@ class TransformersEngine:
     def stats(self) -> EngineStats:
         whole = {name: value if name.endswith("_s") else int(value) for name, value in self._counts.items()}
         return EngineStats(**{**whole, "cached_bytes": self._cache.bytes, "cached_bytes_peak": self._cache.bytes_peak})  # type: ignore[arg-type]
-
-    @property
-    def sampled_tokens(self) -> int:
-        return int(self._counts["sampled_tokens"])
 
     @property
     def unfinished(self) -> int:
@@ -225,12 +225,13 @@ class TransformersEngine:
         """Embeddings (1, tokens, hidden) and positions (3, tokens) -> (tokens, hidden)."""
         placed = torch.from_numpy(np.ascontiguousarray(positions)[:, None]).to(self.policy.device)
         masks = dict.fromkeys(self._text.config.layer_types)  # given, so that the model makes none: the attention has its own
-        output = self._text(inputs_embeds=embeddings, position_ids=placed, attention_mask=masks, use_cache=False, cached=cached)
+        text = self._decode_text if isinstance(cached, Decode) else self._text
+        output = text(inputs_embeds=embeddings, position_ids=placed, attention_mask=masks, use_cache=False, cached=cached)
         return output.last_hidden_state[0]
 
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """(rows, hidden) -> (rows, vocabulary) float32."""
-        missing = FEWEST_PLACES - len(hidden)
+        missing = FEWEST_ROWS - len(hidden)
         padded = torch.cat([hidden, hidden[:1].expand(missing, -1)]) if missing > 0 else hidden
         return self.policy.model.lm_head(padded)[: len(hidden)].float()
 
