@@ -89,27 +89,28 @@ class Decode:
             part[self.lane_of].view(every, query.shape[1] // size, -1) for part in self._prompts(layer, query, size)
         )
         columns = slice(0, self.mask.shape[2])
-        scores = torch.baddbmm(self.mask, query.view(every, -1, size), keys[: self.rows].flatten(0, 1)[:, columns].transpose(1, 2))
+        own_keys, own_values = (kept[: self.rows].flatten(0, 1)[:, columns] for kept in (keys, values))
+        scores = torch.baddbmm(self.mask, query.view(every, -1, size), own_keys.transpose(1, 2)).float()
         peak = torch.maximum(scores.amax(-1, keepdim=True), largest)
         scores.sub_(peak).exp_()
         share = largest.sub_(peak).exp_()
-        weighted = torch.bmm(scores, values[: self.rows].flatten(0, 1)[:, columns]).addcmul_(weighted, share)
+        weighted = torch.bmm(scores.to(own_values.dtype), own_values).float().addcmul_(weighted.float(), share)
         total = scores.sum(-1, keepdim=True).addcmul_(total, share)
-        return weighted.div_(total).view(1, self.rows, -1, size)
+        return weighted.div_(total).view(1, self.rows, -1, size).to(query.dtype)
 
     def _prompts(self, layer: int, query: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Of every lane's softmax over its prompt: the largest score, the sum of the exponentials, the values weighted with them."""
+        """Of every lane's softmax over its prompt: the largest score, the sum of the exponentials (both float32), the values weighted with them."""
         queries = query[self.queries_of]
-        largest, total = (query.new_empty(len(queries), query.shape[1] // size) for _ in range(2))
+        largest, total = (query.new_empty(len(queries), query.shape[1] // size, dtype=torch.float32) for _ in range(2))
         weighted = torch.empty_like(queries)
         for use in self.shelves:
             batch, shelf = len(use.mask), use.shelf
             keys, values = shelf.keys(layer)[: use.places].flatten(0, 1), shelf.values(layer)[: use.places].flatten(0, 1)
-            scores = torch.baddbmm(use.mask, queries[use.here].view(batch, -1, size), keys.transpose(1, 2))
+            scores = torch.baddbmm(use.mask, queries[use.here].view(batch, -1, size), keys.transpose(1, 2)).float()
             peak = torch.amax(scores, -1, keepdim=True, out=largest[use.here].view(batch, -1, 1))
             scores.sub_(peak).exp_()
             torch.sum(scores, -1, keepdim=True, out=total[use.here].view(batch, -1, 1))
-            torch.bmm(scores, values, out=weighted[use.here].view(batch, -1, size))
+            torch.bmm(scores.to(values.dtype), values, out=weighted[use.here].view(batch, -1, size))
         return largest, total, weighted
 
 

@@ -209,6 +209,19 @@ def test_pictures_are_encoded_once_until_the_weights_change(fresh_policy, reques
     assert len(seen) == 2
 
 
+def test_in_bfloat16_log_probs_stay_close_to_those_of_a_plain_forward(fresh_policy, requests, tmp_path):
+    fresh_policy.save(tmp_path)
+    policy = type(fresh_policy).load(tmp_path, dtype="bfloat16")
+    for request, responses in zip(requests[:6], generate(TransformersEngine(policy), requests[:6]), strict=True):
+        ids = torch.from_numpy(np.concatenate([request.prompt_ids, responses[0].ids]).astype(np.int64))[None]
+        pixels, grids = policy.pixels([request.image])
+        shown = (ids == policy.image_token_id).int()
+        with torch.no_grad():
+            logits = policy.model(input_ids=ids, pixel_values=pixels, image_grid_thw=grids, mm_token_type_ids=shown).logits[0]
+        plain = logits[len(request.prompt_ids) - 1 : -1].float().log_softmax(-1).gather(1, ids[0, len(request.prompt_ids) :, None])[:, 0]
+        assert np.abs(responses[0].logprobs - plain.numpy()).mean() < 0.1
+
+
 @settings(max_examples=200)
 @given(st.integers(1, 100_000))
 def test_shelves_hold_their_prompts_and_waste_at_most_a_third(prompt):
