@@ -10,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import transformers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -19,6 +20,7 @@ from rollout.engines.base import Request, Sampling, generate
 from rollout.engines.choose import make_engine
 from rollout.engines.key_value_cache import shelf_length
 from rollout.engines.transformers_engine import TransformersEngine
+from rollout.policy import Policy
 from tests.rollout.test_engine import plain_logprobs
 
 SAMPLINGS = (Sampling(max_new_tokens=20), Sampling(0.7, 0.9, 20, 9), Sampling(0.0, max_new_tokens=12), Sampling(1.3, max_new_tokens=33))
@@ -220,6 +222,24 @@ def test_in_bfloat16_log_probs_stay_close_to_those_of_a_plain_forward(fresh_poli
             logits = policy.model(input_ids=ids, pixel_values=pixels, image_grid_thw=grids, mm_token_type_ids=shown).logits[0]
         plain = logits[len(request.prompt_ids) - 1 : -1].float().log_softmax(-1).gather(1, ids[0, len(request.prompt_ids) :, None])[:, 0]
         assert np.abs(responses[0].logprobs - plain.numpy()).mean() < 0.1
+
+
+@pytest.mark.parametrize("family", ["Qwen2_5_VL", "Qwen2VL"])
+def test_heads_that_share_their_keys_and_the_older_family_work_as_well(fresh_policy, requests, family):
+    text = fresh_policy.model.config.get_text_config().to_dict() | {"num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 128}
+    text["rope_parameters"] = {"rope_type": "default", "rope_theta": 1e5, "mrope_section": [8, 4, 4]}
+    vision = {"depth": 1, "patch_size": 14, "spatial_merge_size": 2, "temporal_patch_size": 2, "num_heads": 2}
+    if family == "Qwen2VL":
+        vision |= {"embed_dim": 64, "hidden_size": 128, "mlp_ratio": 2}
+    else:
+        vision |= {"hidden_size": 64, "out_hidden_size": 128, "intermediate_size": 96, "window_size": 112, "fullatt_block_indexes": [0]}
+    ids = {key: getattr(fresh_policy.model.config, key) for key in ("image_token_id", "video_token_id", "vision_start_token_id")}
+    config = getattr(transformers, f"{family}Config")(text_config=text, vision_config=vision, tie_word_embeddings=True, **ids)
+    torch.manual_seed(0)
+    model = getattr(transformers, f"{family}ForConditionalGeneration")(config)
+    policy = Policy(model.eval(), fresh_policy.tokenizer, fresh_policy.image_processor)
+    for request, responses in zip(requests[8:16], generate(TransformersEngine(policy), requests[8:16]), strict=True):
+        np.testing.assert_allclose(responses[-1].logprobs, plain_logprobs(policy, request, responses[-1].ids), atol=1e-4)
 
 
 @settings(max_examples=200)
