@@ -110,7 +110,8 @@ class KeyValueCache:
         rows_in_use = list(slots.under_way().values())
         used = len(rows_in_use)
         rows = max(used, FEWEST_ROWS)  # rows beyond those in use compute something finite that nobody reads
-        length = np.maximum(slots.length[:rows], 1)
+        length = np.ones(rows, np.int64)
+        length[:used] = slots.length[:used]
         wide = columns(int(length[:used].max()))
         every_head = np.arange(heads)
         write_at = (np.arange(rows)[:, None] * heads + every_head) * self._responses.length + (length[:, None] - 1)

@@ -64,8 +64,10 @@ class TransformersEngine:
         return self._unfinished
 
     def submit(self, request: Request) -> int:
-        """Raises `ValueError` when prompt and response are longer than the model's context or than `batch_tokens`."""
+        """Raises `ValueError` when prompt and response are longer than the model's context or than `batch_tokens`, or nothing is asked for."""
         prompt, room = len(request.prompt_ids), request.sampling.max_new_tokens
+        if request.siblings < 1 or room < 1:
+            raise ValueError(f"a request for {request.siblings} responses of up to {room} tokens; expected at least one of each")
         if prompt + room > self._context:
             raise ValueError(
                 f"a prompt of {prompt} tokens and a response of up to {room} do not fit the policy's context of {self._context}; "
@@ -213,9 +215,10 @@ class TransformersEngine:
         every = np.arange(used)
         last = np.zeros(step.rows, np.int64)
         last[:used] = slots.ids[every, slots.length[:used] - 1]
-        position = np.broadcast_to(slots.position[: step.rows] + np.maximum(slots.length[: step.rows], 1) - 1, (3, step.rows))
+        position = np.zeros(step.rows, np.int64)
+        position[:used] = slots.position[:used] + slots.length[:used] - 1
         embeddings = self.policy.model.get_input_embeddings()(torch.from_numpy(last).to(self.policy.device))[None]
-        hidden = self._forward(embeddings, position, step)
+        hidden = self._forward(embeddings, np.broadcast_to(position, (3, step.rows)), step)
         self._sample(self._logits(hidden)[:used], every)
         self._counts["slot_steps_used"] += used
         self._counts["slot_steps_available"] += slots.slots

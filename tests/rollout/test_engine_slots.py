@@ -132,6 +132,16 @@ def test_an_update_in_mid_flight_leaves_nothing_of_the_old_weights(fresh_policy,
                 assert after[ticket, sibling].ids.tolist() == response.ids.tolist()
 
 
+def test_short_responses_after_long_ones_and_an_update_fit_their_smaller_cache(fresh_policy, requests):
+    engine, short = TransformersEngine(fresh_policy), replace(requests[12], siblings=2, sampling=Sampling(max_new_tokens=5))
+    expected = generate(engine, [short])
+    generate(engine, [replace(request, sampling=Sampling(max_new_tokens=150)) for request in requests[:4]])
+    engine.update_weights(1, {name: tensor.clone() for name, tensor in fresh_policy.model.named_parameters()})
+    assert_same_bits(generate(engine, [short]), expected)
+    with pytest.raises(ValueError, match="a request for 0 responses"):
+        engine.submit(replace(short, siblings=0))
+
+
 def test_aborted_requests_hand_out_what_they_have_and_the_others_go_on(fresh_policy, requests, alone):
     engine = TransformersEngine(fresh_policy, slots=12)
     tickets = [engine.submit(request) for request in requests[:10]]
