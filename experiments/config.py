@@ -238,6 +238,8 @@ def _checked(config: TrainConfig) -> TrainConfig:
     """What can be seen to be wrong without opening a file."""
     rules = [
         (config.rollout.mode in ("branch", "chain", "offline"), "rollout.mode", config.rollout.mode, "branch, chain or offline"),
+        (config.rollout.engine in ("transformers", "vllm"), "rollout.engine", config.rollout.engine, "transformers or vllm"),
+        (config.rollout.slots > 0, "rollout.slots", config.rollout.slots, "at least 1"),
         (config.rollout.routing in ROUTINGS, "rollout.routing", config.rollout.routing, ", ".join(ROUTINGS)),
         (config.train.iterations > 0, "train.iterations", config.train.iterations, "at least 1"),
         (config.train.questions_per_iteration > 0, "train.questions_per_iteration", config.train.questions_per_iteration, "at least 1"),

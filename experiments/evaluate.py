@@ -30,7 +30,7 @@ from retrieval_actors.retriever import Retriever
 from retrieval_actors.start import start_retrieval
 from rewards.actor import RETRIEVERS
 from rollout.config import RolloutConfig
-from rollout.engines.transformers_engine import TransformersEngine
+from rollout.engines.choose import make_engine
 from rollout.episode import RecordedTurn, roll_out, roll_out_recorded
 from rollout.policy import Policy
 from rollout.records import Question, Trajectory
@@ -74,7 +74,7 @@ class EvaluationWorker:
 
     def __init__(self, policy: str, config: RolloutConfig, device: str):
         torch.set_num_threads(config.threads)
-        self._device, self._batch_tokens = device, config.batch_tokens
+        self._device, self._config = device, config
         self._held: str | int = ""
         self._hold(policy)
 
@@ -88,7 +88,7 @@ class EvaluationWorker:
         """Said with every call, because a worker that Ray has restarted holds the policy that it began with."""
         if isinstance(weights, str):
             if weights != self._held:
-                self._engine = TransformersEngine(Policy.load(weights, device=self._device), batch_tokens=self._batch_tokens)
+                self._engine = make_engine(Policy.load(weights, device=self._device), self._config)
                 self._held = weights
         elif weights.checksum != self._held:
             self._engine.update_weights(weights.version, unpack(weights))

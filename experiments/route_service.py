@@ -15,7 +15,7 @@ from experiments.route_api import MAX_BODY_BYTES, RouteRequest, RouteRequestErro
 from retrieval_actors.config import RetrievalConfig
 from retrieval_actors.start import start_retrieval
 from rollout.config import RolloutConfig
-from rollout.engines.transformers_engine import TransformersEngine
+from rollout.engines.choose import make_engine
 from rollout.episode import roll_out
 from rollout.policy import Policy
 from rollout.records import Question
@@ -36,7 +36,7 @@ class RouteService:
     def __init__(self, policy: str, policy_version: int, retrieval: RetrievalConfig, rollout: RolloutConfig):
         torch.set_num_threads(rollout.threads)
         self._retriever = start_retrieval(retrieval)
-        self._engine = TransformersEngine(Policy.load(policy), batch_tokens=rollout.batch_tokens)
+        self._engine = make_engine(Policy.load(policy), rollout)
         self._engine.policy_version = policy_version
         self._config = replace(rollout, mode="chain", group_size=1, temperature=0.0, routing="policy")
         self._policy = policy

@@ -34,7 +34,13 @@ class RolloutConfig:
     """Longer prompts are an error, except recorded (offline) ones, which are left out and counted."""
     prompts: str = "short"
     """`short` (tiny policy) or `paper` (instructions in full, for instruction-tuned models)."""
-    batch_tokens: int = 32768
-    """Bound on prompt and response tokens that are generated side by side."""
+    engine: str = "transformers"
+    """`transformers`: anywhere. `vllm`: on GPUs, with the extra `[vllm]`."""
+    slots: int = 256
+    """Responses that are generated side by side; on a GPU as many as `batch_tokens` allows."""
+    batch_tokens: int = 65536
+    """Bound on the tokens, of prompts and responses, whose keys and values are kept. Siblings share those of their prompt."""
+    compile_decode: bool = False
+    """On a GPU: compile the decode step (`torch.compile`)."""
     threads: int = 1
     """CPU threads of one rollout worker."""

@@ -13,7 +13,7 @@ from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.env.env_runner import EnvRunner
 from ray.rllib.utils.checkpoints import Checkpointable
 
-from rollout.engines.transformers_engine import TransformersEngine
+from rollout.engines.choose import make_engine
 from rollout.episode import RecordedTurn, roll_out, roll_out_recorded
 from rollout.policy import Policy
 from rollout.records import Question, Trajectory
@@ -40,7 +40,7 @@ class RolloutWorker(EnvRunner, Checkpointable):
         torch.set_num_threads(config.rollout.threads)
         device = "cuda" if config.num_gpus_per_env_runner else "cpu"
         policy = Policy.load(config.policy_path, dtype=config.learner.dtype, device=device)
-        self.engine = TransformersEngine(policy, batch_tokens=config.rollout.batch_tokens)
+        self.engine = make_engine(policy, config.rollout)
 
     def set_weights(self, buffer: WeightBuffer) -> tuple[int, int]:
         """Take over these weights; returns their version and checksum.

@@ -13,6 +13,7 @@ from typing import Literal, Protocol
 import numpy as np
 import torch
 
+from rollout.engines.stats import EngineStats
 from rollout.records import Image
 
 FinishReason = Literal["stop", "length", "abort"]
@@ -67,8 +68,11 @@ class Finished:
 class Engine(Protocol):
     policy_version: int
     """Version of the weights that are loaded; -1 before the first update."""
-    sampled_tokens: int
-    """Response tokens sampled so far."""
+
+    @property
+    def stats(self) -> EngineStats:
+        """What it has done so far; to be read at any time."""
+        ...
 
     def submit(self, request: Request) -> int:
         """Take a request in; returns its ticket. Raises `ValueError` for a prompt that can never fit."""
