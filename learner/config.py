@@ -14,6 +14,12 @@ class LearnerConfig:
     """Learning rate of AdamW after the warm-up."""
     warmup_iterations: int = 5
     """The learning rate rises linearly to `lr` over this many iterations."""
+    lr_schedule: str = "constant"
+    """After the warm-up: `constant`, or down to the floor in a straight `linear` line or along half a `cosine`."""
+    lr_decay_iterations: int = 0
+    """`linear`, `cosine`: the iteration at which the floor is reached, such as `train.iterations`; 0 with `constant`."""
+    lr_floor: float = 0.1
+    """`linear`, `cosine`: share of `lr` that is left in the end."""
     betas: tuple[float, float] = (0.9, 0.98)
     """AdamW's decay rates of the first and second moment."""
     weight_decay: float = 0.0
@@ -77,11 +83,29 @@ class LearnerConfig:
     """Mini-batches, hence optimizer steps, that one iteration's turns are dealt into; every mini-batch mixes the kinds of turns."""
 
     tokens_per_micro_batch: int = 4096
-    """Bound on the tokens (padding included) of one forward pass; it changes time and memory, never the gradient."""
+    """Bound on the tokens of one forward pass, which rows of several states fill; it changes time and memory, never the gradient."""
+    attention: str = "auto"
+    """How attention within packed rows is computed: `sdpa` (two fused calls a row), `flex` (one kernel for all rows, compiled, GPU only), or
+    `auto`: flex on a GPU."""
     dtype: str = "float32"
     """Of the weights in the forward pass: `float32` or `bfloat16` (the optimizer keeps float32 either way)."""
     zero_stage: int = 0
     """DeepSpeed ZeRO: 0 nothing is partitioned, 1 optimizer state, 2 and gradients, 3 and weights."""
+    offload: str = "none"
+    """What lies in main memory instead of the GPU's: `none`; the `optimizer` state (ZeRO 1 to 3), whose step then runs on the CPU; or the weights
+    (`parameters`, ZeRO 3) as well."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass instead of keeping them: a third more time, much less memory."""
+    lora_rank: int = 0
+    """Rank of low-rank adapters (LoRA), which are then all that is trained; 0: the weights themselves are. Sent and saved are merged weights."""
+    lora_alpha: float = 32.0
+    """LoRA: the adapters' product is scaled by lora_alpha / lora_rank."""
+    lora_targets: list[str] = field(
+        default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    )
+    """LoRA: names of the linear layers of the language model that get adapters; the vision tower gets none."""
+    freeze_vision: bool = False
+    """Leave the vision tower as it is; with LoRA it is frozen anyway."""
     num_learners: int = 1
     """Learner processes, each with a share of every mini-batch; the update is the same whatever their number."""
     threads: int = 1
@@ -105,16 +129,17 @@ class LearnerConfig:
             _one_of(f"learner.{key}", getattr(self, key), allowed)
         for kind in self.kind_weights:
             _one_of("a key of learner.kind_weights", kind, ("plan", "answer", "final"))
-        for key in ("lr", "tokens_per_micro_batch", "updates_per_iteration", "num_learners", "threads", "deadline_s", "constant_tokens"):
+        for key in ("lr", "tokens_per_micro_batch", "updates_per_iteration", "num_learners", "threads", "deadline_s", "constant_tokens", "lora_alpha"):
             if not getattr(self, key) > 0:
                 raise ValueError(f"learner.{key} is {getattr(self, key)}; it must be greater than 0")
-        for key in ("clip_low", "clip_high", "kl_weight", "entropy_weight", "max_mismatch", "resample_limit"):
+        for key in ("clip_low", "clip_high", "kl_weight", "entropy_weight", "max_mismatch", "resample_limit", "lora_rank"):
             if not getattr(self, key) >= 0:
                 raise ValueError(f"learner.{key} is {getattr(self, key)}; it must not be negative")
-        for key in ("clip_low", "discount"):
+        for key in ("clip_low", "discount", "lr_floor"):
             if not 0 <= getattr(self, key) <= 1:
                 raise ValueError(f"learner.{key} is {getattr(self, key)}; it must lie between 0 and 1")
         self._check_combinations()
+        self._check_engine()
 
     def _check_combinations(self) -> None:
         if self.step_weight == 0 and self.episode_weight == 0:
@@ -143,6 +168,38 @@ class LearnerConfig:
                 f"learner.sampler_cap is {self.sampler_cap}; expected 0 (off) or at least 1: below 1 it would scale every token down"
             )
 
+    def _check_engine(self) -> None:
+        lowest = {"none": 0, "optimizer": 1, "parameters": 3}[self.offload]
+        if self.zero_stage < lowest:
+            raise ValueError(
+                f"learner.offload={self.offload} with learner.zero_stage={self.zero_stage}; expected "
+                f"zero_stage {lowest}{' or higher' if lowest < 3 else ''}: what is not partitioned cannot be moved"
+            )
+        if self.dtype == "bfloat16" and self.zero_stage == 0:
+            raise ValueError(
+                "learner.dtype=bfloat16 with learner.zero_stage=0: DeepSpeed keeps no float32 weights there, so small steps would be rounded "
+                "away; expected zero_stage 1, which makes the same update with one learner, or higher"
+            )
+        if self.attention == "flex" and not self.gpus_per_learner:
+            raise ValueError(
+                "learner.attention=flex with learner.gpus_per_learner=0: it has no gradients on a CPU; expected auto or sdpa, or a GPU"
+            )
+        if self.lora_rank and not self.lora_targets:
+            raise ValueError(
+                f"learner.lora_targets is empty with learner.lora_rank={self.lora_rank}: nothing would be trained; expected names of linear "
+                "layers such as [q_proj, v_proj]"
+            )
+        if self.lr_schedule != "constant" and self.lr_decay_iterations <= self.warmup_iterations:
+            raise ValueError(
+                f"learner.lr_decay_iterations is {self.lr_decay_iterations} with learner.lr_schedule={self.lr_schedule}; expected more than "
+                f"learner.warmup_iterations={self.warmup_iterations}, such as train.iterations"
+            )
+        if self.lr_schedule == "constant" and self.lr_decay_iterations:
+            raise ValueError(
+                f"learner.lr_decay_iterations is {self.lr_decay_iterations}, but learner.lr_schedule is 'constant'; expected 0, or linear or "
+                "cosine"
+            )
+
 
 CHOICES: dict[str, tuple[object, ...]] = {
     "step_comparison": ("reward", "return"),
@@ -153,6 +210,9 @@ CHOICES: dict[str, tuple[object, ...]] = {
     "aggregation": ("token_mean", "turn_mean", "step_mean", "sequence_mean", "constant"),
     "kl_estimator": ("k1", "k2", "k3"),
     "kl_in": ("loss", "reward"),
+    "lr_schedule": ("constant", "linear", "cosine"),
+    "attention": ("auto", "sdpa", "flex"),
+    "offload": ("none", "optimizer", "parameters"),
     "dtype": ("float32", "bfloat16"),
     "zero_stage": (0, 1, 2, 3),
 }

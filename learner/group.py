@@ -20,6 +20,7 @@ from learner.deadline import results
 from learner.losses import MAXIMA
 from learner.micro_batches import plan, rows_of
 from learner.mini_batches import deal
+from learner.schedule import learning_rate
 from learner.worker import LearnerRank, MiniBatch
 from rollout.records import ScoredTurn
 from rollout.weights import PublishedWeights, WeightBuffer
@@ -70,7 +71,7 @@ class LearnerGroup:
         advantages = turn_advantages(turns, self.config) if turns else _nothing()
         mini_batches = deal(turns, advantages, self.config, self.policy_version)
         episodes = len({turn.episode for turn in turns})
-        lr = self.config.lr * min(1.0, (self.policy_version + 1) / max(1, self.config.warmup_iterations))
+        lr = learning_rate(self.config, self.policy_version)
         by_rank: list[list[MiniBatch]] = [[] for _ in self._ranks]
         for rows in mini_batches:
             denominator = sum(row.weight for row in rows)

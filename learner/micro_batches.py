@@ -1,8 +1,8 @@
 """Packing: the siblings of one state share one copy of their prompt, and micro-batches are filled to a number of tokens.
 
-A row is `prompt | response 0 | response 1 | ...`. Every response sees the prompt and itself, never a sibling, and its positions continue from the
-prompt, so its log-probs are those of a row of its own; the prompt and its picture are paid for once. Rows that are alike in length share a
-micro-batch, so that little is padded.
+A row is `prompt | response 0 | response 1 | ...`, and a micro-batch is rows one after the other, without padding. Every response sees the
+prompt and itself, never a sibling or another row, and its positions continue from the prompt, so its log-probs are those of a row of its own;
+the prompt and its picture are paid for once. The last token of a response is predicted but predicts nothing, so it is not in the row.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +18,6 @@ from rollout.records import Image, ScoredTurn
 
 PROMPT = 0
 """Segment of prompt tokens; responses are 1, 2, ..."""
-PADDING = -1
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,8 @@ class Row:
 
     @property
     def length(self) -> int:
-        return len(self.prompt_ids) + sum(len(response.ids) for response in self.responses)
+        """Tokens that are read: all but the last one of each response."""
+        return len(self.prompt_ids) + sum(len(response.ids) - 1 for response in self.responses)
 
     @property
     def weight(self) -> float:
@@ -60,20 +61,22 @@ class Row:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Rows padded to one length, and where in them the tokens of the responses are predicted."""
+    """Rows one after the other, and where in them the tokens of the responses are predicted."""
 
     input_ids: np.ndarray
-    """(rows, length) int64."""
+    """(length,) int64."""
     positions: np.ndarray
-    """(3, rows, length) int64: M-RoPE."""
+    """(3, length) int64: M-RoPE."""
+    rows: np.ndarray
+    """(length,) int64: number of the row."""
     segments: np.ndarray
-    """(rows, length) int64: `PROMPT`, 1, 2, ... for the responses, `PADDING`."""
+    """(length,) int64: `PROMPT`, or 1, 2, ... for the responses of the row."""
     images: tuple[Image, ...]
     """Distinct pictures."""
     image_of_row: np.ndarray
     """(rows with a picture,) int64, in the order of the rows: index into `images`."""
     sources: np.ndarray
-    """(tokens,) int64: place in the flattened rows whose hidden state predicts the token."""
+    """(tokens,) int64: place whose hidden state predicts the token."""
     targets: np.ndarray
     """(tokens,) int64: the token."""
     old_logprobs: np.ndarray
@@ -111,7 +114,7 @@ def rows_of(
         begun: list[Response] = []
         for i in members:
             tokens = len(turns[i].turn.response_ids)
-            if begun and length + tokens > longest:
+            if begun and length + tokens - 1 > longest:
                 rows.append(Row(state.prompt_ids, state.image, tuple(begun)))
                 begun = []
             if not begun:
@@ -127,7 +130,7 @@ def rows_of(
                     i if places is None else places[i],
                 )
             )
-            length += tokens
+            length += tokens - 1
         rows.append(Row(state.prompt_ids, state.image, tuple(begun)))
     return rows
 
@@ -144,13 +147,17 @@ def share_out(rows: Sequence[Row], ranks: int) -> list[list[Row]]:
 
 
 def cut(rows: Sequence[Row], tokens: int) -> list[list[Row]]:
-    """Rows, sorted by length, into micro-batches of at most `tokens` tokens with their padding (or one row that is longer by itself)."""
+    """Rows into micro-batches of at most `tokens` tokens (or one row that is longer by itself): each, longest first, into the first one that
+    has room for it."""
     batches: list[list[Row]] = []
-    for row in sorted(rows, key=lambda row: row.length):
-        if batches and row.length * (len(batches[-1]) + 1) <= tokens:
-            batches[-1].append(row)
-        else:
-            batches.append([row])
+    room: list[int] = []
+    for row in sorted(rows, key=lambda row: -row.length):
+        place = next((i for i, left in enumerate(room) if row.length <= left), len(batches))
+        if place == len(batches):
+            batches.append([])
+            room.append(tokens)
+        batches[place].append(row)
+        room[place] -= row.length
     return batches
 
 
@@ -166,28 +173,31 @@ def plan(rows: Sequence[Row], ranks: int, tokens: int) -> list[list[list[Row]]]:
 
 def pack(rows: Sequence[Row], positions: Sequence[np.ndarray], pad_id: int) -> MicroBatch:
     """Lay rows side by side. `positions`: M-RoPE positions (3, tokens) of each row's prompt. No rows: one padding token and nothing to learn."""
-    shape = (max(1, len(rows)), max((row.length for row in rows), default=1))
-    ids, segments = np.full(shape, pad_id, np.int64), np.full(shape, PADDING, np.int64)
-    places = np.zeros((3, *shape), np.int64)
-    sources, image_of_row = [], []
+    if not rows:
+        rows, positions = [Row(np.array([pad_id], np.int32), None, ())], [np.zeros((3, 1), np.int64)]
+    ids, places, segments, sources, image_of_row = [], [], [], [], []
     images: dict[str, tuple[int, Image]] = {}
-    for i, (row, prompt) in enumerate(zip(rows, positions, strict=True)):
-        end = len(row.prompt_ids)
-        ids[i, :end], segments[i, :end], places[:, i, :end] = row.prompt_ids, PROMPT, prompt
-        after, last = prompt.max() + 1, end - 1
-        for segment, response in enumerate(row.responses, start=1):
-            span = np.arange(end, end + len(response.ids))
-            ids[i, span], segments[i, span], places[:, i, span] = response.ids, segment, after + np.arange(len(span))
-            sources.append(i * shape[1] + np.concatenate([[last], span[:-1]]))
-            end += len(span)
+    begin = 0
+    for row, prompt in zip(rows, positions, strict=True):
+        read = [len(response.ids) - 1 for response in row.responses]
+        ids += [row.prompt_ids, *(response.ids[:-1] for response in row.responses)]
+        after = np.concatenate([np.arange(0), *(np.arange(tokens) for tokens in read)])
+        places += [prompt, np.tile(prompt.max() + 1 + after, (3, 1))]
+        segments.append(np.repeat(np.arange(len(read) + 1), [len(row.prompt_ids), *read]))
+        end = last = begin + len(row.prompt_ids) - 1
+        for tokens in read:
+            sources += [[last], np.arange(end + 1, end + 1 + tokens)]
+            end += tokens
+        begin = end + 1
         if row.image is not None:
             image_of_row.append(images.setdefault(row.image.key, (len(images), row.image))[0])
     responses = [response for row in rows for response in row.responses]
     lengths = [len(response.ids) for response in responses]
     return MicroBatch(
-        input_ids=ids,
-        positions=places,
-        segments=segments,
+        input_ids=_joined(ids, np.int64),
+        positions=np.concatenate(places, 1).astype(np.int64),
+        rows=np.repeat(np.arange(len(rows)), [row.length for row in rows]),
+        segments=_joined(segments, np.int64),
         images=tuple(image for _, image in images.values()),
         image_of_row=np.array(image_of_row, np.int64),
         sources=_joined(sources, np.int64),
@@ -200,5 +210,5 @@ def pack(rows: Sequence[Row], positions: Sequence[np.ndarray], pad_id: int) -> M
     )
 
 
-def _joined(parts: Sequence[np.ndarray], dtype: type) -> np.ndarray:
+def _joined(parts: Sequence[Any], dtype: type) -> np.ndarray:
     return np.concatenate([np.zeros(0, dtype), *parts]).astype(dtype)

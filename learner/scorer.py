@@ -8,7 +8,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from learner.micro_batches import PADDING, PROMPT, MicroBatch
+from learner.micro_batches import MicroBatch
+from learner.packed_attention import PackedAttention, attention_of, install
 from rollout.policy import Policy
 
 
@@ -24,6 +25,7 @@ class Scorer(nn.Module):
         super().__init__()
         self.entropy_gradient = entropy_gradient
         self.model = policy.model
+        install(policy.model.model.language_model)
         self.image_token_id = policy.image_token_id
         vision = policy.model.config.vision_config
         self.blank_patches = policy.merge**2
@@ -33,7 +35,7 @@ class Scorer(nn.Module):
         self,
         input_ids: torch.Tensor,
         positions: torch.Tensor,
-        segments: torch.Tensor,
+        packed: PackedAttention,
         sources: torch.Tensor,
         targets: torch.Tensor,
         image_of_row: torch.Tensor,
@@ -46,12 +48,12 @@ class Scorer(nn.Module):
         asked for), both (tokens,) float32, nats.
         """
         hidden = self.model.model.language_model(
-            inputs_embeds=self._embed(input_ids, image_of_row, pixel_values, grids),
-            position_ids=positions,
-            attention_mask=visible(segments)[:, None],
+            inputs_embeds=self._embed(input_ids, image_of_row, pixel_values, grids)[None],
+            position_ids=positions[:, None],
+            packed=packed,
             use_cache=False,
-        ).last_hidden_state
-        logprobs = F.log_softmax(self.model.lm_head(hidden.flatten(0, 1)[sources]).float(), -1)
+        ).last_hidden_state[0]
+        logprobs = F.log_softmax(self.model.lm_head(hidden[sources]).float(), -1)
         with torch.set_grad_enabled(self.entropy_gradient and torch.is_grad_enabled()):
             entropy = -(logprobs.exp() * logprobs).sum(-1)
         return logprobs.gather(1, targets[:, None])[:, 0], entropy
@@ -71,19 +73,9 @@ class Scorer(nn.Module):
         return embedded.masked_scatter((input_ids == self.image_token_id)[..., None], shown.to(embedded.dtype))
 
 
-def visible(segments: torch.Tensor) -> torch.Tensor:
-    """(rows, length) segments -> (rows, length, length) bool: what each token attends to, namely what stands before it in the prompt and in its
-    own response. Padding attends to itself: a row of the mask with nothing in it would give NaN."""
-    length = segments.shape[1]
-    causal = torch.ones(length, length, dtype=torch.bool, device=segments.device).tril()
-    seen = (segments[:, None, :] == PROMPT) | (segments[:, None, :] == segments[:, :, None])
-    real = (segments != PADDING)[:, None, :]
-    return seen & causal & real | torch.eye(length, dtype=torch.bool, device=segments.device)
-
-
-def inputs_of(batch: MicroBatch, policy: Policy, device: torch.device) -> dict[str, Any]:
+def inputs_of(batch: MicroBatch, policy: Policy, device: torch.device, attention: str = "auto") -> dict[str, Any]:
     """Keyword arguments of `Scorer.forward`."""
     pixel_values, grids = policy.pixels(batch.images) if batch.images else (None, None)
-    arrays = {name: getattr(batch, name) for name in ("input_ids", "positions", "segments", "sources", "targets", "image_of_row")}
+    arrays = {name: getattr(batch, name) for name in ("input_ids", "positions", "sources", "targets", "image_of_row")}
     tensors: dict[str, Any] = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
-    return tensors | {"pixel_values": pixel_values, "grids": grids}
+    return tensors | {"pixel_values": pixel_values, "grids": grids, "packed": attention_of(attention, batch, device, policy.model.dtype)}

@@ -1,7 +1,7 @@
 """One learner process: a DeepSpeed engine around the scorer, in a Ray actor.
 
-DeepSpeed is imported only after the environment of the rank is set, inside the actor. Nothing is compiled: its shared-memory extension is
-switched off (gloo does its work) and the optimizer is torch's own AdamW, so the first update on a fresh machine starts at once.
+DeepSpeed is imported only after the environment of the rank is set, inside the actor. Nothing is compiled, so the first update on a fresh
+machine starts at once: its shared-memory extension is switched off (gloo does its work), and see `engine.py`.
 """
 
 from __future__ import annotations
@@ -20,17 +20,15 @@ import numpy as np
 import ray
 import torch
 
+from learner.adapters import published_parameters, without_adapters
 from learner.config import LearnerConfig
+from learner.engine import build_engine, build_reference
 from learner.losses import MAXIMA, kl_estimate, sums_by
 from learner.micro_batches import MicroBatch, Row, pack
 from learner.objective import Tokens, loss_of
-from learner.scorer import Scorer, inputs_of
+from learner.scorer import inputs_of
 from rollout import weights as weight_buffers
 from rollout.policy import Policy
-
-SMALLEST_PARTITIONED = 10_000
-"""ZeRO-3 keeps tensors with fewer elements whole on every rank: gathering them costs more than storing them."""
-
 
 @dataclass(frozen=True)
 class MiniBatch:
@@ -84,19 +82,13 @@ class LearnerRank:
 
     def build(self, config: LearnerConfig) -> None:
         """Load the policy and a fresh optimizer; an engine that was built before is dropped."""
-        import deepspeed
-
         if self.engine is not None:
             self.engine.destroy()
         self.config, self._sent = config, None
         torch.manual_seed(config.seed)
         self.policy = Policy.load(self.policy_path, dtype=config.dtype, device=str(self.device))
-        self.reference = Scorer(Policy.load(self.policy_path, dtype=config.dtype, device=str(self.device))) if config.kl_weight else None
-        scorer = Scorer(self.policy, entropy_gradient=config.entropy_weight != 0)
-        optimizer = torch.optim.AdamW(
-            scorer.parameters(), lr=config.lr, betas=(config.betas[0], config.betas[1]), weight_decay=config.weight_decay
-        )
-        self.engine, *_ = deepspeed.initialize(model=scorer, optimizer=optimizer, config=_engine_config(config), dist_init_required=False)
+        self.engine = build_engine(self.policy, config)
+        self.reference = build_reference(self.policy_path, self.policy, config) if config.kl_weight and not config.lora_rank else None
 
     def update(self, mini_batches: list[MiniBatch]) -> list[dict[str, float]]:
         """One optimizer step for each mini-batch. Returns its metrics on this rank: sums over tokens, and maxima as in `losses.MAXIMA`."""
@@ -107,12 +99,10 @@ class LearnerRank:
 
     def kl_to_reference(self, micro_batches: list[list[Row]]) -> list[np.ndarray]:
         """For each micro-batch (responses,) float64: the KL estimate of each response, summed over its tokens, from the sampler's log-probs."""
-        assert self.reference is not None
         found = []
         for rows in micro_batches:
             batch = self._packed(rows)
-            with torch.no_grad():
-                reference, _ = self.reference(**inputs_of(batch, self.policy, self.device))
+            reference = self._reference_logprobs(self._inputs(batch))
             estimate = kl_estimate(torch.from_numpy(batch.old_logprobs), reference.cpu(), self.config.kl_estimator)
             found.append(np.bincount(batch.turns, estimate.double().numpy(), sum(len(row.responses) for row in rows)))
         return found
@@ -177,15 +167,12 @@ class LearnerRank:
     def _loss(
         self, batch: MicroBatch, denominator: float, learner_logprobs: torch.Tensor | None, log_ratios: torch.Tensor | None
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        inputs = inputs_of(batch, self.policy, self.device)
+        inputs = self._inputs(batch)
         logprobs, entropy = self.engine(**inputs)
         sampler, advantages, weights, turns, episodes = (
             torch.from_numpy(a).to(self.device) for a in (batch.old_logprobs, batch.advantages, batch.weights, batch.turns, batch.episodes)
         )
-        reference = None
-        if self.reference is not None and self.config.kl_in == "loss":
-            with torch.no_grad():
-                reference, _ = self.reference(**inputs)
+        reference = self._reference_logprobs(inputs) if self.config.kl_weight and self.config.kl_in == "loss" else None
         tokens = Tokens(
             logprobs=logprobs,
             entropy=entropy,
@@ -201,7 +188,17 @@ class LearnerRank:
 
     def _logprobs(self, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
         with torch.no_grad():
-            return self.engine(**inputs_of(batch, self.policy, self.device))
+            return self.engine(**self._inputs(batch))
+
+    def _reference_logprobs(self, inputs: dict[str, Any]) -> torch.Tensor:
+        with torch.no_grad():
+            if self.reference is not None:
+                return self.reference(**inputs)[0]
+            with without_adapters(self.policy.model):
+                return self.engine(**inputs)[0]
+
+    def _inputs(self, batch: MicroBatch) -> dict[str, Any]:
+        return inputs_of(batch, self.policy, self.device, self.config.attention)
 
     def _sequence_log_ratios(self, mini_batch: MiniBatch, learner_logprobs: list[torch.Tensor] | None) -> torch.Tensor:
         """(episodes,): mean log-ratio over the tokens of each episode. They may lie in several micro-batches and on several ranks, so a pass
@@ -230,22 +227,4 @@ class LearnerRank:
 
     def _gathered(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Names and values, one at a time, as the policy's model names them."""
-        import deepspeed
-
-        for name, parameter in self.policy.model.named_parameters():
-            with deepspeed.zero.GatheredParameters([parameter], enabled=self.config.zero_stage == 3):
-                yield name, parameter.detach()
-
-
-def _engine_config(config: LearnerConfig) -> dict[str, Any]:
-    return {
-        "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": 1,  # the loop says itself which micro-batch is the last one
-        "gradient_clipping": config.max_grad_norm,
-        "bf16": {"enabled": config.dtype == "bfloat16"},
-        "zero_optimization": {"stage": config.zero_stage, "stage3_param_persistence_threshold": SMALLEST_PARTITIONED},
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,
-        "steps_per_print": 10**9,
-        "wall_clock_breakdown": False,
-    }
+        return published_parameters(self.policy.model, partitioned=self.config.zero_stage == 3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from learner.micro_batches import MicroBatch
@@ -9,7 +10,7 @@ from learner.micro_batches import MicroBatch
 
 def logprobs_of(table: torch.Tensor, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probs and entropies of the sampled tokens, both (tokens,)."""
-    row = torch.from_numpy(batch.sources // batch.input_ids.shape[1])
-    state = torch.from_numpy(batch.input_ids[:, 0])[row]
+    first = np.flatnonzero(np.diff(batch.rows, prepend=-1))
+    state = torch.from_numpy(batch.input_ids[first][batch.rows[batch.sources]])
     logprobs = torch.log_softmax(table[state], -1)
     return logprobs.gather(1, torch.from_numpy(batch.targets)[:, None])[:, 0], -(logprobs.exp() * logprobs).sum(-1)

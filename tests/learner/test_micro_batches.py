@@ -1,12 +1,13 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_turns import group, picture, plain_logprobs
 
 from learner.micro_batches import Response, Row, cut, pack, plan, rows_of, share_out
-from learner.scorer import Scorer, inputs_of, visible
+from learner.packed_attention import ATTENTIONS, attention_of, sees
+from learner.scorer import Scorer, inputs_of
 from rollout.policy import Policy
 
 
@@ -21,18 +22,25 @@ def row(prompt: int, *responses: int) -> Row:
 ROWS = st.lists(st.builds(row, st.integers(1, 30), st.integers(1, 9), st.integers(1, 9)), max_size=25)
 
 
-def score(policy, rows):
+def score(policy, rows, attention="auto"):
     scorer = Scorer(policy)
     grids = [policy.pixels([r.image])[1][0] if r.image else None for r in rows]
     batch = pack(rows, [policy.positions(r.prompt_ids, grid) for r, grid in zip(rows, grids, strict=True)], policy.pad_token_id)
-    return scorer(**inputs_of(batch, policy, policy.device))
+    return scorer(**inputs_of(batch, policy, policy.device, attention))
 
 
-def test_packed_siblings_have_the_logprobs_of_rows_of_their_own(policy):
+UNCOMPILED = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+"""On a CPU `flex` can be checked, slowly; it learns on GPUs."""
+
+
+@UNCOMPILED
+@pytest.mark.parametrize("attention", ATTENTIONS)
+def test_packed_siblings_have_the_logprobs_of_rows_of_their_own(policy, attention):
     shared = picture(1)
     turns = group(policy, 1, 5, shared) + group(policy, 2, 3) + group(policy, 3, 4, picture(3, 84)) + group(policy, 4, 2, shared)
-    logprobs, entropy = score(policy, rows_of(turns, [1.0] * len(turns), [1.0] * len(turns), 10_000))
-    expected = torch.cat([plain_logprobs(policy, t.prompt_ids, t.image, t.turn.response_ids) for t in turns])
+    with torch.no_grad():
+        logprobs, entropy = score(policy, rows_of(turns, [1.0] * len(turns), [1.0] * len(turns), 10_000), attention)
+        expected = torch.cat([plain_logprobs(policy, t.prompt_ids, t.image, t.turn.response_ids) for t in turns])
     torch.testing.assert_close(logprobs, expected, atol=1e-5, rtol=0)
     assert (entropy > 0).all()
 
@@ -63,22 +71,62 @@ def test_an_empty_batch_has_no_tokens_and_gives_every_parameter_a_gradient_of_ze
 
 
 def test_a_token_sees_the_prompt_and_its_own_response_up_to_itself():
-    found = visible(torch.tensor([[0, 0, 1, 1, 2, -1]]))[0].int().tolist()
-    assert found == [
-        [1, 0, 0, 0, 0, 0],
-        [1, 1, 0, 0, 0, 0],
-        [1, 1, 1, 0, 0, 0],
-        [1, 1, 1, 1, 0, 0],
-        [1, 1, 0, 0, 1, 0],
-        [1, 1, 0, 0, 0, 1],
+    segments = torch.tensor([0, 0, 1, 1, 2])
+    whole = [
+        [1, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0],
+        [1, 1, 1, 0, 0],
+        [1, 1, 1, 1, 0],
+        [1, 1, 0, 0, 1],
     ]
+    assert sees(segments, segments).int().tolist() == whole
+    assert sees(segments[2:], segments).int().tolist() == whole[2:]
+
+
+@UNCOMPILED
+@settings(max_examples=25)
+@given(st.lists(st.builds(row, st.integers(1, 6), st.integers(1, 5), st.integers(1, 5)), min_size=1, max_size=4), st.integers(0, 99))
+def test_every_way_to_attend_is_attention_with_one_mask_over_everything(rows, seed):
+    batch = pack(rows, [np.zeros((3, len(r.prompt_ids)), np.int64) for r in rows], 0)
+    numbers, segments = torch.from_numpy(batch.rows), torch.from_numpy(batch.segments)
+    mask = sees(segments, segments) & (numbers[:, None] == numbers[None])
+    query, key, value = torch.randn(3, 1, 2, len(numbers), 16, generator=torch.Generator().manual_seed(seed))
+    expected = torch.nn.functional.scaled_dot_product_attention(query, key, value, mask, scale=0.3)
+    for name in ATTENTIONS:
+        found = attention_of(name, batch, query.device, query.dtype)(query, key, value, 0.3)
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+def test_a_model_that_scored_packed_rows_still_hides_padding_in_an_ordinary_forward_pass(policy):
+    (turn,) = group(policy, 2, 1)
+    score(policy, rows_of([turn], [1.0], [1.0], 99))
+    prompt, response = torch.from_numpy(turn.prompt_ids), torch.from_numpy(turn.turn.response_ids)
+    ids = torch.cat([torch.full((5,), policy.pad_token_id), prompt, response]).long()[None]
+    mask = (torch.arange(ids.shape[1]) >= 5).long()[None]
+    positions = (torch.arange(ids.shape[1]) - 5).clamp(min=0)[None, None].expand(3, 1, -1)
+    logits = policy.model(input_ids=ids, attention_mask=mask, position_ids=positions).logits[0, 4 + len(prompt) : -1]
+    found = torch.log_softmax(logits, -1).gather(1, response.long()[:, None])[:, 0]
+    torch.testing.assert_close(found, plain_logprobs(policy, turn.prompt_ids, None, turn.turn.response_ids), atol=1e-5, rtol=0)
 
 
 @given(ROWS, st.integers(1, 400))
 def test_micro_batches_hold_every_row_once_and_stay_within_their_bound(rows, tokens):
     batches = cut(rows, tokens)
     assert sorted(id(r) for batch in batches for r in batch) == sorted(map(id, rows))
-    assert all(len(batch) == 1 or max(r.length for r in batch) * len(batch) <= tokens for batch in batches)
+    assert all(len(batch) == 1 or sum(r.length for r in batch) <= tokens for batch in batches)
+
+
+@given(ROWS, st.integers(1, 400))
+def test_micro_batches_are_full_no_two_of_them_would_fit_into_one(rows, tokens):
+    filled = [sum(r.length for r in batch) for batch in cut(rows, tokens)]
+    assert all(a + b > tokens for i, a in enumerate(filled) for b in filled[:i])
+
+
+@given(ROWS)
+def test_a_micro_batch_holds_no_padding_and_every_token_of_a_response_is_predicted_once(rows):
+    batch = pack(rows, [np.tile(np.arange(len(r.prompt_ids)), (3, 1)) for r in rows], 0)
+    assert len(batch.input_ids) == batch.positions.shape[1] == len(batch.rows) == max(1, sum(r.length for r in rows))
+    assert len(batch.sources) == len(batch.targets) == sum(len(x.ids) for r in rows for x in r.responses)
 
 
 @given(ROWS, st.integers(1, 4))

@@ -265,4 +265,4 @@ def test_prompts_and_retrieved_text_have_no_place_among_the_tokens_of_the_loss()
     batch = pack(rows, [np.zeros((3, len(row.prompt_ids)), np.int64) for row in rows], 0)
     sampled = list(itertools.chain.from_iterable(response.ids for row in rows for response in row.responses))
     assert batch.targets.tolist() == sampled
-    assert len(sampled) < batch.input_ids.size
+    assert all(len(values) == len(sampled) for values in (batch.sources, batch.advantages, batch.weights, batch.old_logprobs))

@@ -1,0 +1,129 @@
+"""Attention within packed rows: a token sees its prompt and its own response, never a sibling, never another row.
+
+A way to compute it is a class that is made once for a micro-batch and called by every layer. `install` puts them under one name into the
+library's table of attention functions; a call that is not about packed rows goes on to the library's own.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from learner.micro_batches import PROMPT, MicroBatch
+
+NAME = "packed_rows"
+
+
+class PackedAttention(Protocol):
+    """One micro-batch's attention."""
+
+    def __call__(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float | None) -> torch.Tensor:
+        """All (1, heads, tokens, size), of the same number of heads; returns what `value` is."""
+        ...
+
+
+class RowByRow:
+    """PyTorch's fused kernel, two calls a row: the prompt sees itself, causally; the responses see prompt and responses through a mask.
+
+    Nothing is computed between rows, nor from the prompt to the responses, so it costs less than one call with a mask over everything; the
+    mask that is left has (tokens of all responses, tokens of the row) entries.
+    """
+
+    def __init__(self, batch: MicroBatch, device: torch.device, dtype: torch.dtype):
+        self.rows = np.bincount(batch.rows).tolist()
+        self.parts: list[int] = []
+        self.masks: list[torch.Tensor] = []
+        begin = 0
+        for length in self.rows:
+            segments = torch.from_numpy(batch.segments[begin : begin + length])
+            prompt = int((segments == PROMPT).sum())
+            self.parts += [prompt, length - prompt]
+            hidden = ~sees(segments, segments)[prompt:]
+            self.masks.append(torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, -torch.inf).to(device)[None, None])
+            begin += length
+
+    def __call__(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float | None) -> torch.Tensor:
+        queries = iter(query.split(self.parts, 2))
+        found = []
+        for keys, values, mask in zip(key.split(self.rows, 2), value.split(self.rows, 2), self.masks, strict=True):
+            prompt, responses = next(queries), next(queries)
+            end = prompt.shape[2]
+            found.append(F.scaled_dot_product_attention(prompt, keys[:, :, :end], values[:, :, :end], is_causal=True, scale=scale))
+            if responses.shape[2]:
+                found.append(F.scaled_dot_product_attention(responses, keys, values, mask, scale=scale))
+        return torch.cat(found, 2)
+
+
+class Flex:
+    """PyTorch's `flex_attention`: one kernel that skips the blocks in which nobody sees anybody. Compiled on a GPU; elsewhere it runs slowly,
+    uncompiled, and without gradients, which is good for a test."""
+
+    def __init__(self, batch: MicroBatch, device: torch.device, dtype: torch.dtype):
+        from torch.nn.attention.flex_attention import create_block_mask
+
+        rows, segments = torch.from_numpy(batch.rows).to(device), torch.from_numpy(batch.segments).to(device)
+
+        def seen(_batch: Any, _head: Any, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+            return (rows[q] == rows[k]) & ((segments[k] == PROMPT) | (segments[k] == segments[q])) & (q >= k)
+
+        tokens = len(batch.rows)
+        self.mask = create_block_mask(seen, None, None, tokens, tokens, device=str(device), _compile=device.type == "cuda")
+
+    def __call__(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float | None) -> torch.Tensor:
+        return _flex_attention(query.device.type)(query, key, value, block_mask=self.mask, scale=scale)
+
+
+@functools.cache
+def _flex_attention(device_type: str) -> Any:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention) if device_type == "cuda" else flex_attention
+
+
+ATTENTIONS: dict[str, type[RowByRow] | type[Flex]] = {"sdpa": RowByRow, "flex": Flex}
+"""`learner.attention` -> how it is computed."""
+
+
+def attention_of(name: str, batch: MicroBatch, device: torch.device, dtype: torch.dtype) -> PackedAttention:
+    """`auto`: `flex` on a GPU, `sdpa` elsewhere."""
+    if name == "auto":
+        name = "flex" if device.type == "cuda" else "sdpa"
+    return ATTENTIONS[name](batch, device, dtype)
+
+
+def sees(queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+    """(queries, keys) bool, for the last tokens and all tokens of one row, given by their segments: what a token attends to."""
+    causal = torch.ones(len(queries), len(keys), dtype=torch.bool).tril(len(keys) - len(queries))
+    return ((keys[None] == PROMPT) | (keys[None] == queries[:, None])) & causal
+
+
+def install(language_model: Any) -> None:
+    """Let a transformers model take `packed=PackedAttention`; without it, its forward pass is what it was."""
+    ALL_ATTENTION_FUNCTIONS.register(NAME, _forward)
+    ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
+    language_model.config._attn_implementation = NAME
+
+
+def _forward(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    packed: PackedAttention | None = None,
+    **others: Any,
+) -> tuple[torch.Tensor, None]:
+    if packed is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **others)
+    shared = query.shape[1] // key.shape[1]
+    if shared > 1:  # grouped queries
+        key, value = key.repeat_interleave(shared, 1), value.repeat_interleave(shared, 1)
+    return packed(query, key, value, scaling).transpose(1, 2).contiguous(), None
