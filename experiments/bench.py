@@ -2,6 +2,7 @@
 
 retrieval   exact search, actors, growth, 1M vectors, an HTTP server; then recall on real questions
 rollout     sampling siblings together
+learner     shared prefixes, DeepSpeed against a bare loop, its stages, a GPU where there is one
 
 A row is one figure, with what it was measured against in the same run (`benchmarks/row.py`).
 """
@@ -19,6 +20,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from experiments.benchmarks.learner import learner_rows
 from experiments.benchmarks.retrieval import retrieval_rows
 from experiments.benchmarks.rollout import rollout_rows
 from experiments.benchmarks.row import Row
@@ -35,7 +37,11 @@ class BenchSettings:
     """Smaller, in seconds instead of minutes; the figures are rougher."""
 
 
-BENCHMARKS: dict[str, Callable[[bool], Iterator[Row]]] = {"retrieval": retrieval_rows, "rollout": rollout_rows}
+BENCHMARKS: dict[str, Callable[[bool], Iterator[Row]]] = {
+    "retrieval": retrieval_rows,
+    "rollout": rollout_rows,
+    "learner": learner_rows,
+}
 
 
 def main(arguments: list[str]) -> int:

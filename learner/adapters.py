@@ -7,7 +7,7 @@ the adapters' product added to the weights they belong to. With adapters switche
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -69,6 +69,8 @@ def published_parameters(model: torch.nn.Module, partitioned: bool) -> Iterator[
 
 def whole(parameters: list[torch.nn.Parameter], partitioned: bool) -> AbstractContextManager[None]:
     """Within it every rank has all of these."""
+    if not partitioned:
+        return nullcontext()
     import deepspeed  # not before the environment of the rank is set
 
-    return deepspeed.zero.GatheredParameters(parameters, enabled=partitioned)
+    return deepspeed.zero.GatheredParameters(parameters)

@@ -54,7 +54,7 @@ def prepare(policy: Policy, config: LearnerConfig) -> None:
     if config.freeze_vision:
         model.model.visual.requires_grad_(False)
     if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.activation_checkpointing_enable({"use_reentrant": False})
         model.train()  # the library recomputes only then; there is no dropout in these models
 
 

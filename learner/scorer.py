@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from learner.micro_batches import MicroBatch
+from learner.micro_batches import MicroBatch, Row, pack
 from learner.packed_attention import PackedAttention, attention_of, install
 from rollout.policy import Policy
 
@@ -71,6 +72,13 @@ class Scorer(nn.Module):
         features = self.model.model.get_image_features(pixel_values, grids).pooler_output
         shown = torch.cat([features[i] for i in image_of_row.tolist()])
         return embedded.masked_scatter((input_ids == self.image_token_id)[..., None], shown.to(embedded.dtype))
+
+
+def packed(rows: Sequence[Row], policy: Policy) -> MicroBatch:
+    """The rows as one micro-batch of this policy."""
+    grids = [policy.patches(row.image)[1] if row.image else None for row in rows]
+    positions = [policy.positions(row.prompt_ids, grid) for row, grid in zip(rows, grids, strict=True)]
+    return pack(rows, positions, policy.pad_token_id)
 
 
 def inputs_of(batch: MicroBatch, policy: Policy, device: torch.device, attention: str = "auto") -> dict[str, Any]:

@@ -24,9 +24,9 @@ from learner.adapters import published_parameters, without_adapters
 from learner.config import LearnerConfig
 from learner.engine import build_engine, build_reference
 from learner.losses import MAXIMA, kl_estimate, sums_by
-from learner.micro_batches import MicroBatch, Row, pack
+from learner.micro_batches import MicroBatch, Row
 from learner.objective import Tokens, loss_of
-from learner.scorer import inputs_of
+from learner.scorer import inputs_of, packed
 from rollout import weights as weight_buffers
 from rollout.policy import Policy
 
@@ -94,14 +94,14 @@ class LearnerRank:
         """One optimizer step for each mini-batch. Returns its metrics on this rank: sums over tokens, and maxima as in `losses.MAXIMA`."""
         before: list[Any] = [None] * len(mini_batches)
         if self.config.sampler_cap and len(mini_batches) > 1:  # the log-probs that the learner begins with, while it still has them
-            before = [[self._logprobs(self._packed(rows))[0] for rows in mini_batch.micro_batches] for mini_batch in mini_batches]
+            before = [[self._logprobs(packed(rows, self.policy))[0] for rows in mini_batch.micro_batches] for mini_batch in mini_batches]
         return [self._step(mini_batch, learner) for mini_batch, learner in zip(mini_batches, before, strict=True)]
 
     def kl_to_reference(self, micro_batches: list[list[Row]]) -> list[np.ndarray]:
         """For each micro-batch (responses,) float64: the KL estimate of each response, summed over its tokens, from the sampler's log-probs."""
         found = []
         for rows in micro_batches:
-            batch = self._packed(rows)
+            batch = packed(rows, self.policy)
             reference = self._reference_logprobs(self._inputs(batch))
             estimate = kl_estimate(torch.from_numpy(batch.old_logprobs), reference.cpu(), self.config.kl_estimator)
             found.append(np.bincount(batch.turns, estimate.double().numpy(), sum(len(row.responses) for row in rows)))
@@ -150,7 +150,7 @@ class LearnerRank:
         for i, rows in enumerate(mini_batch.micro_batches):
             last = i + 1 == len(mini_batch.micro_batches)
             self.engine.set_gradient_accumulation_boundary(last)
-            batch = self._packed(rows)
+            batch = packed(rows, self.policy)
             before = None if learner_logprobs is None else learner_logprobs[i]
             loss, metrics = self._loss(batch, mini_batch.denominator, before, log_ratios)
             self.engine.backward(loss * self.ranks)  # the engine averages over ranks, and the denominator is already the one of all ranks
@@ -205,7 +205,7 @@ class LearnerRank:
         without gradient comes first."""
         sums = torch.zeros(2, mini_batch.episodes, device=self.device)
         for i, rows in enumerate(mini_batch.micro_batches):
-            batch = self._packed(rows)
+            batch = packed(rows, self.policy)
             logprobs, _ = self._logprobs(batch)
             old = torch.from_numpy(batch.old_logprobs).to(self.device)
             if self.config.sampler_cap:
@@ -214,11 +214,6 @@ class LearnerRank:
         if self.ranks > 1:
             torch.distributed.all_reduce(sums)
         return sums[0] / sums[1].clamp(min=1)
-
-    def _packed(self, rows: list[Row]) -> MicroBatch:
-        grids = [self.policy.patches(row.image)[1] if row.image else None for row in rows]
-        positions = [self.policy.positions(row.prompt_ids, grid) for row, grid in zip(rows, grids, strict=True)]
-        return pack(rows, positions, self.policy.pad_token_id)
 
     def _gradient_norm(self) -> float:
         """Without ZeRO the engine clips but does not tell the norm."""

@@ -7,7 +7,7 @@ from tiny_turns import group, picture, plain_logprobs
 
 from learner.micro_batches import Response, Row, cut, pack, plan, rows_of, share_out
 from learner.packed_attention import ATTENTIONS, attention_of, sees
-from learner.scorer import Scorer, inputs_of
+from learner.scorer import Scorer, inputs_of, packed
 from rollout.policy import Policy
 
 
@@ -24,9 +24,7 @@ ROWS = st.lists(st.builds(row, st.integers(1, 30), st.integers(1, 9), st.integer
 
 def score(policy, rows, attention="auto"):
     scorer = Scorer(policy)
-    grids = [policy.pixels([r.image])[1][0] if r.image else None for r in rows]
-    batch = pack(rows, [policy.positions(r.prompt_ids, grid) for r, grid in zip(rows, grids, strict=True)], policy.pad_token_id)
-    return scorer(**inputs_of(batch, policy, policy.device, attention))
+    return scorer(**inputs_of(packed(rows, policy), policy, policy.device, attention))
 
 
 UNCOMPILED = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
