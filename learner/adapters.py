@@ -27,7 +27,9 @@ def add_adapters(language_model: torch.nn.Module, config: LearnerConfig) -> None
     linear = sorted({name.rpartition(".")[2] for name, m in language_model.named_modules() if isinstance(m, torch.nn.Linear)})
     for name in config.lora_targets:
         if name not in linear:
-            raise ValueError(f"learner.lora_targets names {name!r}, which no linear layer of the language model is; expected some of {linear}")
+            raise ValueError(
+                f"learner.lora_targets names {name!r}, which no linear layer of the language model is; expected some of {linear}"
+            )
     lora = LoraConfig(r=config.lora_rank, lora_alpha=config.lora_alpha, target_modules=list(config.lora_targets), lora_dropout=0.0)
     inject_adapter_in_model(lora, language_model, ADAPTER)
 

@@ -98,11 +98,9 @@ class LearnerConfig:
     """Compute activations again in the backward pass instead of keeping them: a third more time, much less memory."""
     lora_rank: int = 0
     """Rank of low-rank adapters (LoRA), which are then all that is trained; 0: the weights themselves are. Sent and saved are merged weights."""
-    lora_alpha: float = 32.0
+    lora_alpha: int = 32
     """LoRA: the adapters' product is scaled by lora_alpha / lora_rank."""
-    lora_targets: list[str] = field(
-        default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-    )
+    lora_targets: list[str] = field(default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"])
     """LoRA: names of the linear layers of the language model that get adapters; the vision tower gets none."""
     freeze_vision: bool = False
     """Leave the vision tower as it is; with LoRA it is frozen anyway."""
@@ -129,7 +127,7 @@ class LearnerConfig:
             _one_of(f"learner.{key}", getattr(self, key), allowed)
         for kind in self.kind_weights:
             _one_of("a key of learner.kind_weights", kind, ("plan", "answer", "final"))
-        for key in ("lr", "tokens_per_micro_batch", "updates_per_iteration", "num_learners", "threads", "deadline_s", "constant_tokens", "lora_alpha"):
+        for key in POSITIVE:
             if not getattr(self, key) > 0:
                 raise ValueError(f"learner.{key} is {getattr(self, key)}; it must be greater than 0")
         for key in ("clip_low", "clip_high", "kl_weight", "entropy_weight", "max_mismatch", "resample_limit", "lora_rank"):
@@ -201,6 +199,7 @@ class LearnerConfig:
             )
 
 
+POSITIVE = "lr constant_tokens updates_per_iteration tokens_per_micro_batch lora_alpha num_learners threads deadline_s".split()
 CHOICES: dict[str, tuple[object, ...]] = {
     "step_comparison": ("reward", "return"),
     "baseline": ("mean", "leave_one_out", "shrunk"),

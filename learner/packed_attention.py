@@ -25,7 +25,7 @@ class PackedAttention(Protocol):
     """One micro-batch's attention."""
 
     def __call__(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float | None) -> torch.Tensor:
-        """All (1, heads, tokens, size), of the same number of heads; returns what `value` is."""
+        """All (1, heads, tokens, size), returns what `query` is; a head of keys and values may serve several of the queries (GQA)."""
         ...
 
 
@@ -50,6 +50,9 @@ class RowByRow:
             begin += length
 
     def __call__(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float | None) -> torch.Tensor:
+        served = query.shape[1] // key.shape[1]
+        if served > 1:
+            key, value = key.repeat_interleave(served, 1), value.repeat_interleave(served, 1)
         queries = iter(query.split(self.parts, 2))
         found = []
         for keys, values, mask in zip(key.split(self.rows, 2), value.split(self.rows, 2), self.masks, strict=True):
@@ -77,7 +80,7 @@ class Flex:
         self.mask = create_block_mask(seen, None, None, tokens, tokens, device=str(device), _compile=device.type == "cuda")
 
     def __call__(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float | None) -> torch.Tensor:
-        return _flex_attention(query.device.type)(query, key, value, block_mask=self.mask, scale=scale)
+        return _flex_attention(query.device.type)(query, key, value, block_mask=self.mask, scale=scale, enable_gqa=True)
 
 
 @functools.cache
@@ -123,7 +126,4 @@ def _forward(
 ) -> tuple[torch.Tensor, None]:
     if packed is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **others)
-    shared = query.shape[1] // key.shape[1]
-    if shared > 1:  # grouped queries
-        key, value = key.repeat_interleave(shared, 1), value.repeat_interleave(shared, 1)
     return packed(query, key, value, scaling).transpose(1, 2).contiguous(), None

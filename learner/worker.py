@@ -30,6 +30,7 @@ from learner.scorer import inputs_of, packed
 from rollout import weights as weight_buffers
 from rollout.policy import Policy
 
+
 @dataclass(frozen=True)
 class MiniBatch:
     """One rank's part of one optimizer step."""
@@ -50,6 +51,7 @@ class LearnerRank:
         self.rank, self.ranks, self.config, self.policy_path = rank, ranks, config, policy_path
         self.device = torch.device("cuda" if config.gpus_per_learner else "cpu")
         self.engine: Any = None
+        self.reference: Any = None
         self._sent: np.ndarray | None = None
         torch.set_num_threads(config.threads)
 
@@ -82,8 +84,9 @@ class LearnerRank:
 
     def build(self, config: LearnerConfig) -> None:
         """Load the policy and a fresh optimizer; an engine that was built before is dropped."""
-        if self.engine is not None:
-            self.engine.destroy()
+        for built in (self.engine, self.reference):
+            if hasattr(built, "destroy"):
+                built.destroy()
         self.config, self._sent = config, None
         torch.manual_seed(config.seed)
         self.policy = Policy.load(self.policy_path, dtype=config.dtype, device=str(self.device))

@@ -71,7 +71,9 @@ def prefix_rows(load: str, bar: float, quick: bool) -> Iterator[Row]:
         gradients[name] = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in policy.model.parameters()])
     apart = float((gradients["shared"] - gradients["padded"]).norm() / gradients["padded"].norm())
     if not apart < SAME_UPDATE:
-        raise AssertionError(f"{load}: gradients with and without shared prefixes differ by {apart:.2g} of their norm; expected {SAME_UPDATE}")
+        raise AssertionError(
+            f"{load}: gradients with and without shared prefixes differ by {apart:.2g} of their norm; expected {SAME_UPDATE}"
+        )
     yield Row.of(f"{load}: difference of the two gradients, of their norm", apart, "", bar=SAME_UPDATE, at_most=True)
     seconds = in_turn(variants, 2 if quick else 5)
     yield Row.of(
@@ -169,7 +171,9 @@ def stage_rows(quick: bool) -> Iterator[Row]:
             measured = {"seconds": max(rank["seconds"] for rank in found), "bytes": max(rank["bytes"] for rank in found)}
             base = base or measured
             yield Row.of(f"ZeRO {stage}, 2 ranks, {width} x {layers}: an update", measured["seconds"], "s", base["seconds"])
-            yield Row.of(f"ZeRO {stage}, 2 ranks, {width} x {layers}: memory of a rank", measured["bytes"] / MIB, "MiB", base["bytes"] / MIB)
+            yield Row.of(
+                f"ZeRO {stage}, 2 ranks, {width} x {layers}: memory of a rank", measured["bytes"] / MIB, "MiB", base["bytes"] / MIB
+            )
     finally:
         shutil.rmtree(folder)
 

@@ -59,9 +59,8 @@ def policy_3b() -> Any:
         torch.set_default_dtype(torch.bfloat16)
         model = Qwen2_5_VLForConditionalGeneration(config)
         torch.set_default_dtype(torch.float32)
-    model.activation_checkpointing_enable({"use_reentrant": False})
     return SimpleNamespace(
-        model=model.train(),
+        model=model,
         image_token_id=config.image_token_id,
         merge=config.vision_config.spatial_merge_size,
         pad_token_id=0,
@@ -98,9 +97,7 @@ def _row(draw: np.random.Generator, siblings: int) -> PackedRow:
     def some(n: int) -> np.ndarray:
         return draw.integers(10, 100_000, n).astype(np.int32)
 
-    return PackedRow(
-        some(PROMPT), None, tuple(Response(some(RESPONSE), np.zeros(RESPONSE, np.float32), 1.0, 1.0) for _ in range(siblings))
-    )
+    return PackedRow(some(PROMPT), None, tuple(Response(some(RESPONSE), np.zeros(RESPONSE, np.float32), 1.0, 1.0) for _ in range(siblings)))
 
 
 def _name(tokens: int, shared: bool) -> str:

@@ -86,7 +86,9 @@ def test_the_update_does_not_depend_on_the_size_of_micro_batches(one, turns):
     assert_same_update(found[1], found[2])
 
 
-@pytest.mark.parametrize(("stage", "dtype"), [(0, "float32"), (1, "float32"), (2, "float32"), (3, "float32"), (1, "bfloat16"), (3, "bfloat16")])
+@pytest.mark.parametrize(
+    ("stage", "dtype"), [(0, "float32"), (1, "float32"), (2, "float32"), (3, "float32"), (1, "bfloat16"), (3, "bfloat16")]
+)
 def test_every_zero_stage_makes_the_same_update_and_knows_its_gradient_norm(one, two, turns, stage, dtype):
     one.build(CONFIG)
     two.build(replace(CONFIG, num_learners=2, zero_stage=stage, dtype=dtype))

@@ -88,8 +88,11 @@ def test_every_way_to_attend_is_attention_with_one_mask_over_everything(rows, se
     batch = pack(rows, [np.zeros((3, len(r.prompt_ids)), np.int64) for r in rows], 0)
     numbers, segments = torch.from_numpy(batch.rows), torch.from_numpy(batch.segments)
     mask = sees(segments, segments) & (numbers[:, None] == numbers[None])
-    query, key, value = torch.randn(3, 1, 2, len(numbers), 16, generator=torch.Generator().manual_seed(seed))
-    expected = torch.nn.functional.scaled_dot_product_attention(query, key, value, mask, scale=0.3)
+    query, key, value = (
+        torch.randn(8, 1, len(numbers), 16, generator=torch.Generator().manual_seed(seed)).transpose(0, 1).split([4, 2, 2], 1)
+    )
+    served_by = [0, 0, 1, 1]
+    expected = torch.nn.functional.scaled_dot_product_attention(query, key[:, served_by], value[:, served_by], mask, scale=0.3)
     for name in ATTENTIONS:
         found = attention_of(name, batch, query.device, query.dtype)(query, key, value, 0.3)
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
