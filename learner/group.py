@@ -62,8 +62,8 @@ class LearnerGroup:
 
         Returns metrics: `loss`, `grad_norm` (before clipping), `lr`, `entropy`, `ratio` and its maximum, `clip_fraction`, `mismatch` (mean and
         maximum of |log-prob here - log-prob of the sampler| before the first step: rollout and learner should agree; `mismatch_k3`: as a
-        divergence), `kl`, `turns`, `learned_turns`, `learned_tokens`, `groups`, `dropped_groups`, `seconds`, `tokens_per_second` (prompts and
-        padding included).
+        divergence), `kl`, `turns`, `learned_turns`, `learned_tokens`, `groups`, `dropped_groups`, `seconds`, `tokens_per_second` (prompts
+        included).
         Raises: FloatingPointError for a gradient norm that is no number; `MismatchError` for a `mismatch` above `learner.max_mismatch`.
         """
         begin = time.perf_counter()

@@ -147,18 +147,34 @@ def share_out(rows: Sequence[Row], ranks: int) -> list[list[Row]]:
 
 
 def cut(rows: Sequence[Row], tokens: int) -> list[list[Row]]:
-    """Rows into micro-batches of at most `tokens` tokens (or one row that is longer by itself): each, longest first, into the first one that
-    has room for it."""
+    """Rows into micro-batches of at most `tokens` tokens (or one row that is longer by itself): longest first, into the first one that has room.
+
+    Rows with the same picture stay together where they fit: it is encoded once for each micro-batch that shows it.
+    """
     batches: list[list[Row]] = []
     room: list[int] = []
-    for row in sorted(rows, key=lambda row: -row.length):
-        place = next((i for i, left in enumerate(room) if row.length <= left), len(batches))
+    for block in sorted(_blocks(rows, tokens), key=lambda block: -_length(block)):
+        place = next((i for i, left in enumerate(room) if _length(block) <= left), len(batches))
         if place == len(batches):
             batches.append([])
             room.append(tokens)
-        batches[place].append(row)
-        room[place] -= row.length
+        batches[place] += block
+        room[place] -= _length(block)
     return batches
+
+
+def _blocks(rows: Sequence[Row], tokens: int) -> list[list[Row]]:
+    pictured: dict[str, list[Row]] = {}
+    for row in rows:
+        if row.image is not None:
+            pictured.setdefault(row.image.key, []).append(row)
+    whole = [block for block in pictured.values() if _length(block) <= tokens]
+    kept = {id(row) for block in whole for row in block}
+    return whole + [[row] for row in rows if id(row) not in kept]
+
+
+def _length(rows: Sequence[Row]) -> int:
+    return sum(row.length for row in rows)
 
 
 def plan(rows: Sequence[Row], ranks: int, tokens: int) -> list[list[list[Row]]]:

@@ -40,7 +40,7 @@ def gpu_rows(quick: bool) -> Iterator[Row]:
         for tokens, shared in names:
             yield Row(f"{_name(tokens, shared)}: MFU (no GPU)", float("nan"), "", bar=0.4)
         return
-    policy = policy_3b()
+    policy = random_policy(TEXT_3B, VISION_3B, torch.bfloat16, "cuda")
     scorer = Scorer(policy)
     for tokens, shared in names:
         seconds, flop, read, samples = measured(scorer, policy, tokens, shared, 2 if quick else 5)
@@ -49,22 +49,26 @@ def gpu_rows(quick: bool) -> Iterator[Row]:
         yield Row.of(f"{_name(tokens, shared)}: MFU", flop / seconds / PEAK, "", bar=0.4)
 
 
-def policy_3b() -> Any:
+def random_policy(text: dict[str, Any], vision: dict[str, Any], dtype: torch.dtype, device: str) -> Any:
+    """What the scorer needs of a policy, for prompts without pictures."""
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-    config = Qwen2_5_VLConfig(text_config=TEXT_3B, vision_config=VISION_3B, tie_word_embeddings=True)
+    config = Qwen2_5_VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=True)
     config._attn_implementation = "sdpa"
     torch.manual_seed(0)
-    with torch.device("cuda"):
-        torch.set_default_dtype(torch.bfloat16)
-        model = Qwen2_5_VLForConditionalGeneration(config)
-        torch.set_default_dtype(torch.float32)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            model = Qwen2_5_VLForConditionalGeneration(config)
+    finally:
+        torch.set_default_dtype(before)
     return SimpleNamespace(
         model=model,
         image_token_id=config.image_token_id,
         merge=config.vision_config.spatial_merge_size,
         pad_token_id=0,
-        device=torch.device("cuda"),
+        device=torch.device(device),
         positions=lambda ids, grid: np.tile(np.arange(len(ids)), (3, 1)),
     )
 
@@ -73,7 +77,8 @@ def measured(scorer: Scorer, policy: Any, tokens: int, shared: bool, times: int)
     """Seconds of a micro-batch, FLOP as counted, tokens read, samples."""
     draw = np.random.default_rng(0)
     length = PROMPT + (GROUP if shared else 1) * (RESPONSE - 1)
-    rows = [_row(draw, GROUP if shared else 1) for _ in range(tokens // length)]
+    words = scorer.model.lm_head.weight.shape[0]
+    rows = [_row(draw, GROUP if shared else 1, words) for _ in range(tokens // length)]
     (batch,) = cut(rows, tokens)
     inputs = inputs_of(packed(batch, policy), policy, policy.device)
     text = scorer.model.model.language_model
@@ -81,8 +86,10 @@ def measured(scorer: Scorer, policy: Any, tokens: int, shared: bool, times: int)
     read, predicted = len(inputs["input_ids"]), len(inputs["targets"])
 
     def once() -> None:
+        scorer.zero_grad()
         scorer(**inputs)[0].sum().backward()
-        torch.cuda.synchronize()
+        if policy.device.type == "cuda":
+            torch.cuda.synchronize()
 
     for _ in range(3):
         once()
@@ -93,9 +100,9 @@ def measured(scorer: Scorer, policy: Any, tokens: int, shared: bool, times: int)
     return (time.perf_counter() - begin) / times, flop, read, len(rows) * (GROUP if shared else 1)
 
 
-def _row(draw: np.random.Generator, siblings: int) -> PackedRow:
+def _row(draw: np.random.Generator, siblings: int, words: int) -> PackedRow:
     def some(n: int) -> np.ndarray:
-        return draw.integers(10, 100_000, n).astype(np.int32)
+        return draw.integers(0, words // 2, n).astype(np.int32)
 
     return PackedRow(some(PROMPT), None, tuple(Response(some(RESPONSE), np.zeros(RESPONSE, np.float32), 1.0, 1.0) for _ in range(siblings)))
 

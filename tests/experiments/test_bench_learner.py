@@ -8,10 +8,11 @@ import torch
 
 from experiments.benchmarks.fresh_process import forget_peak, peak, resident
 from experiments.benchmarks.learner import GROUP, learner_rows, shipped_policy, update_of
-from experiments.benchmarks.learner_gpu import gpu_rows
+from experiments.benchmarks.learner_gpu import gpu_rows, measured, random_policy
 from experiments.benchmarks.learner_turns import default_turns, turns_of_lengths
 from experiments.benchmarks.padded_rows import one_sample_rows, padded_batches
 from learner.micro_batches import rows_of
+from learner.scorer import Scorer
 from rollout.policy import Policy
 
 
@@ -61,6 +62,22 @@ def test_without_a_gpu_its_figures_are_named_and_neither_hold_nor_miss():
     rows = list(gpu_rows(quick=True))
     assert len(rows) == 4
     assert all(row.holds is None and math.isnan(row.value) and "(no GPU)" in row.name for row in rows)
+
+
+@pytest.mark.parametrize(("shared", "samples"), [(True, 16), (False, 3)])
+def test_what_is_measured_on_a_gpu_runs_on_a_cpu_at_a_small_shape(shared, samples):
+    text = {
+        "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 500,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 1, 1]},
+    }  # fmt: skip
+    vision = {"depth": 1, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": 32}
+    policy = random_policy(text, vision, torch.float32, "cpu")
+    seconds, flop, read, found = measured(Scorer(policy), policy, 1700, shared, 1)
+    assert seconds > 0
+    assert found == samples
+    assert read == (2 * (512 + 8 * 31) if shared else 3 * (512 + 31))
+    inside = sum(p.numel() for p in policy.model.model.language_model.layers.parameters())
+    assert flop == 6 * (inside * read + 500 * 32 * samples * 32)
 
 
 @pytest.mark.slow

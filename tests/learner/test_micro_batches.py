@@ -9,17 +9,19 @@ from learner.micro_batches import Response, Row, cut, pack, plan, rows_of, share
 from learner.packed_attention import ATTENTIONS, attention_of, sees
 from learner.scorer import Scorer, inputs_of, packed
 from rollout.policy import Policy
+from rollout.records import Image
 
 
-def row(prompt: int, *responses: int) -> Row:
+def row(prompt: int, *responses: int, image: Image | None = None) -> Row:
     return Row(
         np.arange(prompt, dtype=np.int32),
-        None,
+        image,
         tuple(Response(np.full(n, 7, np.int32), np.zeros(n, np.float32), 1.0, 1.0) for n in responses),
     )
 
 
-ROWS = st.lists(st.builds(row, st.integers(1, 30), st.integers(1, 9), st.integers(1, 9)), max_size=25)
+PICTURES = st.sampled_from([None, *(picture(seed) for seed in range(3))])
+ROWS = st.lists(st.builds(row, st.integers(1, 30), st.integers(1, 9), st.integers(1, 9), image=PICTURES), max_size=25)
 
 
 def score(policy, rows, attention="auto"):
@@ -128,6 +130,15 @@ def test_a_micro_batch_holds_no_padding_and_every_token_of_a_response_is_predict
     batch = pack(rows, [np.tile(np.arange(len(r.prompt_ids)), (3, 1)) for r in rows], 0)
     assert len(batch.input_ids) == batch.positions.shape[1] == len(batch.rows) == max(1, sum(r.length for r in rows))
     assert len(batch.sources) == len(batch.targets) == sum(len(x.ids) for r in rows for x in r.responses)
+
+
+@given(ROWS, st.integers(1, 400))
+def test_rows_with_one_picture_share_a_micro_batch_where_they_fit_into_one(rows, tokens):
+    batches = cut(rows, tokens)
+    for key in {r.image.key for r in rows if r.image}:
+        pictured = [r for r in rows if r.image and r.image.key == key]
+        if sum(r.length for r in pictured) <= tokens:
+            assert sum(any(r.image and r.image.key == key for r in batch) for batch in batches) == 1
 
 
 @given(ROWS, st.integers(1, 4))
