@@ -96,6 +96,8 @@ class LearnerConfig:
     """Of the order in which turns are dealt into mini-batches, and of the learner's random numbers."""
     deadline_s: float = 600.0
     """Any wait for a learner (start, update, weights, checkpoint) ends with an error after this many seconds."""
+    bucket_bytes: int = 256 * 2**20
+    """Weights are sent in pieces of about this size: while one is on its way, the next is gathered."""
     collapse: CollapseConfig = field(default_factory=CollapseConfig)
     """What counts as a sign that training goes wrong."""
 
@@ -105,7 +107,16 @@ class LearnerConfig:
             _one_of(f"learner.{key}", getattr(self, key), allowed)
         for kind in self.kind_weights:
             _one_of("a key of learner.kind_weights", kind, ("plan", "answer", "final"))
-        for key in ("lr", "tokens_per_micro_batch", "updates_per_iteration", "num_learners", "threads", "deadline_s", "constant_tokens"):
+        for key in (
+            "lr",
+            "tokens_per_micro_batch",
+            "updates_per_iteration",
+            "num_learners",
+            "threads",
+            "deadline_s",
+            "constant_tokens",
+            "bucket_bytes",
+        ):
             if not getattr(self, key) > 0:
                 raise ValueError(f"learner.{key} is {getattr(self, key)}; it must be greater than 0")
         for key in ("clip_low", "clip_high", "kl_weight", "entropy_weight", "max_mismatch", "resample_limit"):

@@ -6,7 +6,7 @@ import json
 import shutil
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from learner.micro_batches import plan, rows_of
 from learner.mini_batches import deal
 from learner.worker import LearnerRank, MiniBatch
 from rollout.records import ScoredTurn
-from rollout.weights import PublishedWeights, WeightBuffer
+from rollout.weights import PublishedBucket, WeightBuffer
 
 MANIFEST = "learner.json"
 PER_TOKEN = ("ratio", "clip_fraction", "entropy", "kl", "correction")
@@ -101,14 +101,18 @@ class LearnerGroup:
             "policy_version": float(self.policy_version),
         }
 
-    def publish(self) -> PublishedWeights:
-        """Put the weights into Ray's object store, to be handed to workers without passing through this process."""
-        calls = [rank.weights.options(num_returns=2).remote(self.policy_version) for rank in self._ranks]  # all ranks have to take part
-        checksum, *_ = self._wait([checksum for _, checksum in calls], f"the weights of policy version {self.policy_version}")
-        return PublishedWeights(calls[0][0], self.policy_version, checksum)
+    def publish(self) -> Iterator[PublishedBucket]:
+        """The weights, bucket by bucket, in Ray's object store: workers take them from there, not through this process. While one is being sent,
+        the next is gathered. A bucket that is as it was in the last version is the same object."""
+        number = 0
+        calls = [rank.publish_bucket.remote(number) for rank in self._ranks]  # all ranks have to take part
+        while bucket := self._wait(calls, f"bucket {number + 1} of the weights of policy version {self.policy_version}")[0]:
+            number += 1
+            calls = [rank.publish_bucket.remote(number) for rank in self._ranks]
+            yield bucket
 
     def weights(self) -> WeightBuffer:
-        return ray.get(self.publish().buffer)
+        return WeightBuffer(tuple(ray.get([bucket.ref for bucket in self.publish()])), self.policy_version)
 
     def save(self, folder: str | Path) -> None:
         """Write all that `load` needs, aside, and rename it when it is complete. The folder must be visible to all learner nodes."""
@@ -142,7 +146,7 @@ class LearnerGroup:
         """Write the policy in Hugging Face format (weights, tokenizer, image processor): it loads with `from_pretrained`."""
         folder = Path(folder).absolute()
         folder.mkdir(parents=True, exist_ok=True)
-        self._all("save_policy", str(folder), self.policy_version)
+        self._all("save_policy", str(folder))
 
     def shutdown(self) -> None:
         for rank in self._ranks:

@@ -60,6 +60,7 @@ class StepGRPO(Algorithm):
             learned = self.learner_group.update(self.turns)
         self._log("rollout", rollout_metrics(self.trajectories))
         self._log("rollout", {"lost_workers": self.workers.lost, "requeued_chunks": self.workers.requeued_chunks})
+        self._log("rollout", {"lost_in_transfer": sum(1 for lost in self.workers.losses if lost.bucket)})
         self._log("reward", reward_metrics(self.turns))
         self._log("learner", learned)
         self._log("seconds", self._seconds)
@@ -83,7 +84,7 @@ class StepGRPO(Algorithm):
     def push_weights(self) -> None:
         """Bring all rollout workers to the learner's policy version; nothing is sent to workers that hold it."""
         if self.workers.version != self.policy_version:
-            self.workers.push(self.learner_group.publish())
+            self.workers.push(self.policy_version, self.learner_group.publish())
 
     def roll_out(self, questions: Sequence[Any], *, seed: int, overrides: dict[str, Any] | None = None) -> list[Trajectory]:
         """Trajectories in the order of the questions, by all workers. `overrides` replaces fields of the rollout configuration: an evaluation

@@ -25,8 +25,8 @@ from learner.losses import MAXIMA, kl_estimate, sums_by
 from learner.micro_batches import MicroBatch, Row, pack
 from learner.objective import Tokens, loss_of
 from learner.scorer import Scorer, inputs_of
-from rollout import weights as weight_buffers
 from rollout.policy import Policy
+from rollout.weights import Bucket, Packer, PublishedBucket
 
 SMALLEST_PARTITIONED = 10_000
 """ZeRO-3 keeps tensors with fewer elements whole on every rank: gathering them costs more than storing them."""
@@ -52,7 +52,9 @@ class LearnerRank:
         self.rank, self.ranks, self.config, self.policy_path = rank, ranks, config, policy_path
         self.device = torch.device("cuda" if config.gpus_per_learner else "cpu")
         self.engine: Any = None
-        self._sent: np.ndarray | None = None
+        self._packer = Packer(config.bucket_bytes)
+        self._outgoing: Iterator[Bucket] = iter(())
+        self._published: list[PublishedBucket] = []
         torch.set_num_threads(config.threads)
 
     def address(self) -> tuple[str, int]:
@@ -88,7 +90,7 @@ class LearnerRank:
 
         if self.engine is not None:
             self.engine.destroy()
-        self.config, self._sent = config, None
+        self.config, self._packer.bucket_bytes = config, config.bucket_bytes
         torch.manual_seed(config.seed)
         self.policy = Policy.load(self.policy_path, dtype=config.dtype, device=str(self.device))
         self.reference = Scorer(Policy.load(self.policy_path, dtype=config.dtype, device=str(self.device))) if config.kl_weight else None
@@ -117,23 +119,31 @@ class LearnerRank:
             found.append(np.bincount(batch.turns, estimate.double().numpy(), sum(len(row.responses) for row in rows)))
         return found
 
-    def weights(self, version: int) -> tuple[weight_buffers.WeightBuffer | None, int]:
-        """All weights and their checksum, on rank 0; nothing on the others, which take part because ZeRO-3 gathers from all."""
-        named = self._gathered()
-        if self.rank:
-            for _ in named:
-                pass
-            return None, 0
-        buffer = weight_buffers.pack(named if self._sent is not None else [(n, t.clone()) for n, t in named], version, self._sent)
-        self._sent = buffer.data
-        return buffer, buffer.checksum
+    def publish_bucket(self, number: int) -> PublishedBucket | None:
+        """Bucket 0, 1, ... of the weights as they are at bucket 0; None after the last one. All ranks gather, rank 0 publishes."""
+        if self.rank and self.config.zero_stage < 3:
+            return None
+        if number == 0:
+            self._outgoing = self._packer.buckets(self._gathered())
+        bucket = next(self._outgoing, None)
+        if bucket is None or self.rank:
+            return None
+        known = self._published[number] if number < len(self._published) else None
+        if known is not None and known.checksum == bucket.checksum:
+            return known
+        published = PublishedBucket(ray.put(bucket), bucket.checksum, len(bucket.data))
+        self._published[number : number + 1] = [published]
+        return published
 
-    def save_policy(self, folder: str, version: int) -> None:
-        """Write the policy in Hugging Face format, from rank 0."""
-        buffer, _ = self.weights(version)
-        if buffer is not None:
-            policy = Policy.load(self.policy_path, dtype=self.config.dtype)
-            weight_buffers.copy_into(policy.model, weight_buffers.unpack(buffer))
+    def save_policy(self, folder: str) -> None:
+        """Write the policy in Hugging Face format, from rank 0; all ranks gather."""
+        policy = None if self.rank else Policy.load(self.policy_path, dtype=self.config.dtype)
+        written = dict(policy.model.named_parameters()) if policy else {}
+        with torch.no_grad():
+            for name, tensor in self._gathered():
+                if policy:
+                    written[name].copy_(tensor)
+        if policy:
             policy.save(folder)
 
     def save(self, folder: str) -> None:
