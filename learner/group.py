@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import time
 from collections import defaultdict
@@ -15,8 +16,9 @@ import numpy as np
 import ray
 
 from learner.advantages import TurnAdvantages, turn_advantages
+from learner.checkpoint_files import refuse_damaged, refuse_without_room
 from learner.config import LearnerConfig
-from learner.deadline import results
+from learner.deadline import DeadlineError, results
 from learner.losses import MAXIMA
 from learner.micro_batches import plan, rows_of
 from learner.mini_batches import deal
@@ -25,6 +27,9 @@ from rollout.records import ScoredTurn
 from rollout.weights import PublishedBucket, WeightBuffer
 
 MANIFEST = "learner.json"
+POLL_S = 0.02
+"""Between two looks at a checkpoint that is being written."""
+logger = logging.getLogger(__name__)
 PER_TOKEN = ("ratio", "clip_fraction", "entropy", "kl", "correction")
 """Metrics that ranks send as sums over tokens."""
 
@@ -41,6 +46,8 @@ class LearnerGroup:
         self.policy_path = str(policy_path)
         self.policy_version = 0
         """Number of updates so far."""
+        self.not_restored = ""
+        """What the last `load` could not take over, as a sentence; empty: nothing."""
         options: dict[str, Any] = {"num_cpus": config.cpus_per_learner, "num_gpus": config.gpus_per_learner}
         options["runtime_env"] = {"env_vars": dict(config.environment)}
         actor = ray.remote(**options)(LearnerRank)
@@ -115,32 +122,69 @@ class LearnerGroup:
         return WeightBuffer(tuple(ray.get([bucket.ref for bucket in self.publish()])), self.policy_version)
 
     def save(self, folder: str | Path) -> None:
-        """Write all that `load` needs, aside, and rename it when it is complete. The folder must be visible to all learner nodes."""
+        """Write all that `load` needs, aside, and rename it when it is complete. The folder must be visible to all learner nodes.
+
+        Raises OSError, and leaves an earlier checkpoint of that name as it was, when there is no room.
+        """
         folder = Path(folder).absolute()
         aside = folder.with_name(folder.name + ".partial")
         shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
-        self._all("save", str(aside))
-        (aside / MANIFEST).write_text(json.dumps({**self._shape(), "policy_version": self.policy_version}, indent=1))
+        self.snapshot()
+        self.write(aside)
+        end = time.monotonic() + self.config.deadline_s
+        while not self.written():
+            if time.monotonic() > end:
+                raise DeadlineError(f"waited {self.config.deadline_s:g} s for the learners to write {aside}")
+            time.sleep(POLL_S)
         if folder.exists():
             shutil.rmtree(folder)
         aside.rename(folder)
 
-    def load(self, folder: str | Path) -> None:
-        """Go on exactly where `save` was called.
+    def snapshot(self) -> None:
+        """Copy all that `load` needs into the memory of the learners, to be written by `write`. The learners stand still only for this."""
+        self._snapshot_bytes = sum(self._all("snapshot"))
+        self._snapshot_of = self._shape() | {"policy_version": self.policy_version}
 
-        Raises: FileNotFoundError when the folder is not a complete checkpoint; ValueError when another number of learners, ZeRO stage or dtype
-        wrote it.
+    def write(self, folder: Path) -> None:
+        """Begin to write the last snapshot into a new folder, while the learners go on; it is complete when `written` says so.
+
+        Raises `NoRoomError` when the disk has too little room.
+        """
+        refuse_without_room(folder, self._snapshot_bytes)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._writing = folder
+        self._all("write", str(folder))
+
+    def written(self) -> bool:
+        """Whether what `write` began is complete; then it has a manifest. Raises OSError when it went wrong."""
+        parts = self._all("written")
+        if None in parts:
+            return False
+        files = {name: fact for part in parts for name, fact in part.items()}
+        (self._writing / MANIFEST).write_text(json.dumps(self._snapshot_of | {"files": files}, indent=1))
+        return True
+
+    def load(self, folder: str | Path) -> str:
+        """Go on exactly where `save` was called. Where another number of learners, another ZeRO stage or dtype wrote it, only the weights are
+        taken over: the returned sentence says what was lost; otherwise it is empty.
+
+        Raises: FileNotFoundError when the folder is not a complete checkpoint; `CorruptCheckpointError` when a file has not its size.
         """
         folder = Path(folder).absolute()
         if not (folder / MANIFEST).is_file():
             raise FileNotFoundError(f"{folder / MANIFEST} is missing: no complete learner checkpoint; choose another one")
         manifest = json.loads((folder / MANIFEST).read_text())
-        for key, value in self._shape().items():
-            if manifest[key] != value:
-                raise ValueError(f"{folder / MANIFEST}: written with learner.{key}={manifest[key]}, now it is {value}; set it back")
-        self._all("load", str(folder))
+        refuse_damaged(folder, manifest["files"], read=False)
+        self.not_restored = ""
+        if other := {key: manifest[key] for key, value in self._shape().items() if manifest[key] != value}:
+            self._all("build", self.config, str(folder))
+            was = ", ".join(f"learner.{key}={value} (now {self._shape()[key]})" for key, value in other.items())
+            self.not_restored = f"{folder} was written with {was}: its weights are taken over, the moments of the optimizer begin at zero"
+            logger.warning(self.not_restored)
+        else:
+            self._all("load", str(folder))
         self.policy_version = manifest["policy_version"]
+        return self.not_restored
 
     def save_policy(self, folder: str | Path) -> None:
         """Write the policy in Hugging Face format (weights, tokenizer, image processor): it loads with `from_pretrained`."""

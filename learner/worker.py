@@ -20,14 +20,18 @@ import numpy as np
 import ray
 import torch
 
+from learner.checkpoint_files import FileFacts
 from learner.config import LearnerConfig
+from learner.consolidated import consolidated_weights
 from learner.losses import MAXIMA, kl_estimate, sums_by
 from learner.micro_batches import MicroBatch, Row, pack
 from learner.objective import Tokens, loss_of
 from learner.scorer import Scorer, inputs_of
 from rollout.policy import Policy
-from rollout.weights import Bucket, Packer, PublishedBucket
+from rollout.weights import Bucket, Packer, PublishedBucket, copy_into
 
+TAG = "engine"
+"""DeepSpeed's name for the folder of its files within a checkpoint."""
 SMALLEST_PARTITIONED = 10_000
 """ZeRO-3 keeps tensors with fewer elements whole on every rank: gathering them costs more than storing them."""
 
@@ -84,9 +88,12 @@ class LearnerRank:
             timeout=timedelta(seconds=self.config.deadline_s),
         )
 
-    def build(self, config: LearnerConfig) -> None:
-        """Load the policy and a fresh optimizer; an engine that was built before is dropped."""
+    def build(self, config: LearnerConfig, weights_of: str = "") -> None:
+        """Load the policy and a fresh optimizer; an engine that was built before is dropped. `weights_of`: a checkpoint whose weights (and nothing
+        else) are taken over, whatever number of learners wrote it."""
         import deepspeed
+
+        from learner.snapshot import Snapshot
 
         if self.engine is not None:
             self.engine.destroy()
@@ -95,10 +102,15 @@ class LearnerRank:
         self.policy = Policy.load(self.policy_path, dtype=config.dtype, device=str(self.device))
         self.reference = Scorer(Policy.load(self.policy_path, dtype=config.dtype, device=str(self.device))) if config.kl_weight else None
         scorer = Scorer(self.policy, entropy_gradient=config.entropy_weight != 0)
+        if weights_of:
+            found = consolidated_weights(Path(weights_of), TAG)
+            copy_into(scorer, {name: found[name] for name, _ in scorer.named_parameters() if name in found})
         optimizer = torch.optim.AdamW(
             scorer.parameters(), lr=config.lr, betas=(config.betas[0], config.betas[1]), weight_decay=config.weight_decay
         )
         self.engine, *_ = deepspeed.initialize(model=scorer, optimizer=optimizer, config=_engine_config(config), dist_init_required=False)
+        self.kept = self.engine.checkpoint_engine = Snapshot()
+        self.engine._copy_recovery_script = lambda folder: None  # DeepSpeed would add a script to every checkpoint
 
     def update(self, mini_batches: list[MiniBatch]) -> list[dict[str, float]]:
         """One optimizer step for each mini-batch. Returns its metrics on this rank: sums over tokens, and maxima as in `losses.MAXIMA`."""
@@ -146,14 +158,27 @@ class LearnerRank:
         if policy:
             policy.save(folder)
 
-    def save(self, folder: str) -> None:
-        """Write weights, optimizer and random state; every rank writes its part."""
-        self.engine.save_checkpoint(folder, tag="engine")
+    def snapshot(self) -> int:
+        """Copy weights, optimizer and random state into this process; every rank its part. Waits until the last copy is written.
+
+        Returns the bytes of the copy.
+        """
+        self.kept.begin()
+        self.engine.save_checkpoint(".", tag=TAG, save_latest=False)
         random = {"cpu": torch.get_rng_state()} | ({"cuda": torch.cuda.get_rng_state()} if self.device.type == "cuda" else {})
-        torch.save(random, Path(folder) / f"random_{self.rank}.pt")
+        self.kept.save(random, f"random_{self.rank}.pt")
+        return self.kept.bytes
+
+    def write(self, folder: str) -> None:
+        """Begin to write the copy; the learner goes on meanwhile."""
+        self.kept.write(Path(folder))
+
+    def written(self) -> FileFacts | None:
+        """The files of this rank, with size and checksum; None while they are being written. Raises OSError when that went wrong."""
+        return self.kept.written()
 
     def load(self, folder: str) -> None:
-        self.engine.load_checkpoint(folder, tag="engine")
+        self.engine.load_checkpoint(folder, tag=TAG)
         random = torch.load(Path(folder) / f"random_{self.rank}.pt", weights_only=True)
         torch.set_rng_state(random["cpu"])
         if "cuda" in random:
