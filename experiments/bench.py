@@ -2,6 +2,7 @@
 
 retrieval   exact search, actors, growth, 1M vectors, an HTTP server; then recall on real questions
 rollout     sampling siblings together
+weights     from the learner to the rollout workers, and to the disk
 
 A row is one figure, with what it was measured against in the same run (`benchmarks/row.py`).
 """
@@ -22,6 +23,7 @@ from rich.table import Table
 from experiments.benchmarks.retrieval import retrieval_rows
 from experiments.benchmarks.rollout import rollout_rows
 from experiments.benchmarks.row import Row
+from experiments.benchmarks.weights import weight_rows
 from experiments.command_settings import read_settings
 from experiments.config import RunConfigError
 from experiments.summary import git_commit, machine
@@ -35,7 +37,7 @@ class BenchSettings:
     """Smaller, in seconds instead of minutes; the figures are rougher."""
 
 
-BENCHMARKS: dict[str, Callable[[bool], Iterator[Row]]] = {"retrieval": retrieval_rows, "rollout": rollout_rows}
+BENCHMARKS: dict[str, Callable[[bool], Iterator[Row]]] = {"retrieval": retrieval_rows, "rollout": rollout_rows, "weights": weight_rows}
 
 
 def main(arguments: list[str]) -> int:

@@ -65,8 +65,9 @@ class Snapshot(TorchCheckpointEngine):
             path = folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
-                torch.save(state, path)
-            except RuntimeError as error:  # torch's writer tells a full disk in its own words
+                with path.open("wb") as file:  # by its name, torch would open and close it while holding the lock that the learner needs
+                    torch.save(state, file)
+            except (OSError, RuntimeError) as error:  # torch's writer tells a full disk in its own words
                 free = shutil.disk_usage(folder).free
                 raise OSError(f"{path} could not be written ({str(error).partition(chr(10))[0]}); {free:,} bytes are free") from error
         return facts_of(folder, list(self._states))
