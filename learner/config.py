@@ -96,6 +96,9 @@ class LearnerConfig:
     """Of the order in which turns are dealt into mini-batches, and of the learner's random numbers."""
     deadline_s: float = 600.0
     """Any wait for a learner (start, update, weights, checkpoint) ends with an error after this many seconds."""
+    transport: str = "object_store"
+    """How weights reach the rollout workers. `object_store`: through Ray's shared memory and its own network transfer. `collective`: by one
+    broadcast, NCCL where learner and workers are on GPUs, gloo where they are not; both sides keep two buckets, or a second copy."""
     bucket_bytes: int = 256 * 2**20
     """Weights are sent in pieces of about this size: while one is on its way, the next is gathered."""
     collapse: CollapseConfig = field(default_factory=CollapseConfig)
@@ -166,6 +169,7 @@ CHOICES: dict[str, tuple[object, ...]] = {
     "kl_in": ("loss", "reward"),
     "dtype": ("float32", "bfloat16"),
     "zero_stage": (0, 1, 2, 3),
+    "transport": ("object_store", "collective"),
 }
 """Key -> its values. The functions behind the names are in tables of their own; a test holds both together."""
 

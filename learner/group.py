@@ -58,6 +58,11 @@ class LearnerGroup:
         self._all("connect", *address)
         self.build(config)
 
+    @property
+    def ranks(self) -> list[Any]:
+        """Handles of the learner processes."""
+        return self._ranks
+
     def build(self, config: LearnerConfig) -> None:
         """Begin again from the policy on disk, as version 0, with another configuration but the same processes."""
         self.config, self.policy_version = config, 0

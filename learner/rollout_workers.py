@@ -17,6 +17,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from learner.deadline import DeadlineError
+from learner.weight_broadcast import WeightBroadcast
 from learner.weight_transfer import Lost, WeightTransfer, line
 from rollout.records import Trajectory
 from rollout.weights import MissingWeightsError, PublishedBucket
@@ -69,6 +70,15 @@ class RolloutWorkers:
     def handles(self) -> dict[int, Any]:
         """Worker index -> actor handle, dead or alive."""
         return self._register.actors()
+
+    def broadcast(self, broadcast: WeightBroadcast) -> list[PublishedBucket] | None:
+        """Bring the weights to all workers at once, to be pushed then; None when that failed, or when a worker is lost: it comes back by `push`."""
+        if not all(self._register.is_actor_healthy(worker) for worker in self.handles):
+            return None
+        sent = broadcast.send(self.handles, lambda number, bucket: all(self.transfer.holds(w, number, bucket) for w in self.handles))
+        if sent is not None:
+            self.transfer.broadcast(self.handles, sent)
+        return sent
 
     def push(self, version: int, buckets: Iterable[PublishedBucket], deadline_s: float | None = None) -> None:
         """Send weights to all workers, each bucket as soon as it is there, and wait until they have answered with their version and checksum.
@@ -149,7 +159,9 @@ class RolloutWorkers:
             batch.waiting.appendleft(chunk)
 
     def _invite(self) -> None:
-        """Send the weights to workers that are lost, when it is time to try."""
+        """Send the weights to workers that are lost, when it is time to try; those that were broadcast are not at hand any more."""
+        if any(bucket.ref is None for bucket in self.transfer.buckets):
+            return
         for worker in [worker for worker, at in self._ask_again_at.items() if at <= time.monotonic()]:
             del self._ask_again_at[worker]
             for number in range(len(self.transfer.buckets)):

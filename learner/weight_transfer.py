@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,10 +49,19 @@ class WeightTransfer:
     def begin(self, version: int) -> None:
         self.version, self.buckets, self.calls = version, [], {}
 
+    def holds(self, worker: int, number: int, bucket: PublishedBucket) -> bool:
+        """Whether the worker has it from an earlier version."""
+        held = self._held.get(worker, [])
+        return number < len(held) and held[number] == bucket.checksum
+
+    def broadcast(self, workers: Iterable[int], buckets: Sequence[PublishedBucket]) -> None:
+        """These workers have these buckets, without `send`."""
+        self._held.update({worker: [bucket.checksum for bucket in buckets] for worker in workers})
+
     def send(self, worker: int, number: int) -> None:
         """Hand over a bucket, unless the worker holds it from an earlier version."""
-        held, bucket = self._held.get(worker, []), self.buckets[number]
-        if number >= len(held) or held[number] != bucket.checksum:
+        bucket = self.buckets[number]
+        if not self.holds(worker, number, bucket):
             self.calls.setdefault(worker, {})[number] = self._handles()[worker].receive.remote(number, bucket.ref)
 
     def seal(self, worker: int) -> ray.ObjectRef:

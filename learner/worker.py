@@ -27,8 +27,9 @@ from learner.losses import MAXIMA, kl_estimate, sums_by
 from learner.micro_batches import MicroBatch, Row, pack
 from learner.objective import Tokens, loss_of
 from learner.scorer import Scorer, inputs_of
+from learner.weight_sender import WeightSender
 from rollout.policy import Policy
-from rollout.weights import Bucket, Packer, PublishedBucket, copy_into
+from rollout.weights import copy_into
 
 TAG = "engine"
 """DeepSpeed's name for the folder of its files within a checkpoint."""
@@ -49,16 +50,14 @@ class MiniBatch:
     """Episodes of the mini-batch over all ranks; `Response.episode` counts to it."""
 
 
-class LearnerRank:
+class LearnerRank(WeightSender):
     """Rank `rank` of `ranks`. Call `connect`, then `build`, on all ranks at once; so too every other method that is not `address`."""
 
     def __init__(self, rank: int, ranks: int, config: LearnerConfig, policy_path: str):
         self.rank, self.ranks, self.config, self.policy_path = rank, ranks, config, policy_path
         self.device = torch.device("cuda" if config.gpus_per_learner else "cpu")
         self.engine: Any = None
-        self._packer = Packer(config.bucket_bytes)
-        self._outgoing: Iterator[Bucket] = iter(())
-        self._published: list[PublishedBucket] = []
+        self.prepare_sending(config.bucket_bytes, "cuda" if self.device.type == "cuda" and config.transport == "collective" else "cpu")
         torch.set_num_threads(config.threads)
 
     def address(self) -> tuple[str, int]:
@@ -97,7 +96,7 @@ class LearnerRank:
 
         if self.engine is not None:
             self.engine.destroy()
-        self.config, self._packer.bucket_bytes = config, config.bucket_bytes
+        self.config, self.packer.bucket_bytes = config, config.bucket_bytes
         torch.manual_seed(config.seed)
         self.policy = Policy.load(self.policy_path, dtype=config.dtype, device=str(self.device))
         self.reference = Scorer(Policy.load(self.policy_path, dtype=config.dtype, device=str(self.device))) if config.kl_weight else None
@@ -131,28 +130,12 @@ class LearnerRank:
             found.append(np.bincount(batch.turns, estimate.double().numpy(), sum(len(row.responses) for row in rows)))
         return found
 
-    def publish_bucket(self, number: int) -> PublishedBucket | None:
-        """Bucket 0, 1, ... of the weights as they are at bucket 0; None after the last one. All ranks gather, rank 0 publishes."""
-        if self.rank and self.config.zero_stage < 3:
-            return None
-        if number == 0:
-            self._outgoing = self._packer.buckets(self._gathered())
-        bucket = next(self._outgoing, None)
-        if bucket is None or self.rank:
-            return None
-        known = self._published[number] if number < len(self._published) else None
-        if known is not None and known.checksum == bucket.checksum:
-            return known
-        published = PublishedBucket(ray.put(bucket), bucket.checksum, len(bucket.data))
-        self._published[number : number + 1] = [published]
-        return published
-
     def save_policy(self, folder: str) -> None:
         """Write the policy in Hugging Face format, from rank 0; all ranks gather."""
         policy = None if self.rank else Policy.load(self.policy_path, dtype=self.config.dtype)
         written = dict(policy.model.named_parameters()) if policy else {}
         with torch.no_grad():
-            for name, tensor in self._gathered():
+            for name, tensor in self.gathered():
                 if policy:
                     written[name].copy_(tensor)
         if policy:
@@ -263,7 +246,11 @@ class LearnerRank:
         gradients = [p.grad for p in self.engine.module.parameters() if p.grad is not None]
         return float(torch.nn.utils.get_total_norm(gradients))
 
-    def _gathered(self) -> Iterator[tuple[str, torch.Tensor]]:
+    @property
+    def gathers(self) -> bool:
+        return self.config.zero_stage == 3
+
+    def gathered(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Names and values, one at a time, as the policy's model names them."""
         import deepspeed
 

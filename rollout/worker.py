@@ -14,11 +14,12 @@ from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.env.env_runner import EnvRunner
 from ray.rllib.utils.checkpoints import Checkpointable
 
+from rollout.broadcast import BroadcastGroup
 from rollout.engines.transformers_engine import TransformersEngine
 from rollout.episode import RecordedTurn, roll_out, roll_out_recorded
 from rollout.policy import Policy
 from rollout.records import Question, Trajectory
-from rollout.weights import Bucket, Inbox, views
+from rollout.weights import Bucket, Inbox, PublishedBucket, views
 
 NO_SPACE = gym.spaces.Box(-1, 1, (1,), np.float32)
 """RLlib asks every env runner for its spaces; questions and answers have none."""
@@ -51,6 +52,15 @@ class RolloutWorker(EnvRunner, Checkpointable):
         """
         self._inbox.take(number, bucket)
         return ray.util.get_node_ip_address()
+
+    def join_broadcast(self, host: str, port: int, rank: int, size: int, deadline_s: float) -> None:
+        """Meet the learner and the other workers, to receive buckets without the object store."""
+        self._broadcast = BroadcastGroup(host, port, rank, size, deadline_s, self.engine.policy.device)
+
+    def receive_broadcast(self, number: int, announced: PublishedBucket) -> None:
+        """As `receive`, but the bytes come by broadcast. Raises RuntimeError when the sender or another receiver is gone."""
+        flat = self._broadcast.receive(number, announced.bytes)
+        self._inbox.take(number, Bucket(flat if flat.is_cuda else flat.numpy(), announced.manifest, announced.checksum))
 
     def use_weights(self, version: int, checksums: Sequence[int]) -> tuple[int, int]:
         """Take over these buckets, all at once; returns their version and the checksum of all.

@@ -13,9 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from experiments.benchmarks.row import Row
 from experiments.config import REPOSITORY, ClusterConfig, TrainConfig, find_policy
+from learner.config import LearnerConfig
+from learner.weight_sender import WeightSender
+from rollout.weights import Inbox, views
 
 RECEIVERS = 4
 TENSOR_BYTES = 2**24
@@ -34,7 +38,6 @@ def broadcast_rows(size: int) -> Iterator[Row]:
     import ray
 
     from experiments.cluster import start_ray
-    from learner.config import LearnerConfig
     from learner.group import LearnerGroup
     from learner.rollout_workers import RolloutWorkers
 
@@ -73,25 +76,21 @@ def memcpy_bytes_per_second(size: int) -> float:
     return size / statistics.median(seconds)
 
 
-class Sender:
-    """A learner's side: the packing and publishing of `LearnerRank`, without an engine."""
+class Sender(WeightSender):
+    """A learner's side, without an engine."""
 
     def __init__(self, tensors: int):
-        import torch
-
-        from learner.config import LearnerConfig
-        from learner.worker import LearnerRank
-
+        torch.set_num_threads(1)
+        self.rank, self.device = 0, torch.device("cpu")
         self.tensors = {f"layer {i}": torch.ones(TENSOR_BYTES // 4) * i for i in range(tensors)}
-        self.rank = LearnerRank(0, 1, LearnerConfig(), "")
-        self.rank._gathered = lambda: iter(self.tensors.items())  # type: ignore[method-assign]
+        self.prepare_sending(LearnerConfig().bucket_bytes, "cpu")
 
     def learn(self) -> None:
         for tensor in self.tensors.values():
             tensor[0] += 1
 
-    def publish_bucket(self, number: int) -> Any:
-        return self.rank.publish_bucket(number)
+    def gathered(self) -> Iterator[tuple[str, torch.Tensor]]:
+        yield from self.tensors.items()
 
     def first(self) -> float:
         return sum(float(tensor[0]) for tensor in self.tensors.values())
@@ -101,10 +100,6 @@ class Receiver:
     """A rollout worker's side: its inbox, and a copy into parameters that stay where they are."""
 
     def __init__(self, tensors: int):
-        import torch
-
-        from rollout.weights import Inbox
-
         torch.set_num_threads(1)
         self.parameters = {f"layer {i}": torch.ones(TENSOR_BYTES // 4) for i in range(tensors)}
         self.inbox = Inbox()
@@ -114,8 +109,6 @@ class Receiver:
         return ""
 
     def use_weights(self, version: int, checksums: list[int]) -> tuple[int, int]:
-        from rollout.weights import views
-
         weights = self.inbox.weights(version, checksums)
         for bucket in weights.buckets:
             for name, tensor in views(bucket).items():
@@ -148,7 +141,6 @@ def checkpoint_rows(hidden: int, layers: int) -> Iterator[Row]:
     from experiments.atlas import Atlas
     from experiments.cluster import start_ray
     from experiments.tiny_policy import tiny_policy
-    from learner.config import LearnerConfig
     from learner.group import LearnerGroup
     from rollout.policy import Policy
 
