@@ -25,6 +25,8 @@ class WeightSender:
         self._outgoing: Iterator[Bucket] = iter(())
         self._published: list[PublishedBucket] = []
         self._ready: dict[int, Bucket] = {}
+        self._sending = -1
+        """Number of the bucket that is being broadcast; -1: none."""
 
     def gathered(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Names and values, one at a time, whole."""
@@ -50,9 +52,12 @@ class WeightSender:
     def join_broadcast(self, host: str, port: int, rank: int, size: int, deadline_s: float) -> None:
         """Meet the rollout workers, to send them buckets without the object store."""
         self._broadcast = BroadcastGroup(host, port, rank, size, deadline_s, self.device)
+        self._sending = -1
 
     def pack_bucket(self, number: int) -> PublishedBucket | None:
         """As `publish_bucket`, for `send_bucket`."""
+        if self._sending >= 0 and self._sending % IN_FLIGHT == number % IN_FLIGHT:
+            self.finish_sending()  # where a bucket between them was not sent, its memory is about to be filled again
         bucket = self._next_bucket(number)
         if bucket is None:
             return None
@@ -61,9 +66,11 @@ class WeightSender:
 
     def send_bucket(self, number: int) -> None:
         """Begin to broadcast the bucket that was packed last. Raises RuntimeError when a receiver is gone or late."""
+        self._sending = number
         self._broadcast.send(torch.as_tensor(self._ready[number % IN_FLIGHT].data))
 
     def finish_sending(self) -> None:
+        self._sending = -1
         self._broadcast.finish()
 
     def _next_bucket(self, number: int) -> Bucket | None:

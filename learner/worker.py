@@ -20,7 +20,7 @@ import numpy as np
 import ray
 import torch
 
-from learner.checkpoint_files import FileFacts
+from learner.checkpoint_files import FileFacts, refuse_without_room
 from learner.config import LearnerConfig
 from learner.consolidated import consolidated_weights
 from learner.losses import MAXIMA, kl_estimate, sums_by
@@ -131,14 +131,15 @@ class LearnerRank(WeightSender):
         return found
 
     def save_policy(self, folder: str) -> None:
-        """Write the policy in Hugging Face format, from rank 0; all ranks gather."""
+        """Write the policy in Hugging Face format, from rank 0; all ranks gather. Raises `NoRoomError` when the disk has too little room."""
         policy = None if self.rank else Policy.load(self.policy_path, dtype=self.config.dtype)
         written = dict(policy.model.named_parameters()) if policy else {}
         with torch.no_grad():
             for name, tensor in self.gathered():
                 if policy:
                     written[name].copy_(tensor)
-        if policy:
+        if policy:  # only now: the other ranks have gathered, and do not wait for this one
+            refuse_without_room(Path(folder), sum(p.numel() * p.element_size() for p in written.values()))
             policy.save(folder)
 
     def snapshot(self) -> int:

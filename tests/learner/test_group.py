@@ -202,8 +202,9 @@ def test_two_updates_and_two_in_a_new_process_equal_four_bit_for_bit_and_nothing
     again.shutdown()
 
 
-def test_partitioned_state_of_two_ranks_is_restored_bit_for_bit(two, turns, tmp_path):
-    config = replace(CONFIG, num_learners=2, zero_stage=2)
+@pytest.mark.parametrize(("stage", "dtype"), [(0, "bfloat16"), (1, "bfloat16"), (2, "float32"), (3, "float32")])
+def test_the_state_of_two_ranks_is_restored_bit_for_bit(two, turns, tmp_path, stage, dtype):
+    config = replace(CONFIG, num_learners=2, zero_stage=stage, dtype=dtype)
     expected = two_and_two(two, config, turns, tmp_path / "checkpoint")
     two.build(config)
     two.load(tmp_path / "checkpoint")
@@ -287,6 +288,16 @@ def test_a_checkpoint_of_another_shape_gives_its_weights_and_says_what_is_lost(o
     groups[1].update(turns)
 
 
+@pytest.mark.parametrize("stage", [0, 2])
+def test_a_checkpoint_in_bfloat16_gives_its_weights_to_a_learner_in_float32(one, two, turns, tmp_path, stage):
+    two.build(replace(CONFIG, num_learners=2, zero_stage=stage, dtype="bfloat16"))
+    two.update(turns)
+    two.save(tmp_path / "checkpoint")
+    one.build(CONFIG)
+    assert "learner.dtype=bfloat16 (now float32)" in one.load(tmp_path / "checkpoint")
+    assert_close({name: tensor.bfloat16() for name, tensor in weights(one).items()}, weights(two), atol=0, rtol=0)
+
+
 def test_an_incomplete_or_damaged_checkpoint_is_refused_and_named(one, tmp_path):
     one.build(CONFIG)
     one.save(tmp_path / "one")
@@ -316,7 +327,9 @@ def test_a_save_without_room_writes_nothing_and_names_folder_and_bytes(one, turn
     one.build(CONFIG)
     with pytest.raises(NoRoomError, match=r"small/checkpoint.partial needs [\d,]+ bytes, [\d,]+ are free"):
         one.save(small_disk / "checkpoint")
-    assert not list(small_disk.iterdir())
+    with pytest.raises(NoRoomError, match=r"small/policy needs [\d,]+ bytes"):
+        one.save_policy(small_disk / "policy")
+    assert [path.name for path in small_disk.rglob("*")] == ["policy"]
     one.update(turns)
 
 
