@@ -40,6 +40,7 @@ def test_a_broadcast_brings_all_workers_the_weights_of_the_learner(collective):
     assert sent.calls == {}
 
 
+@pytest.mark.slow
 def test_when_a_receiver_dies_during_the_broadcast_the_others_get_the_weights_through_the_object_store(collective):
     collective.train()
     before, losses, seen = process_ids(collective), len(collective.workers.losses), []

@@ -1,7 +1,6 @@
 """Real DeepSpeed in real Ray actors; the processes are shared by the tests because they take seconds to start."""
 
 import json
-import subprocess
 import time
 from dataclasses import replace
 
@@ -311,29 +310,19 @@ def test_an_incomplete_or_damaged_checkpoint_is_refused_and_named(one, tmp_path)
         one.load(tmp_path / "one")
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 200 kB."""
-    place = tmp_path / "small"
-    place.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", place], capture_output=True, text=True)
-    if mounted.returncode:
-        pytest.skip(f"no file system can be mounted here: {mounted.stderr.strip()}")
-    yield place
-    subprocess.run(["umount", "-l", place], check=True)
-
-
-def test_a_save_without_room_writes_nothing_and_names_folder_and_bytes(one, turns, small_disk):
+def test_a_save_without_room_writes_nothing_and_names_folder_and_bytes(one, turns, mounted):
+    small_disk = mounted("200k")
     one.build(CONFIG)
-    with pytest.raises(NoRoomError, match=r"small/checkpoint.partial needs [\d,]+ bytes, [\d,]+ are free"):
+    with pytest.raises(NoRoomError, match=r"disk0/checkpoint.partial needs [\d,]+ bytes, [\d,]+ are free"):
         one.save(small_disk / "checkpoint")
-    with pytest.raises(NoRoomError, match=r"small/policy needs [\d,]+ bytes"):
+    with pytest.raises(NoRoomError, match=r"disk0/policy needs [\d,]+ bytes"):
         one.save_policy(small_disk / "policy")
     assert [path.name for path in small_disk.rglob("*")] == ["policy"]
     one.update(turns)
 
 
-def test_a_disk_that_fills_up_while_a_checkpoint_is_written_is_an_error_that_names_the_file(one, turns, small_disk, tmp_path):
+def test_a_disk_that_fills_up_while_a_checkpoint_is_written_is_an_error_that_names_the_file(one, turns, mounted, tmp_path):
+    small_disk = mounted("200k")
     one.build(CONFIG)
     one.snapshot()
     one._snapshot_bytes = -(2**20)  # as if somebody else took the room after the look at it
