@@ -99,11 +99,11 @@ class LearnerRank(WeightSender):
         self.config, self.packer.bucket_bytes = config, config.bucket_bytes
         torch.manual_seed(config.seed)
         self.policy = Policy.load(self.policy_path, dtype=config.dtype, device=str(self.device))
-        self.reference = Scorer(Policy.load(self.policy_path, dtype=config.dtype, device=str(self.device))) if config.kl_weight else None
-        scorer = Scorer(self.policy, entropy_gradient=config.entropy_weight != 0)
         if weights_of:
             found = consolidated_weights(Path(weights_of), TAG)
-            copy_into(scorer, {name: found[name] for name, _ in scorer.named_parameters() if name in found})
+            copy_into(self.policy.model, {name: found[name] for name, _ in self.policy.model.named_parameters() if name in found})
+        self.reference = Scorer(Policy.load(self.policy_path, dtype=config.dtype, device=str(self.device))) if config.kl_weight else None
+        scorer = Scorer(self.policy, entropy_gradient=config.entropy_weight != 0)
         optimizer = torch.optim.AdamW(
             scorer.parameters(), lr=config.lr, betas=(config.betas[0], config.betas[1]), weight_decay=config.weight_decay
         )
