@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 
-
 SCORER = "model."
 """What the scorer puts before the names of the policy's parameters."""
 
