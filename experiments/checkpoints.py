@@ -38,8 +38,10 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
-        if kind is None or issubclass(kind, Exception):
+        if kind is None:
             self.wait()
+        elif self._writing is not None and issubclass(kind, Exception):  # which is what the user has to hear of
+            self._writing.join()
 
     def save(self) -> None:
         """Copy weights, optimizer, random states, position in the questions, and what the run has added up so far; write them in the background.

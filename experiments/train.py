@@ -132,9 +132,9 @@ def main(arguments: list[str]) -> int:
         if dataset is None:
             return learn_only(config, policy, console)
         return (roll_out_only if config.train.rollout_only else whole_run)(config, dataset, policy, console)
-    except MismatchError as error:
+    except (MismatchError, RunConfigError) as error:  # the latter: a checkpoint that is damaged, or of other knowledge bases
         console.print(f"error: {error}", style="red", soft_wrap=True, markup=False, highlight=False)
-        return FAILED
+        return WRONG_INPUT if isinstance(error, RunConfigError) else FAILED
 
 
 if __name__ == "__main__":
