@@ -71,11 +71,15 @@ class RolloutWorkers:
         """Worker index -> actor handle, dead or alive."""
         return self._register.actors()
 
-    def broadcast(self, broadcast: WeightBroadcast) -> list[PublishedBucket] | None:
+    def broadcast(self, version: int, broadcast: WeightBroadcast) -> list[PublishedBucket] | None:
         """Bring the weights to all workers at once, to be pushed then; None when that failed, or when a worker is lost: it comes back by `push`."""
         if not all(self._register.is_actor_healthy(worker) for worker in self.handles):
             return None
+        self.transfer.version = version
         sent = broadcast.send(self.handles, lambda number, bucket: all(self.transfer.holds(w, number, bucket) for w in self.handles))
+        self.transfer.nodes |= broadcast.nodes
+        for worker, (bucket, reason) in broadcast.dead.items():
+            self._leave(worker, RETRY_S, bucket, reason)
         if sent is not None:
             self.transfer.broadcast(self.handles, sent)
         return sent

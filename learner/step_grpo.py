@@ -87,7 +87,7 @@ class StepGRPO(Algorithm):
     def push_weights(self) -> None:
         """Bring all rollout workers to the learner's policy version; nothing is sent to workers that hold it."""
         if self.workers.version != self.policy_version:
-            sent = self.workers.broadcast(self._broadcast) if self._broadcast else None
+            sent = self.workers.broadcast(self.policy_version, self._broadcast) if self._broadcast else None
             self.workers.push(self.policy_version, sent or self.learner_group.publish())
 
     def roll_out(self, questions: Sequence[Any], *, seed: int, overrides: dict[str, Any] | None = None) -> list[Trajectory]:

@@ -51,7 +51,7 @@ class WeightSender:
 
     def join_broadcast(self, host: str, port: int, rank: int, size: int, deadline_s: float) -> None:
         """Meet the rollout workers, to send them buckets without the object store."""
-        self._broadcast = BroadcastGroup(host, port, rank, size, deadline_s, self.device)
+        self._broadcast: BroadcastGroup | None = BroadcastGroup(host, port, rank, size, deadline_s, self.device)
         self._sending = -1
 
     def pack_bucket(self, number: int) -> PublishedBucket | None:
@@ -66,12 +66,18 @@ class WeightSender:
 
     def send_bucket(self, number: int) -> None:
         """Begin to broadcast the bucket that was packed last. Raises RuntimeError when a receiver is gone or late."""
+        assert self._broadcast is not None, "join_broadcast comes first"
         self._sending = number
         self._broadcast.send(torch.as_tensor(self._ready[number % IN_FLIGHT].data))
 
     def finish_sending(self) -> None:
         self._sending = -1
-        self._broadcast.finish()
+        if self._broadcast is not None:
+            self._broadcast.finish()
+
+    def leave_broadcast(self) -> None:
+        """Close the connections: nobody waits for this sender any longer."""
+        self._sending, self._broadcast = -1, None
 
     def _next_bucket(self, number: int) -> Bucket | None:
         """On rank 0; the others gather with it where weights are partitioned."""

@@ -22,12 +22,13 @@ class Lost:
     bucket: int
     """1, 2, ...: the bucket of weights that it was being sent; 0: it was sampling."""
     of: int
-    """Buckets in all."""
+    """Buckets in all; 0: not known yet."""
     policy_version: int
     reason: str
 
     def __str__(self) -> str:
-        during = f"taking bucket {self.bucket} of {self.of} of" if self.bucket else "sampling with"
+        all_of_them = f" of {self.of}" if self.of else ""
+        during = f"taking bucket {self.bucket}{all_of_them} of" if self.bucket else "sampling with"
         where = f"rollout worker {self.worker} on node {self.node or 'unknown'}"
         return f"{where} was lost while {during} policy version {self.policy_version}: {self.reason}"
 
@@ -44,7 +45,8 @@ class WeightTransfer:
         """Worker -> number of a bucket -> the call that hands it over."""
         self._held: dict[int, list[int]] = {}
         """Worker -> checksums of the buckets that it holds."""
-        self._nodes: dict[int, str] = {}
+        self.nodes: dict[int, str] = {}
+        """Worker -> address of its node, as far as known."""
 
     def begin(self, version: int) -> None:
         self.version, self.buckets, self.calls = version, [], {}
@@ -89,7 +91,7 @@ class WeightTransfer:
             if not ray.wait([call], timeout=0)[0]:
                 return number + 1, "no answer"
             try:
-                self._nodes[worker] = ray.get(call)
+                self.nodes[worker] = ray.get(call)
             except RayTaskError:
                 raise
             except RayError as error:
@@ -97,7 +99,7 @@ class WeightTransfer:
         return len(self.buckets), ""
 
     def node(self, worker: int) -> str:
-        return self._nodes.get(worker, "")
+        return self.nodes.get(worker, "")
 
     def lost(self, worker: int, bucket: int, reason: str) -> Lost:
         return Lost(worker, self.node(worker), bucket, len(self.buckets), self.version, reason)

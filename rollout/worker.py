@@ -53,9 +53,10 @@ class RolloutWorker(EnvRunner, Checkpointable):
         self._inbox.take(number, bucket)
         return ray.util.get_node_ip_address()
 
-    def join_broadcast(self, host: str, port: int, rank: int, size: int, deadline_s: float) -> None:
-        """Meet the learner and the other workers, to receive buckets without the object store."""
+    def join_broadcast(self, host: str, port: int, rank: int, size: int, deadline_s: float) -> str:
+        """Meet the learner and the other workers, to receive buckets without the object store. Returns the address of this node."""
         self._broadcast = BroadcastGroup(host, port, rank, size, deadline_s, self.engine.policy.device)
+        return ray.util.get_node_ip_address()
 
     def receive_broadcast(self, number: int, announced: PublishedBucket) -> None:
         """As `receive`, but the bytes come by broadcast. Raises RuntimeError when the sender or another receiver is gone."""

@@ -8,6 +8,7 @@ import time
 from dataclasses import replace
 
 import pytest
+import ray
 from test_receiver_killed import taken_in_again
 from test_rollout_worker_killed import process_ids
 
@@ -58,11 +59,11 @@ def test_when_a_receiver_dies_during_the_broadcast_the_others_get_the_weights_th
     collective._broadcast = Killing(collective.learner_group.ranks, deadline_s=30)
     began = time.monotonic()
     collective.push_weights()
-    assert time.monotonic() - began < 60
+    assert time.monotonic() - began < 25
     assert 2 in seen
     assert collective.workers.alive == {2}
     (lost,) = collective.workers.losses[losses:]
-    assert lost.worker == 1
+    assert (lost.worker, lost.node, lost.bucket) == (1, ray.util.get_node_ip_address(), 3)
     assert all(bucket.ref is not None for bucket in collective.workers.transfer.buckets)
     assert taken_in_again(collective), "the worker did not come back"
     collective._broadcast = WeightBroadcast(collective.learner_group.ranks, deadline_s=60)
