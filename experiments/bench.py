@@ -2,7 +2,8 @@
 
 retrieval   exact search, actors, growth, 1M vectors, an HTTP server; then recall on real questions
 rollout     sampling siblings together
-learner     shared prefixes, DeepSpeed against a bare loop, its stages, a GPU where there is one
+learner     shared prefixes, DeepSpeed against a bare loop, its stages, a GPU where there is one;
+            weights to the rollout workers and to the disk
 
 A row is one figure, with what it was measured against in the same run (`benchmarks/row.py`).
 """

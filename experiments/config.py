@@ -50,8 +50,13 @@ class LoopConfig:
     """Iterations between two evaluations on the validation questions, by which the best policy is chosen; 0: only at the end."""
     checkpoint_every: int = 20
     """Iterations between two checkpoints; 0: only at the end."""
+    keep_last: int = 2
+    """The newest checkpoints, so many of them, are kept."""
+    keep_best: int = 1
+    """And so many of those whose policy did best on the validation questions; whenever one does, a checkpoint is written. The best policy itself
+    is in `policy/` in any case."""
     resume: str = "none"
-    """`none`: start anew. `auto`: go on from the newest checkpoint of this run, or start anew without one. Or a checkpoint folder."""
+    """`none`: start anew. `auto`: go on from the newest good checkpoint of this run, or start anew without one. Or a checkpoint folder."""
     dump_rollouts: str = ""
     """Folder into which every iteration's trajectories and scored turns are written; empty: nowhere."""
     replay_rollouts: str = ""
@@ -244,6 +249,8 @@ def _checked(config: TrainConfig) -> TrainConfig:
         (config.train.iterations > 0, "train.iterations", config.train.iterations, "at least 1"),
         (config.train.questions_per_iteration > 0, "train.questions_per_iteration", config.train.questions_per_iteration, "at least 1"),
         (config.train.num_rollout_workers > 0, "train.num_rollout_workers", config.train.num_rollout_workers, "at least 1"),
+        (config.train.keep_last > 0, "train.keep_last", config.train.keep_last, "at least 1"),
+        (config.train.keep_best >= 0, "train.keep_best", config.train.keep_best, "0 or more"),
         (config.evaluation.questions > 0, "evaluation.questions", config.evaluation.questions, "at least 1"),
         (
             sum([config.train.rollout_only, bool(config.train.replay_rollouts), config.train.resume != "none"]) <= 1,

@@ -38,6 +38,7 @@ def iteration_figures(result: Mapping[str, Any], trajectories: Sequence[Trajecto
         "search_errors": rollout.get("search_errors"),
         "cut_off_turns": rollout.get("cut_off_turns"),
         "lost_workers": rollout.get("lost_workers"),
+        "lost_in_transfer": rollout.get("lost_in_transfer"),
         "trajectories": len(trajectories),
         "turns": int(rollout.get("turns", 0)),
         "judged_turns": len(turns),

@@ -28,7 +28,6 @@ from rollout.records import Trajectory
 
 COMPLETE = "complete.json"
 """Stands in every checkpoint that was written to its end; holds the iteration."""
-KEPT_CHECKPOINTS = 2
 
 
 @dataclass(frozen=True)
@@ -122,18 +121,24 @@ class RunFolder:
         return self.checkpoints / f"iteration-{iteration:06d}"
 
     def finish_checkpoint(self, aside: Path, iteration: int, facts: dict[str, Any]) -> Path:
-        """Makes the folder `aside` the checkpoint of this iteration, and keeps the newest ones only."""
+        """Makes the folder `aside` the checkpoint of this iteration."""
         (aside / COMPLETE).write_text(json.dumps(_plain({"iteration": iteration, **facts})), encoding="utf-8")
         final = self.checkpoint_at(iteration)
         shutil.rmtree(final, ignore_errors=True)
         aside.rename(final)
-        for old in self.complete_checkpoints()[:-KEPT_CHECKPOINTS]:
-            shutil.rmtree(old)
         return final
 
     def complete_checkpoints(self) -> list[Path]:
         """Oldest first; folders that a kill left half-written are not among them."""
-        return sorted(path.parent for path in self.checkpoints.glob(f"iteration-*/{COMPLETE}"))
+        return sorted(path.parent for path in self.checkpoints.glob(f"iteration-*[0-9]/{COMPLETE}"))
+
+    def drop_checkpoints(self, keep_last: int, keep_best: int) -> None:
+        """All but the newest ones and those of the best `score`; of equals the later one is better."""
+        checkpoints = self.complete_checkpoints()
+        scores = {path: json.loads((path / COMPLETE).read_text(encoding="utf-8")).get("score") for path in checkpoints}
+        best = sorted((path for path in checkpoints if scores[path] is not None), key=lambda path: (scores[path], path.name), reverse=True)
+        for path in set(checkpoints[:-keep_last]) - set(best[:keep_best]):
+            shutil.rmtree(path)
 
 
 TRAJECTORY_SCHEMA = pa.schema(

@@ -24,6 +24,7 @@ def summary(run: Run, measured: Mapping[str, Any]) -> dict[str, Any]:
         "policy_version": run.parts.algorithm.policy_version,
         "best": tally.best,
         "warnings": tally.warnings,
+        "failed_saves": tally.failed_saves,
         "seconds": {phase: round(seconds, 2) for phase, seconds in tally.seconds.items()},
         "turns": tally.turns,
         "sampled_tokens": tally.sampled_tokens,

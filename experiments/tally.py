@@ -18,6 +18,10 @@ class Tally:
     search_errors: int = 0
     best: dict[str, Any] = field(default_factory=dict)
     """Iteration, policy version and validation score of the best policy so far."""
+    validated: dict[str, Any] = field(default_factory=dict)
+    """Iteration and score of the last validation."""
+    failed_saves: int = 0
+    """Checkpoints and policies that could not be written."""
     warnings: list[dict[str, Any]] = field(default_factory=list)
     """Signs of collapse, each with the iteration in which it came up."""
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from experiments.checkpoints import resume, save_checkpoint
+from experiments.checkpoints import Checkpoints, resume
 from experiments.cluster import start_ray
 from experiments.collapse_watch import how_it_stopped, tell
 from experiments.config import RunConfigError, TrainConfig, find_policy, load_config, resolved_yaml
@@ -42,25 +42,28 @@ def train(run: Run, stop: Stop) -> None:
     enough = settings.minutes * 60 or float("inf")
     watch = Watch(run.config.learner.collapse, run.folder.metrics())
     run.progress.phase("train")
-    while run.iteration < settings.iterations and tally.seconds.get("train", 0.0) < enough and not stop.asked:
-        with tally.timed("train"):
-            result = algorithm.train()
-        row = iteration_figures(result, algorithm.trajectories, algorithm.turns)
-        row |= {f"retrieval_{name}": value for name, value in run.parts.retriever.stats().items()}
-        run.iteration = row["iteration"]
-        tally.add(row)
-        tell(run, watch, row, stop)
-        dump(run.config, run.iteration, algorithm.trajectories, algorithm.turns)
-        last = run.iteration == settings.iterations or tally.seconds["train"] >= enough
-        if last or _due(run.iteration, settings.evaluate_every):
-            with tally.timed("validate"):
-                row |= keep_if_best(run)
-        run.folder.add_metrics(row)
-        run.tracker.log(row, run.iteration)
-        run.progress.iteration(row, tally.seconds["train"])
-        if last or stop.asked or _due(run.iteration, settings.checkpoint_every):
-            with tally.timed("checkpoint"):
-                save_checkpoint(run)
+    with Checkpoints(run) as checkpoints:
+        while run.iteration < settings.iterations and tally.seconds.get("train", 0.0) < enough and not stop.asked:
+            with tally.timed("train"):
+                result = algorithm.train()
+            row = iteration_figures(result, algorithm.trajectories, algorithm.turns)
+            row["failed_saves"] = tally.failed_saves
+            row |= {f"retrieval_{name}": value for name, value in run.parts.retriever.stats().items()}
+            run.iteration = row["iteration"]
+            tally.add(row)
+            tell(run, watch, row, stop)
+            dump(run.config, run.iteration, algorithm.trajectories, algorithm.turns)
+            last = run.iteration == settings.iterations or tally.seconds["train"] >= enough
+            if last or _due(run.iteration, settings.evaluate_every):
+                with tally.timed("validate"):
+                    row |= keep_if_best(run)
+            run.folder.add_metrics(row)
+            run.tracker.log(row, run.iteration)
+            run.progress.iteration(row, tally.seconds["train"])
+            best = settings.keep_best and tally.best.get("iteration") == run.iteration
+            if last or stop.asked or best or _due(run.iteration, settings.checkpoint_every):
+                with tally.timed("checkpoint"):
+                    checkpoints.save()
 
 
 def whole_run(config: TrainConfig, dataset: Dataset, policy: str, console: Console) -> int:
@@ -129,9 +132,9 @@ def main(arguments: list[str]) -> int:
         if dataset is None:
             return learn_only(config, policy, console)
         return (roll_out_only if config.train.rollout_only else whole_run)(config, dataset, policy, console)
-    except MismatchError as error:
+    except (MismatchError, RunConfigError) as error:  # the latter: a checkpoint that is damaged, or of other knowledge bases
         console.print(f"error: {error}", style="red", soft_wrap=True, markup=False, highlight=False)
-        return FAILED
+        return WRONG_INPUT if isinstance(error, RunConfigError) else FAILED
 
 
 if __name__ == "__main__":

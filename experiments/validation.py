@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 
+from experiments.checkpoints import note_failed_save
 from experiments.measures import Interval
 from experiments.parts import Run
 
@@ -21,9 +22,14 @@ def keep_if_best(run: Run) -> dict[str, float]:
         run.progress.phase("train")
     known = {name: interval.value for name, interval in figures.items() if interval.value == interval.value}
     score = next((known[name] for name in CHOSEN_BY if name in known), 0.0)
+    run.tally.validated = {"iteration": run.iteration, "score": score}
     if not run.tally.best or score >= run.tally.best["score"]:
-        save_policy(run)
-        run.tally.best = {"iteration": run.iteration, "policy_version": run.parts.algorithm.policy_version, "score": score}
+        try:
+            save_policy(run)
+        except OSError as error:
+            note_failed_save(run, f"the policy of iteration {run.iteration}", error)
+        else:
+            run.tally.best = {"iteration": run.iteration, "policy_version": run.parts.algorithm.policy_version, "score": score}
     return {f"validation_{name}": value for name, value in known.items()}
 
 

@@ -118,6 +118,11 @@ class LearnerConfig:
     """Of the order in which turns are dealt into mini-batches, and of the learner's random numbers."""
     deadline_s: float = 600.0
     """Any wait for a learner (start, update, weights, checkpoint) ends with an error after this many seconds."""
+    transport: str = "object_store"
+    """How weights reach the rollout workers. `object_store`: through Ray's shared memory and its own network transfer. `collective`: by one
+    broadcast, NCCL where learner and workers are on GPUs, gloo where they are not; both sides keep two buckets, or a second copy."""
+    bucket_bytes: int = 256 * 2**20
+    """Weights are sent in pieces of about this size: while one is on its way, the next is gathered."""
     collapse: CollapseConfig = field(default_factory=CollapseConfig)
     """What counts as a sign that training goes wrong."""
 
@@ -199,7 +204,7 @@ class LearnerConfig:
             )
 
 
-POSITIVE = "lr constant_tokens updates_per_iteration tokens_per_micro_batch lora_alpha num_learners threads deadline_s".split()
+POSITIVE = "lr constant_tokens updates_per_iteration tokens_per_micro_batch lora_alpha num_learners threads deadline_s bucket_bytes".split()
 CHOICES: dict[str, tuple[object, ...]] = {
     "step_comparison": ("reward", "return"),
     "baseline": ("mean", "leave_one_out", "shrunk"),
@@ -214,6 +219,7 @@ CHOICES: dict[str, tuple[object, ...]] = {
     "offload": ("none", "optimizer", "parameters"),
     "dtype": ("float32", "bfloat16"),
     "zero_stage": (0, 1, 2, 3),
+    "transport": ("object_store", "collective"),
 }
 """Key -> its values. The functions behind the names are in tables of their own; a test holds both together."""
 

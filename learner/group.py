@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,17 +16,21 @@ import numpy as np
 import ray
 
 from learner.advantages import TurnAdvantages, turn_advantages
+from learner.checkpoint_files import refuse_damaged, refuse_without_room
 from learner.config import LearnerConfig
-from learner.deadline import results
+from learner.deadline import DeadlineError, results
 from learner.losses import MAXIMA
 from learner.micro_batches import plan, rows_of
 from learner.mini_batches import deal
 from learner.schedule import learning_rate
 from learner.worker import LearnerRank, MiniBatch
 from rollout.records import ScoredTurn
-from rollout.weights import PublishedWeights, WeightBuffer
+from rollout.weights import PublishedBucket, WeightBuffer
 
 MANIFEST = "learner.json"
+POLL_S = 0.02
+"""Between two looks at a checkpoint that is being written."""
+logger = logging.getLogger(__name__)
 PER_TOKEN = ("ratio", "clip_fraction", "entropy", "kl", "correction")
 """Metrics that ranks send as sums over tokens."""
 
@@ -42,6 +47,8 @@ class LearnerGroup:
         self.policy_path = str(policy_path)
         self.policy_version = 0
         """Number of updates so far."""
+        self.not_restored = ""
+        """What the last `load` could not take over, as a sentence; empty: nothing."""
         options: dict[str, Any] = {"num_cpus": config.cpus_per_learner, "num_gpus": config.gpus_per_learner}
         options["runtime_env"] = {"env_vars": dict(config.environment)}
         actor = ray.remote(**options)(LearnerRank)
@@ -51,6 +58,11 @@ class LearnerGroup:
         )
         self._all("connect", *address)
         self.build(config)
+
+    @property
+    def ranks(self) -> list[Any]:
+        """Handles of the learner processes."""
+        return self._ranks
 
     def build(self, config: LearnerConfig) -> None:
         """Begin again from the policy on disk, as version 0, with another configuration but the same processes."""
@@ -102,48 +114,94 @@ class LearnerGroup:
             "policy_version": float(self.policy_version),
         }
 
-    def publish(self) -> PublishedWeights:
-        """Put the weights into Ray's object store, to be handed to workers without passing through this process."""
-        calls = [rank.weights.options(num_returns=2).remote(self.policy_version) for rank in self._ranks]  # all ranks have to take part
-        checksum, *_ = self._wait([checksum for _, checksum in calls], f"the weights of policy version {self.policy_version}")
-        return PublishedWeights(calls[0][0], self.policy_version, checksum)
+    def publish(self) -> Iterator[PublishedBucket]:
+        """The weights, bucket by bucket, in Ray's object store: workers take them from there, not through this process. While one is being sent,
+        the next is gathered. A bucket that is as it was in the last version is the same object."""
+        number = 0
+        calls = [rank.publish_bucket.remote(number) for rank in self._ranks]  # all ranks have to take part
+        while bucket := self._wait(calls, f"bucket {number + 1} of the weights of policy version {self.policy_version}")[0]:
+            number += 1
+            calls = [rank.publish_bucket.remote(number) for rank in self._ranks]
+            yield bucket
 
     def weights(self) -> WeightBuffer:
-        return ray.get(self.publish().buffer)
+        return WeightBuffer(tuple(ray.get([bucket.ref for bucket in self.publish()])), self.policy_version)
 
     def save(self, folder: str | Path) -> None:
-        """Write all that `load` needs, aside, and rename it when it is complete. The folder must be visible to all learner nodes."""
+        """Write all that `load` needs, aside, and rename it when it is complete. The folder must be visible to all learner nodes.
+
+        Raises OSError, and leaves an earlier checkpoint of that name as it was, when there is no room.
+        """
         folder = Path(folder).absolute()
         aside = folder.with_name(folder.name + ".partial")
         shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
-        self._all("save", str(aside))
-        (aside / MANIFEST).write_text(json.dumps({**self._shape(), "policy_version": self.policy_version}, indent=1))
+        self.snapshot()
+        self.write(aside)
+        end = time.monotonic() + self.config.deadline_s
+        while not self.written():
+            if time.monotonic() > end:
+                raise DeadlineError(f"waited {self.config.deadline_s:g} s for the learners to write {aside}")
+            time.sleep(POLL_S)
         if folder.exists():
             shutil.rmtree(folder)
         aside.rename(folder)
 
-    def load(self, folder: str | Path) -> None:
-        """Go on exactly where `save` was called.
+    def snapshot(self) -> None:
+        """Copy all that `load` needs into the memory of the learners, to be written by `write`. The learners stand still only for this."""
+        self._snapshot_bytes = sum(self._all("snapshot"))
+        self._snapshot_of = self._shape() | {"policy_version": self.policy_version}
 
-        Raises: FileNotFoundError when the folder is not a complete checkpoint; ValueError when another number of learners, ZeRO stage or dtype
-        wrote it.
+    def write(self, folder: Path) -> None:
+        """Begin to write the last snapshot into a new folder, while the learners go on; it is complete when `written` says so.
+
+        Raises `NoRoomError` when the disk has too little room.
+        """
+        refuse_without_room(folder, self._snapshot_bytes)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._writing = folder
+        self._all("write", str(folder))
+
+    def written(self) -> bool:
+        """Whether what `write` began is complete; then it has a manifest. Raises OSError when it went wrong."""
+        parts = self._all("written")
+        if None in parts:
+            return False
+        files = {name: fact for part in parts for name, fact in part.items()}
+        (self._writing / MANIFEST).write_text(json.dumps(self._snapshot_of | {"files": files}, indent=1))
+        return True
+
+    def load(self, folder: str | Path) -> str:
+        """Go on exactly where `save` was called. Where another number of learners, another ZeRO stage or dtype wrote it, only the weights are
+        taken over: the returned sentence says what was lost; otherwise it is empty.
+
+        Raises: FileNotFoundError when the folder is not a complete checkpoint; `CorruptCheckpointError` when a file has not its size.
         """
         folder = Path(folder).absolute()
         if not (folder / MANIFEST).is_file():
             raise FileNotFoundError(f"{folder / MANIFEST} is missing: no complete learner checkpoint; choose another one")
         manifest = json.loads((folder / MANIFEST).read_text())
-        for key, value in self._shape().items():
-            if manifest[key] != value:
-                raise ValueError(f"{folder / MANIFEST}: written with learner.{key}={manifest[key]}, now it is {value}; set it back")
-        self._all("load", str(folder))
+        refuse_damaged(folder, manifest["files"], read=False)
+        self.not_restored = ""
+        if other := {key: manifest[key] for key, value in self._shape().items() if manifest[key] != value}:
+            was = ", ".join(f"learner.{key}={value} (now {self._shape()[key]})" for key, value in other.items())
+            if manifest["lora_rank"] or self.config.lora_rank:
+                raise ValueError(
+                    f"{folder} was written with {was}: with adapters (learner.lora_rank) training goes on only as it began; set it back, or begin "
+                    "a new run from the policy of this one (train.policy)"
+                )
+            self._all("build", self.config, str(folder))
+            self.not_restored = f"{folder} was written with {was}: its weights are taken over, the moments of the optimizer begin at zero"
+            logger.warning(self.not_restored)
+        else:
+            self._all("load", str(folder))
         self.policy_version = manifest["policy_version"]
+        return self.not_restored
 
     def save_policy(self, folder: str | Path) -> None:
         """Write the policy in Hugging Face format (weights, tokenizer, image processor): it loads with `from_pretrained`."""
         folder = Path(folder).absolute()
         folder.mkdir(parents=True, exist_ok=True)
-        self._all("save_policy", str(folder), self.policy_version)
+        self._all("save_policy", str(folder))
 
     def shutdown(self) -> None:
         for rank in self._ranks:
@@ -180,7 +238,9 @@ class LearnerGroup:
         return penalised, {"kl": float(kl.sum()) / max(1, tokens)}
 
     def _shape(self) -> dict[str, Any]:
-        return {key: getattr(self.config, key) for key in ("num_learners", "zero_stage", "dtype")}
+        """What decides which tensors there are in a checkpoint, and in which pieces."""
+        keys = ("num_learners", "zero_stage", "dtype", "freeze_vision", "lora_rank", "lora_alpha")
+        return {key: getattr(self.config, key) for key in keys} | {"lora_targets": list(self.config.lora_targets)}
 
     def _all(self, method: str, *arguments: Any) -> list[Any]:
         return self._wait([getattr(rank, method).remote(*arguments) for rank in self._ranks], f"all learners to {method}")

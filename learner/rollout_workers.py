@@ -6,9 +6,10 @@ as soon as Ray has restarted it, and works on.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,14 +17,17 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from learner.deadline import DeadlineError
+from learner.weight_broadcast import WeightBroadcast
+from learner.weight_transfer import Lost, WeightTransfer, line
 from rollout.records import Trajectory
-from rollout.weights import PublishedWeights
+from rollout.weights import MissingWeightsError, PublishedBucket
 from rollout.worker import WrongPolicyVersion
 
 ATTEMPTS = 4
 """A chunk that has cost so many workers their lives will cost the next one its life, too."""
 RETRY_S = 0.5
 """Between two tries to reach a worker that Ray is restarting."""
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -56,7 +60,9 @@ class RolloutWorkers:
         """Times that a worker was lost since the start."""
         self.requeued_chunks = 0
         """Chunks that had to be rolled out again."""
-        self._weights: PublishedWeights
+        self.losses: list[Lost] = []
+        """Each of them: which worker, where, while doing what."""
+        self.transfer = WeightTransfer(lambda: self.handles)
         self._joining: dict[ray.ObjectRef, int] = {}
         self._ask_again_at: dict[int, float] = {}
 
@@ -65,27 +71,41 @@ class RolloutWorkers:
         """Worker index -> actor handle, dead or alive."""
         return self._register.actors()
 
-    def push(self, weights: PublishedWeights, deadline_s: float | None = None) -> None:
-        """Send weights to all workers, and wait until they have answered with their version and checksum.
+    def broadcast(self, version: int, broadcast: WeightBroadcast) -> list[PublishedBucket] | None:
+        """Bring the weights to all workers at once, to be pushed then; None when that failed, or when a worker is lost: it comes back by `push`."""
+        if not all(self._register.is_actor_healthy(worker) for worker in self.handles):
+            return None
+        self.transfer.version = version
+        sent = broadcast.send(self.handles, lambda number, bucket: all(self.transfer.holds(w, number, bucket) for w in self.handles))
+        self.transfer.nodes |= broadcast.nodes
+        for worker, (bucket, reason) in broadcast.dead.items():
+            self._leave(worker, RETRY_S, bucket, reason)
+        if sent is not None:
+            self.transfer.broadcast(self.handles, sent)
+        return sent
 
-        Workers that are known to be dead are not waited for: they are taken in while the others roll out.
-        Raises `DeadlineError` when a worker does not answer in time, or none is alive.
+    def push(self, version: int, buckets: Iterable[PublishedBucket], deadline_s: float | None = None) -> None:
+        """Send weights to all workers, each bucket as soon as it is there, and wait until they have answered with their version and checksum.
+
+        Workers that are known to be dead are not waited for: they are taken in while the others roll out. One that dies meanwhile, or is late, is
+        named in `losses` and asked again later; the rest go on.
+        Raises `DeadlineError` when none has taken the weights in time.
         """
-        self._weights, self.version = weights, weights.version
-        self.alive, self._joining = set(), {}
-        healthy = [worker for worker in self.handles if self._register.is_actor_healthy(worker)]
-        self._ask_again_at = dict.fromkeys(healthy or self.handles, 0.0)
         deadline_s = deadline_s or self.deadline_s
         end = time.monotonic() + deadline_s
-        self._invite()
+        receivers = [worker for worker in self.handles if self._register.is_actor_healthy(worker)] or list(self.handles)
+        self.version, self.alive, self._joining, self._ask_again_at = version, set(), {}, {}
+        self.transfer.begin(version)
+        for number, bucket in enumerate(buckets):
+            self.transfer.buckets.append(bucket)
+            for worker in receivers:
+                self.transfer.send(worker, number)
+        self._joining = {self.transfer.seal(worker): worker for worker in receivers}
         while self._joining or not self.alive:
             for answer in _first(self._joining, min(RETRY_S, max(0.0, end - time.monotonic()))):
                 self._join(answer)
-            if time.monotonic() >= end:
-                late = sorted(self._joining.values()) or sorted(self.handles)
-                raise DeadlineError(
-                    f"waited {deadline_s:g} s for rollout workers {late} to take the weights of policy version {self.version}"
-                )
+            if time.monotonic() >= end and (self._joining or not self.alive):
+                self._give_up_the_late(deadline_s)
             if not self.alive:
                 self._invite()
 
@@ -138,35 +158,56 @@ class RolloutWorkers:
         except RayError as error:
             if isinstance(error, RayTaskError) and not isinstance(error.cause, WrongPolicyVersion):
                 raise
-            self._leave(worker, ask_again_in=0.0)
+            self._leave(worker, 0.0, bucket=0, reason=line(error))
             self.requeued_chunks += 1
             batch.waiting.appendleft(chunk)
 
     def _invite(self) -> None:
-        """Send the weights to workers that are lost, when it is time to try."""
+        """Send the weights to workers that are lost, when it is time to try; those that were broadcast are not at hand any more."""
+        if any(bucket.ref is None for bucket in self.transfer.buckets):
+            return
         for worker in [worker for worker, at in self._ask_again_at.items() if at <= time.monotonic()]:
             del self._ask_again_at[worker]
-            self._joining[self.handles[worker].set_weights.remote(self._weights.buffer)] = worker
+            for number in range(len(self.transfer.buckets)):
+                self.transfer.send(worker, number)
+            self._joining[self.transfer.seal(worker)] = worker
 
     def _join(self, answer: ray.ObjectRef) -> None:
         """Take a worker in that now holds the weights; a dead one is asked again later. One that holds other weights is an error."""
         worker = self._joining.pop(answer)
+        bucket, reason = self.transfer.stuck_at(worker)
         try:
-            held = ray.get(answer)
-        except RayTaskError:
-            raise
-        except RayError:
-            self._leave(worker, ask_again_in=RETRY_S)
+            self.transfer.check(worker, ray.get(answer))
+        except RayError as error:
+            if isinstance(error, RayTaskError) and not isinstance(error.cause, MissingWeightsError):
+                raise
+            self._leave(worker, RETRY_S, bucket, reason or line(error))
             return
-        sent = self._weights.version, self._weights.checksum
-        if tuple(held) != sent:
-            raise RuntimeError(f"rollout worker {worker} answered with weights {held}, it was sent {sent}")
         self.alive.add(worker)
         self._register.set_actor_state(worker, healthy=True)
 
-    def _leave(self, worker: int, ask_again_in: float) -> None:
-        self.lost += self._register.is_actor_healthy(worker)
+    def _give_up_the_late(self, deadline_s: float) -> None:
+        """Restart the workers that hold up the others. Raises `DeadlineError` when there are no others."""
+        late = {worker: self.transfer.stuck_at(worker)[0] for worker in sorted(set(self._joining.values())) or sorted(self.handles)}
+        if not self.alive:
+            where = ", ".join(f"{worker} (node {self.transfer.node(worker) or 'unknown'}, bucket {late[worker]})" for worker in late)
+            raise DeadlineError(
+                f"waited {deadline_s:g} s for rollout workers {where} to take the {len(self.transfer.buckets)} buckets of policy version "
+                f"{self.version}"
+            )
+        self._joining = {}
+        for worker, bucket in late.items():
+            ray.kill(self.handles[worker], no_restart=False)
+            self._leave(worker, RETRY_S, bucket, f"no answer in {deadline_s:g} s, so it is restarted")
+
+    def _leave(self, worker: int, ask_again_in: float, bucket: int, reason: str) -> None:
+        """`bucket`: the one that it was being sent (from 1), 0 while sampling."""
+        if self._register.is_actor_healthy(worker):
+            self.lost += 1
+            self.losses.append(self.transfer.lost(worker, bucket, reason))
+            logger.warning(str(self.losses[-1]))
         self.alive.discard(worker)
+        self.transfer.forget(worker)
         self._register.set_actor_state(worker, healthy=False)
         self._ask_again_at[worker] = time.monotonic() + ask_again_in
 

@@ -24,6 +24,7 @@ from learner.deadline import results
 from learner.iteration_metrics import reward_metrics, rollout_metrics
 from learner.rollout_workers import RolloutWorkers
 from learner.step_grpo_config import StepGRPOConfig
+from learner.weight_broadcast import WeightBroadcast
 from rollout.episode import stream
 from rollout.records import ScoredTurn, Trajectory
 
@@ -42,6 +43,8 @@ class StepGRPO(Algorithm):
         assert self.config.data is not None  # validated
         self.data = copy.deepcopy(self.config.data)
         self.workers = RolloutWorkers(self.env_runner_group, self.config.questions_per_chunk, self.config.deadline_s)
+        collective = self.config.learner.transport == "collective"
+        self._broadcast = WeightBroadcast(self.learner_group.ranks, self.config.deadline_s) if collective else None
         self.trajectories: list[Trajectory] = []
         self.turns: list[ScoredTurn] = []
         self._seconds: dict[str, float] = defaultdict(float)
@@ -60,6 +63,7 @@ class StepGRPO(Algorithm):
             learned = self.learner_group.update(self.turns)
         self._log("rollout", rollout_metrics(self.trajectories))
         self._log("rollout", {"lost_workers": self.workers.lost, "requeued_chunks": self.workers.requeued_chunks})
+        self._log("rollout", {"lost_in_transfer": sum(1 for lost in self.workers.losses if lost.bucket)})
         self._log("reward", reward_metrics(self.turns))
         self._log("learner", learned)
         self._log("seconds", self._seconds)
@@ -83,7 +87,8 @@ class StepGRPO(Algorithm):
     def push_weights(self) -> None:
         """Bring all rollout workers to the learner's policy version; nothing is sent to workers that hold it."""
         if self.workers.version != self.policy_version:
-            self.workers.push(self.learner_group.publish())
+            sent = self.workers.broadcast(self.policy_version, self._broadcast) if self._broadcast else None
+            self.workers.push(self.policy_version, sent or self.learner_group.publish())
 
     def roll_out(self, questions: Sequence[Any], *, seed: int, overrides: dict[str, Any] | None = None) -> list[Trajectory]:
         """Trajectories in the order of the questions, by all workers. `overrides` replaces fields of the rollout configuration: an evaluation

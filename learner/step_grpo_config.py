@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig, NotProvided
@@ -118,9 +119,22 @@ class CheckpointableLearnerGroup(LearnerGroup, Checkpointable):
     """The learner group in RLlib's terms: `save` and `load` under the names that `Algorithm` calls."""
 
     is_remote = True
+    _only_snapshots = False
+
+    @contextmanager
+    def only_snapshots(self) -> Iterator[None]:
+        """In this block `save_to_path` takes a snapshot and writes nothing: `write` it afterwards, behind the training."""
+        self._only_snapshots = True
+        try:
+            yield
+        finally:
+            self._only_snapshots = False
 
     def save_to_path(self, path: Any = None, **kwargs: Any) -> str:
-        self.save(path)
+        if self._only_snapshots:
+            self.snapshot()
+        else:
+            self.save(path)
         return str(path)
 
     def restore_from_path(self, path: Any, **kwargs: Any) -> None:

@@ -21,14 +21,20 @@ import ray
 import torch
 
 from learner.adapters import published_parameters, without_adapters
+from learner.checkpoint_files import FileFacts, refuse_without_room
 from learner.config import LearnerConfig
+from learner.consolidated import consolidated_weights
 from learner.engine import build_engine, build_reference
 from learner.losses import MAXIMA, kl_estimate, sums_by
 from learner.micro_batches import MicroBatch, Row
 from learner.objective import Tokens, loss_of
 from learner.scorer import inputs_of, packed
-from rollout import weights as weight_buffers
+from learner.weight_sender import WeightSender
 from rollout.policy import Policy
+from rollout.weights import copy_into
+
+TAG = "engine"
+"""DeepSpeed's name for the folder of its files within a checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +50,7 @@ class MiniBatch:
     """Episodes of the mini-batch over all ranks; `Response.episode` counts to it."""
 
 
-class LearnerRank:
+class LearnerRank(WeightSender):
     """Rank `rank` of `ranks`. Call `connect`, then `build`, on all ranks at once; so too every other method that is not `address`."""
 
     def __init__(self, rank: int, ranks: int, config: LearnerConfig, policy_path: str):
@@ -52,7 +58,7 @@ class LearnerRank:
         self.device = torch.device("cuda" if config.gpus_per_learner else "cpu")
         self.engine: Any = None
         self.reference: Any = None
-        self._sent: np.ndarray | None = None
+        self.prepare_sending(config.bucket_bytes, "cuda" if self.device.type == "cuda" and config.transport == "collective" else "cpu")
         torch.set_num_threads(config.threads)
 
     def address(self) -> tuple[str, int]:
@@ -82,16 +88,24 @@ class LearnerRank:
             timeout=timedelta(seconds=self.config.deadline_s),
         )
 
-    def build(self, config: LearnerConfig) -> None:
-        """Load the policy and a fresh optimizer; an engine that was built before is dropped."""
+    def build(self, config: LearnerConfig, weights_of: str = "") -> None:
+        """Load the policy and a fresh optimizer; an engine that was built before is dropped. `weights_of`: a checkpoint whose weights (and nothing
+        else) are taken over, whatever number of learners wrote it."""
+        from learner.snapshot import Snapshot
+
         for built in (self.engine, self.reference):
             if hasattr(built, "destroy"):
                 built.destroy()
-        self.config, self._sent = config, None
+        self.config, self.packer.bucket_bytes = config, config.bucket_bytes
         torch.manual_seed(config.seed)
         self.policy = Policy.load(self.policy_path, dtype=config.dtype, device=str(self.device))
+        if weights_of:
+            found = consolidated_weights(Path(weights_of), TAG)
+            copy_into(self.policy.model, {name: found[name] for name, _ in self.policy.model.named_parameters()})
         self.engine = build_engine(self.policy, config)
         self.reference = build_reference(self.policy_path, self.policy, config) if config.kl_weight and not config.lora_rank else None
+        self.kept = self.engine.checkpoint_engine = Snapshot()
+        self.engine._copy_recovery_script = lambda folder: None  # DeepSpeed would add a script to every checkpoint
 
     def update(self, mini_batches: list[MiniBatch]) -> list[dict[str, float]]:
         """One optimizer step for each mini-batch. Returns its metrics on this rank: sums over tokens, and maxima as in `losses.MAXIMA`."""
@@ -110,33 +124,39 @@ class LearnerRank:
             found.append(np.bincount(batch.turns, estimate.double().numpy(), sum(len(row.responses) for row in rows)))
         return found
 
-    def weights(self, version: int) -> tuple[weight_buffers.WeightBuffer | None, int]:
-        """All weights and their checksum, on rank 0; nothing on the others, which take part because ZeRO-3 gathers from all."""
-        named = self._gathered()
-        if self.rank:
-            for _ in named:
-                pass
-            return None, 0
-        buffer = weight_buffers.pack(named if self._sent is not None else [(n, t.clone()) for n, t in named], version, self._sent)
-        self._sent = buffer.data
-        return buffer, buffer.checksum
-
-    def save_policy(self, folder: str, version: int) -> None:
-        """Write the policy in Hugging Face format, from rank 0."""
-        buffer, _ = self.weights(version)
-        if buffer is not None:
-            policy = Policy.load(self.policy_path, dtype=self.config.dtype)
-            weight_buffers.copy_into(policy.model, weight_buffers.unpack(buffer))
+    def save_policy(self, folder: str) -> None:
+        """Write the policy in Hugging Face format, from rank 0; all ranks gather. Raises `NoRoomError` when the disk has too little room."""
+        policy = None if self.rank else Policy.load(self.policy_path, dtype=self.config.dtype)
+        written = dict(policy.model.named_parameters()) if policy else {}
+        with torch.no_grad():
+            for name, tensor in self.gathered():
+                if policy:
+                    written[name].copy_(tensor)
+        if policy:  # only now: the other ranks have gathered, and do not wait for this one
+            refuse_without_room(Path(folder), sum(p.numel() * p.element_size() for p in written.values()))
             policy.save(folder)
 
-    def save(self, folder: str) -> None:
-        """Write weights, optimizer and random state; every rank writes its part."""
-        self.engine.save_checkpoint(folder, tag="engine")
+    def snapshot(self) -> int:
+        """Copy weights, optimizer and random state into this process; every rank its part. Waits until the last copy is written.
+
+        Returns the bytes of the copy.
+        """
+        self.kept.begin()
+        self.engine.save_checkpoint(".", tag=TAG, save_latest=False)
         random = {"cpu": torch.get_rng_state()} | ({"cuda": torch.cuda.get_rng_state()} if self.device.type == "cuda" else {})
-        torch.save(random, Path(folder) / f"random_{self.rank}.pt")
+        self.kept.save(random, f"random_{self.rank}.pt")
+        return self.kept.bytes
+
+    def write(self, folder: str) -> None:
+        """Begin to write the copy; the learner goes on meanwhile."""
+        self.kept.write(Path(folder))
+
+    def written(self) -> FileFacts | None:
+        """The files of this rank, with size and checksum; None while they are being written. Raises OSError when that went wrong."""
+        return self.kept.written()
 
     def load(self, folder: str) -> None:
-        self.engine.load_checkpoint(folder, tag="engine")
+        self.engine.load_checkpoint(folder, tag=TAG)
         random = torch.load(Path(folder) / f"random_{self.rank}.pt", weights_only=True)
         torch.set_rng_state(random["cpu"])
         if "cuda" in random:
@@ -223,6 +243,10 @@ class LearnerRank:
         gradients = [p.grad for p in self.engine.module.parameters() if p.grad is not None]
         return float(torch.nn.utils.get_total_norm(gradients))
 
-    def _gathered(self) -> Iterator[tuple[str, torch.Tensor]]:
+    @property
+    def gathers(self) -> bool:
+        return self.config.zero_stage == 3
+
+    def gathered(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Names and values, one at a time, as the policy's model names them."""
         return published_parameters(self.policy.model, partitioned=self.config.zero_stage == 3)

@@ -8,16 +8,18 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import ray
 import torch
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.env.env_runner import EnvRunner
 from ray.rllib.utils.checkpoints import Checkpointable
 
+from rollout.broadcast import BroadcastGroup
 from rollout.engines.choose import make_engine
 from rollout.episode import RecordedTurn, roll_out, roll_out_recorded
 from rollout.policy import Policy
 from rollout.records import Question, Trajectory
-from rollout.weights import WeightBuffer, unpack
+from rollout.weights import Bucket, Inbox, PublishedBucket, views
 
 NO_SPACE = gym.spaces.Box(-1, 1, (1,), np.float32)
 """RLlib asks every env runner for its spaces; questions and answers have none."""
@@ -41,14 +43,34 @@ class RolloutWorker(EnvRunner, Checkpointable):
         device = "cuda" if config.num_gpus_per_env_runner else "cpu"
         policy = Policy.load(config.policy_path, dtype=config.learner.dtype, device=device)
         self.engine = make_engine(policy, config.rollout)
+        self._inbox = Inbox()
 
-    def set_weights(self, buffer: WeightBuffer) -> tuple[int, int]:
-        """Take over these weights; returns their version and checksum.
+    def receive(self, number: int, bucket: Bucket) -> str:
+        """Hold a bucket of weights until `use_weights`; the policy stays as it is. Returns the address of this node.
 
-        Raises `CorruptWeightsError` when the bytes are not the ones that were packed, ValueError when names or shapes do not fit.
+        Raises `CorruptWeightsError` when the bytes are not the ones that were packed.
         """
-        self.engine.update_weights(buffer.version, unpack(buffer))
-        return buffer.version, buffer.checksum
+        self._inbox.take(number, bucket)
+        return ray.util.get_node_ip_address()
+
+    def join_broadcast(self, host: str, port: int, rank: int, size: int, deadline_s: float) -> str:
+        """Meet the learner and the other workers, to receive buckets without the object store. Returns the address of this node."""
+        self._broadcast = BroadcastGroup(host, port, rank, size, deadline_s, self.engine.policy.device)
+        return ray.util.get_node_ip_address()
+
+    def receive_broadcast(self, number: int, announced: PublishedBucket) -> None:
+        """As `receive`, but the bytes come by broadcast. Raises RuntimeError when the sender or another receiver is gone."""
+        flat = self._broadcast.receive(number, announced.bytes)
+        self._inbox.take(number, Bucket(flat if flat.is_cuda else flat.numpy(), announced.manifest, announced.checksum))
+
+    def use_weights(self, version: int, checksums: Sequence[int]) -> tuple[int, int]:
+        """Take over these buckets, all at once; returns their version and the checksum of all.
+
+        Raises `MissingWeightsError` when one was not received, ValueError when names or shapes do not fit.
+        """
+        weights = self._inbox.weights(version, checksums)
+        self.engine.update_weights(version, {name: tensor for bucket in weights.buckets for name, tensor in views(bucket).items()})
+        return version, weights.checksum
 
     def sample(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 
 import pytest
 
@@ -18,3 +19,22 @@ def ray_cluster():
     ray.init(address="local", num_cpus=4, include_dashboard=False, logging_level="error", log_to_driver=False)
     yield
     ray.shutdown()
+
+
+@pytest.fixture
+def mounted(tmp_path):
+    """A function that makes a disk of this size ("200k") and returns its folder."""
+    places = []
+
+    def mount(size):
+        place = tmp_path / f"disk{len(places)}"
+        place.mkdir()
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", place], capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f"no file system can be mounted here: {done.stderr.strip()}")
+        places.append(place)
+        return place
+
+    yield mount
+    for place in places:
+        subprocess.run(["umount", "-l", place], check=True)

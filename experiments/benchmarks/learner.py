@@ -21,6 +21,7 @@ from experiments.benchmarks.learner_gpu import gpu_rows
 from experiments.benchmarks.learner_turns import default_turns, turns_of_lengths
 from experiments.benchmarks.padded_rows import one_sample_rows, padded_batches, padded_logprobs
 from experiments.benchmarks.row import Row
+from experiments.benchmarks.weights import weight_rows
 from experiments.config import TrainConfig, find_policy
 from experiments.tiny_policy import tiny_policy
 from learner.advantages import turn_advantages
@@ -49,6 +50,7 @@ def learner_rows(quick: bool) -> Iterator[Row]:
         yield from prefix_rows(load, bar, quick)
     yield from engine_rows(quick)
     yield from stage_rows(quick)
+    yield from weight_rows(quick)
     yield from gpu_rows(quick)
 
 

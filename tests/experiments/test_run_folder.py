@@ -10,7 +10,7 @@ import pytest
 from episodes import episode, question, static, step, stop
 
 from experiments.config import LoopConfig, RunConfigError, TrainConfig
-from experiments.run_folder import COMPLETE, KEPT_CHECKPOINTS, RunFolder
+from experiments.run_folder import COMPLETE, RunFolder
 from rollout.records import Image
 
 
@@ -44,20 +44,39 @@ def test_a_line_that_a_kill_cut_short_is_left_out(config: TrainConfig):
     assert folder.metrics() == [{"iteration": 1}]
 
 
-def test_only_complete_checkpoints_count_and_the_newest_are_kept(config: TrainConfig):
+def add_checkpoint(folder: RunFolder, iteration: int, score: float | None = None) -> None:
+    aside = folder.checkpoints / "aside"
+    aside.mkdir()
+    (aside / "weights").write_text("w" * 100)
+    folder.finish_checkpoint(aside, iteration, {"score": score})
+
+
+def names(folder: RunFolder) -> list[int]:
+    return [int(path.name.removeprefix("iteration-")) for path in folder.complete_checkpoints()]
+
+
+def test_only_complete_checkpoints_count(config: TrainConfig):
     folder = RunFolder.start(config)
-    for iteration in (10, 20, 30):
-        aside = folder.checkpoints / "aside"
-        aside.mkdir()
-        (aside / "weights").write_text("w")
-        folder.finish_checkpoint(aside, iteration, {"policy_version": iteration})
+    add_checkpoint(folder, 30)
     half = folder.checkpoint_at(40)
     half.mkdir()
     (half / "weights").write_text("w")
-    kept = folder.complete_checkpoints()
-    assert [path.name for path in kept] == ["iteration-000020", "iteration-000030"]
-    assert len(kept) == KEPT_CHECKPOINTS
-    assert json.loads((kept[-1] / COMPLETE).read_text()) == {"iteration": 30, "policy_version": 30}
+    (folder.checkpoints / "iteration-000050.new").mkdir()
+    (folder.checkpoints / "iteration-000050.new" / COMPLETE).write_text("{}")
+    assert names(folder) == [30]
+    assert json.loads((folder.checkpoint_at(30) / COMPLETE).read_text()) == {"iteration": 30, "score": None}
+
+
+@pytest.mark.parametrize(
+    ("keep_last", "keep_best", "kept"),
+    [(2, 0, [50, 60]), (1, 1, [40, 60]), (2, 2, [20, 40, 50, 60]), (1, 9, [20, 30, 40, 60]), (9, 0, [10, 20, 30, 40, 50, 60])],
+)
+def test_the_newest_checkpoints_and_those_of_the_best_score_are_kept(config: TrainConfig, keep_last: int, keep_best: int, kept: list[int]):
+    folder = RunFolder.start(config)
+    for iteration, score in [(10, None), (20, 0.5), (30, 0.4), (40, 0.5), (50, None), (60, None)]:
+        add_checkpoint(folder, iteration, score)
+    folder.drop_checkpoints(keep_last, keep_best)
+    assert names(folder) == kept
 
 
 def test_trajectories_are_read_back_step_by_step(config: TrainConfig):

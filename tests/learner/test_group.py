@@ -1,17 +1,21 @@
 """Real DeepSpeed in real Ray actors; the processes are shared by the tests because they take seconds to start."""
 
+import json
+import time
 from dataclasses import replace
 
 import pytest
 import ray
 import torch
 from tiny_turns import group as siblings
+from transformers import AutoModelForImageTextToText
 
+from learner.checkpoint_files import CorruptCheckpointError, NoRoomError
 from learner.config import LearnerConfig
 from learner.deadline import DeadlineError, results
 from learner.group import LearnerGroup, MismatchError, less_kl
 from rollout.policy import Policy
-from rollout.weights import unpack
+from rollout.weights import copy_into, unpack
 
 CONFIG = LearnerConfig(lr=1e-3, warmup_iterations=1, tokens_per_micro_batch=96, cpus_per_learner=0.5, deadline_s=250)
 
@@ -242,8 +246,9 @@ def test_two_updates_and_two_in_a_new_process_equal_four_bit_for_bit_and_nothing
     again.shutdown()
 
 
-def test_partitioned_state_of_two_ranks_is_restored_bit_for_bit(two, turns, tmp_path):
-    config = replace(CONFIG, num_learners=2, zero_stage=2)
+@pytest.mark.parametrize(("stage", "dtype"), [(0, "float32"), (1, "bfloat16"), (2, "float32"), (3, "float32")])
+def test_the_state_of_two_ranks_is_restored_bit_for_bit(two, turns, tmp_path, stage, dtype):
+    config = replace(CONFIG, num_learners=2, zero_stage=stage, dtype=dtype)
     expected = two_and_two(two, config, turns, tmp_path / "checkpoint")
     two.build(config)
     two.load(tmp_path / "checkpoint")
@@ -263,14 +268,132 @@ def two_and_two(group, config, turns, checkpoint):
     return weights(group)
 
 
-def test_a_checkpoint_of_another_shape_or_an_incomplete_one_is_refused(one, two, tmp_path):
+def test_a_snapshot_written_while_the_learner_goes_on_is_what_a_save_writes(two, turns, tmp_path):
+    config = replace(CONFIG, num_learners=2, zero_stage=2)
+    two.build(config)
+    two.update(turns)
+    two.save(tmp_path / "at_once")
+    two.snapshot()
+    two.update(turns)  # the copy is of before
+    two.write(tmp_path / "behind")
+    two.update(turns)
+    wait_until(two.written)
+    files = [json.loads((tmp_path / name / "learner.json").read_text())["files"] for name in ("at_once", "behind")]
+    assert files[0].keys() == files[1].keys() >= {"random_0.pt", "random_1.pt", "engine/mp_rank_00_model_states.pt"}
+    for name in files[0]:
+        assert_equal(*(torch.load(tmp_path / folder / name, weights_only=False) for folder in ("at_once", "behind")), where=name)
+
+
+def assert_equal(a, b, where):
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), where
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            assert_equal(a[key], b[key], f"{where}: {key}")
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b), where
+        for i, (one, other) in enumerate(zip(a, b, strict=True)):
+            assert_equal(one, other, f"{where}[{i}]")
+
+
+def wait_until(done, deadline_s=60):
+    end = time.monotonic() + deadline_s
+    while not done():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+SHAPES = {
+    "one learner, nothing partitioned": {"num_learners": 1, "zero_stage": 0},
+    "two learners, gradients partitioned": {"num_learners": 2, "zero_stage": 2},
+    "two learners, weights partitioned": {"num_learners": 2, "zero_stage": 3},
+}
+
+
+@pytest.mark.parametrize(
+    ("written", "read"), [(0, 2), (2, 0), (1, 0), (1, 2)], ids=lambda i: list(SHAPES)[i] if isinstance(i, int) else None
+)
+def test_a_checkpoint_of_another_shape_gives_its_weights_and_says_what_is_lost(one, two, turns, tmp_path, written, read):
+    groups = []
+    for place in (written, read):
+        shape = list(SHAPES.values())[place]
+        groups.append(one if shape["num_learners"] == 1 else two)
+        groups[-1].build(replace(CONFIG, **shape))
+        if place == written:
+            groups[0].update(turns)
+            expected = weights(groups[0])
+            groups[0].save(tmp_path / "checkpoint")
+    lost = groups[1].load(tmp_path / "checkpoint")
+    assert "its weights are taken over, the moments of the optimizer begin at zero" in lost
+    assert f"learner.zero_stage={list(SHAPES.values())[written]['zero_stage']} (now" in lost
+    assert_close(expected, weights(groups[1]), atol=0, rtol=0)
+    assert groups[1].policy_version == 1
+    groups[1].update(turns)
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_a_checkpoint_in_bfloat16_gives_its_weights_to_a_learner_in_float32(one, two, turns, tmp_path, stage):
+    two.build(replace(CONFIG, num_learners=2, zero_stage=stage, dtype="bfloat16"))
+    two.update(turns)
+    two.save(tmp_path / "checkpoint")
+    one.build(CONFIG)
+    assert "learner.dtype=bfloat16 (now float32)" in one.load(tmp_path / "checkpoint")
+    assert_close({name: tensor.bfloat16() for name, tensor in weights(one).items()}, weights(two), atol=0, rtol=0)
+
+
+def test_adapters_go_on_bit_for_bit_and_only_as_they_began(one, turns, tmp_path):
+    config = replace(CONFIG, lora_rank=2, freeze_vision=True)
+    one.build(config)
+    one.update(turns)
+    one.save(tmp_path / "checkpoint")
+    one.update(turns)
+    expected = weights(one)
+    one.build(config)
+    assert one.load(tmp_path / "checkpoint") == ""
+    one.update(turns)
+    assert_close(expected, weights(one), atol=0, rtol=0)
+    one.build(CONFIG)
+    with pytest.raises(ValueError, match=r"learner.lora_rank=2 \(now 0\).*set it back, or begin a new run"):
+        one.load(tmp_path / "checkpoint")
+
+
+def test_an_incomplete_or_damaged_checkpoint_is_refused_and_named(one, tmp_path):
     one.build(CONFIG)
     one.save(tmp_path / "one")
-    with pytest.raises(ValueError, match=r"learner.json: written with learner.num_learners=1, now it is 2"):
-        two.load(tmp_path / "one")
+    assert one.load(tmp_path / "one") == ""
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match="no complete learner checkpoint"):
         one.load(tmp_path / "empty")
+    with (tmp_path / "one/engine/mp_rank_00_model_states.pt").open("ab") as file:
+        file.truncate(1000)
+    with pytest.raises(CorruptCheckpointError, match=r"mp_rank_00_model_states.pt is corrupt: 1000 bytes, \d+ were written"):
+        one.load(tmp_path / "one")
+
+
+def test_a_save_without_room_writes_nothing_and_names_folder_and_bytes(one, turns, mounted):
+    small_disk = mounted("200k")
+    one.build(CONFIG)
+    with pytest.raises(NoRoomError, match=r"disk0/checkpoint.partial needs [\d,]+ bytes, [\d,]+ are free"):
+        one.save(small_disk / "checkpoint")
+    with pytest.raises(NoRoomError, match=r"disk0/policy needs [\d,]+ bytes"):
+        one.save_policy(small_disk / "policy")
+    assert [path.name for path in small_disk.rglob("*")] == ["policy"]
+    one.update(turns)
+
+
+def test_a_disk_that_fills_up_while_a_checkpoint_is_written_is_an_error_that_names_the_file(one, turns, mounted, tmp_path):
+    small_disk = mounted("200k")
+    one.build(CONFIG)
+    one.snapshot()
+    one._snapshot_bytes = -(2**20)  # as if somebody else took the room after the look at it
+    one.write(small_disk / "checkpoint")
+    with pytest.raises(OSError, match=r"mp_rank_00_model_states.pt could not be written .* are free"):
+        wait_until(one.written)
+    assert not (small_disk / "checkpoint/learner.json").exists()
+    one.update(turns)
+    one.save(tmp_path / "elsewhere")
+    one.load(tmp_path / "elsewhere")
 
 
 def test_the_saved_policy_loads_and_has_the_weights_of_the_learner(two, turns, tmp_path):
@@ -280,6 +403,24 @@ def test_the_saved_policy_loads_and_has_the_weights_of_the_learner(two, turns, t
     loaded = Policy.load(tmp_path / "policy")
     assert_close(dict(loaded.model.named_parameters()), weights(two), atol=0, rtol=0)
     assert loaded.tokenizer.get_vocab()
+
+
+def test_the_exported_policy_gives_the_logits_of_the_learner_with_and_without_a_picture(one, turns, policy_path, tmp_path):
+    one.build(CONFIG)
+    one.update(turns)
+    one.save_policy(tmp_path / "policy")
+    exported = AutoModelForImageTextToText.from_pretrained(tmp_path / "policy").eval()
+    assert exported.lm_head.weight.data_ptr() == exported.get_input_embeddings().weight.data_ptr(), "tied weights came apart"
+    learned = Policy.load(policy_path)
+    copy_into(learned.model, unpack(one.weights()))
+    for turn in (next(t for t in turns if t.image is None), next(t for t in turns if t.image is not None)):
+        ids = torch.from_numpy(turn.prompt_ids.astype("int64"))[None]
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        if turn.image is not None:
+            pixels, grids = learned.pixels([turn.image])
+            inputs |= {"pixel_values": pixels, "image_grid_thw": grids, "mm_token_type_ids": (ids == learned.image_token_id).int()}
+        with torch.no_grad():
+            torch.testing.assert_close(exported(**inputs).logits, learned.model(**inputs).logits, atol=0, rtol=0)
 
 
 def test_a_wait_ends_with_the_name_of_what_it_waits_for(ray_cluster):

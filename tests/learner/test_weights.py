@@ -3,8 +3,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from rollout.weights import CorruptWeightsError, copy_into, pack, unpack
+from rollout.weights import CorruptWeightsError, Inbox, MissingWeightsError, Packer, copy_into, pack, unpack
 
 
 def tensors():
@@ -27,34 +29,68 @@ def test_unpacked_tensors_are_those_that_were_packed():
 
 def test_unpacking_copies_nothing():
     buffer = pack(tensors().items(), version=0)
-    assert np.shares_memory(unpack(buffer)["a"].numpy(), buffer.data)
+    assert np.shares_memory(unpack(buffer)["a"].numpy(), buffer.buckets[0].data)
 
 
-def test_a_buffer_is_reused_for_the_next_version():
-    first = pack(tensors().items(), version=0)
-    second = pack([(name, 2 * tensor) for name, tensor in tensors().items()], version=1, into=first.data)
-    assert second.data is first.data
-    assert torch.equal(unpack(second)["a"], 2 * tensors()["a"])
+@given(sizes=st.lists(st.integers(1, 300), min_size=1, max_size=20), bucket_bytes=st.integers(1, 2000))
+def test_buckets_of_any_size_hold_every_tensor_once_and_no_bucket_is_larger_than_asked_for(sizes, bucket_bytes):
+    named = {f"t{i}": torch.arange(size, dtype=torch.float32) + i for i, size in enumerate(sizes)}
+    buffer = pack(named.items(), 0, bucket_bytes)
+    found = unpack(buffer)
+    assert list(found) == list(named)
+    assert all(torch.equal(found[name], named[name]) for name in named)
+    assert all(len(bucket.data) <= bucket_bytes or len(bucket.manifest) == 1 for bucket in buffer.buckets)
 
 
-@pytest.mark.parametrize("change", ["a byte", "the version", "the manifest"])
-def test_a_corrupt_buffer_is_refused(change):
-    buffer = pack(tensors().items(), version=5)
+def test_the_memory_of_buckets_is_kept_and_what_another_bucket_left_there_does_not_count():
+    packer = Packer(bucket_bytes=128)
+    first = [(bucket.data.__array_interface__["data"], bucket.checksum) for bucket in packer.buckets(tensors().items())]
+    again = [(bucket.data.__array_interface__["data"], bucket.checksum) for bucket in packer.buckets(tensors().items())]
+    assert first == again
+    assert len({where for where, _ in first}) == 1 < len(first)
+
+
+def test_only_the_bucket_of_a_tensor_that_changed_is_another_one():
+    before = pack(tensors().items(), 0, bucket_bytes=64)
+    after = pack((tensors() | {"b": torch.zeros(7).bfloat16()}).items(), 1, bucket_bytes=64)
+    same = [old.checksum == new.checksum for old, new in zip(before.buckets, after.buckets, strict=True)]
+    assert same == [True, False, True, True]
+
+
+@pytest.mark.parametrize("change", ["a byte", "the manifest"])
+def test_a_corrupt_bucket_is_refused_and_named(change):
+    buffer = pack(tensors().items(), 5, bucket_bytes=128)
+    bucket = buffer.buckets[1]
     if change == "a byte":
-        data = buffer.data.copy()
+        data = bucket.data.copy()
         data[11] ^= 1
-        buffer = replace(buffer, data=data)
-    elif change == "the version":
-        buffer = replace(buffer, version=6)
+        bucket = replace(bucket, data=data)
     else:
-        buffer = replace(buffer, manifest=tuple(reversed(buffer.manifest)))
-    with pytest.raises(CorruptWeightsError, match="checksum"):
-        unpack(buffer)
+        bucket = replace(bucket, manifest=tuple(reversed(bucket.manifest)))
+    with pytest.raises(CorruptWeightsError, match=r"bucket 2 of 2 of policy version 5: checksum"):
+        unpack(replace(buffer, buckets=(buffer.buckets[0], bucket)))
+    inbox = Inbox()
+    with pytest.raises(CorruptWeightsError, match="bucket 2"):
+        inbox.take(1, bucket)
+
+
+def test_a_receiver_takes_over_exactly_the_buckets_that_it_is_asked_for_or_none():
+    first, second = (pack([(n, k * t) for n, t in tensors().items()], k, bucket_bytes=64) for k in (1, 2))
+    inbox = Inbox()
+    for number, bucket in enumerate(first.buckets):
+        inbox.take(number, bucket)
+    checksums = [bucket.checksum for bucket in first.buckets]
+    assert inbox.weights(1, checksums).checksum == first.checksum != replace(first, version=2).checksum
+    inbox.take(2, second.buckets[2])
+    with pytest.raises(MissingWeightsError, match=r"policy version 1: 1 of 4 buckets \(3\) are not here"):
+        inbox.weights(1, checksums)
+    with pytest.raises(MissingWeightsError, match=r"policy version 2: 3 of 4 buckets \(1, 2, 4\) are not here"):
+        inbox.weights(2, [bucket.checksum for bucket in second.buckets])
 
 
 def test_a_read_only_buffer_as_ray_delivers_it_is_unpacked_without_a_warning(recwarn):
     buffer = pack(tensors().items(), version=0)
-    buffer.data.flags.writeable = False
+    buffer.buckets[0].data.flags.writeable = False
     unpack(buffer)
     assert not recwarn.list
 
