@@ -43,7 +43,7 @@ class RolloutWorker(EnvRunner, Checkpointable):
         device = "cuda" if config.num_gpus_per_env_runner else "cpu"
         policy = Policy.load(config.policy_path, dtype=config.learner.dtype, device=device)
         self.engine = make_engine(policy, config.rollout)
-        self._inbox = Inbox()
+        self._inbox, self._device = Inbox(), policy.device
 
     def receive(self, number: int, bucket: Bucket) -> str:
         """Hold a bucket of weights until `use_weights`; the policy stays as it is. Returns the address of this node.
@@ -55,7 +55,7 @@ class RolloutWorker(EnvRunner, Checkpointable):
 
     def join_broadcast(self, host: str, port: int, rank: int, size: int, deadline_s: float) -> str:
         """Meet the learner and the other workers, to receive buckets without the object store. Returns the address of this node."""
-        self._broadcast = BroadcastGroup(host, port, rank, size, deadline_s, self.engine.policy.device)
+        self._broadcast = BroadcastGroup(host, port, rank, size, deadline_s, self._device)
         return ray.util.get_node_ip_address()
 
     def receive_broadcast(self, number: int, announced: PublishedBucket) -> None:
