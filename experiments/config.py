@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from learner.config import LearnerConfig, check_rollout
 from retrieval_actors.config import RetrievalConfig
+from rewards.composition import RewardError, composed_of
 from rewards.config import RewardConfig
 from rollout.config import RolloutConfig
 
@@ -279,6 +280,7 @@ def _checked(config: TrainConfig) -> TrainConfig:
     for holds, key, found, expected in rules:
         if not holds:
             raise RunConfigError(f"{key} is {found!r}; expected {expected}")
+    _check_terms(config)
     recorded = config.data.name == "recorded_steps"
     if recorded != (config.rollout.mode == "offline"):
         raise RunConfigError(
@@ -289,3 +291,16 @@ def _checked(config: TrainConfig) -> TrainConfig:
     except ValueError as error:
         raise RunConfigError(str(error)) from None
     return config
+
+
+def _check_terms(config: TrainConfig) -> None:
+    try:
+        terms = composed_of(config.reward.terms)
+    except RewardError as error:
+        raise RunConfigError(str(error)) from None
+    for term in terms:
+        if term.needs_chain and config.rollout.mode != "chain":
+            raise RunConfigError(
+                f"reward.terms.{term.name} does not go with rollout.mode={config.rollout.mode}; it judges what came of a turn, which is known of "
+                "every sibling in chain mode only"
+            )

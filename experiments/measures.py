@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rewards.metrics import exact_match, f1_recall
-from rewards.step_rewards import plan_needs
+from rewards.judged_turn import plan_needs
+from rewards.paper_evaluator import f1_recall
+from rewards.squad_metrics import exact_match
 from rollout.needs import askable_needs
 from rollout.prompts import parse_answer, parse_plan
 from rollout.records import Exchange, Trajectory, TurnGroup

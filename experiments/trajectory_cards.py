@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from experiments.measures import f1_recall
+from rewards.paper_evaluator import f1_recall
 
 THINK = re.compile(r"<think>(.*?)</think>", re.S)
 KB_NAMES = {"text": "text", "text_image": "text-image", "table": "table"}

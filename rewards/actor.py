@@ -12,7 +12,8 @@ import ray
 
 from retrieval_actors.retriever import Retriever
 from rewards.config import RewardConfig
-from rewards.step_rewards import Similarity, score_trajectory, texts_to_compare
+from rewards.judged_turn import Similarity
+from rewards.scoring import score_trajectory, texts_to_compare
 from rollout.records import ScoredTurn, Trajectory
 
 RETRIEVERS = {"Text Retriever": "text", "Text Image Retriever": "text_image", "Table Retriever": "table"}
@@ -20,11 +21,17 @@ RETRIEVERS = {"Text Retriever": "text", "Text Image Retriever": "text_image", "T
 
 
 def batched_similarity(texts: Sequence[str], retriever: Retriever) -> Similarity:
-    """Cosines between `texts`, embedded in one call. A text that is not among them raises KeyError."""
+    """Cosines between `texts`, embedded in one call. Any other text, which a reward of the user's own may ask for, takes a call of its own."""
     distinct = sorted(set(texts))
     vectors = retriever.embed(distinct) if distinct else np.zeros((0, 1), np.float32)
     rows = dict(zip(distinct, vectors, strict=True))
-    return lambda a, b: float(rows[a] @ rows[b])
+
+    def row(text: str) -> np.ndarray:
+        if text not in rows:
+            rows[text] = retriever.embed([text])[0]
+        return rows[text]
+
+    return lambda a, b: float(row(a) @ row(b))
 
 
 class RewardActor:

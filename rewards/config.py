@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass
@@ -22,6 +23,9 @@ class RewardConfig:
     spare_answer_tokens: int = 3
     """An answer longer than its gold by more tokens than this earns nothing: recall alone would pay for listing everything. -1: no limit,
     as in the paper."""
+    terms: dict[str, Any] = field(default_factory=dict)
+    """Rewards to add up instead of the step reward alone: name, or MODULE:FUNCTION of your own, -> weight, or weights by kind of turn, as in
+    {step: 1, retrieval_cost: 0.1, "mine:brevity": {final: 0.2}}. Empty: the step reward. See docs/rewards.md."""
 
     def __post_init__(self) -> None:
         total = self.query_weight + self.entity_weight + self.routing_weight

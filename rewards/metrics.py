@@ -1,6 +1,6 @@
 """How an answer is compared with a gold answer: VQA-style normalisation, then tokens.
 
-The paper's measure is F1-Recall: the token recall of the gold answer that has the best F1 (Peng et al. 2025, arXiv 2505.22095).
+For rewards. The reported F1-Recall is that of `paper_evaluator.py`, exact match and F1 are those of `squad_metrics.py`.
 Normalisation follows the VQA evaluation (Antol et al. 2015): lower case, punctuation, articles, number words, contractions.
 """
 
@@ -70,17 +70,3 @@ def token_f1(prediction: str, gold: str) -> float:
 def best_gold(prediction: str, answers: Iterable[str]) -> str:
     """The gold answer with the best F1; of equals, the one with the better recall, then the first. Raises ValueError without answers."""
     return max(answers, key=lambda gold: (token_f1(prediction, gold), token_recall(prediction, gold)))
-
-
-def f1_recall(prediction: str, answers: Iterable[str]) -> float:
-    """Token recall of the gold answer with the best F1, in [0, 1]."""
-    return token_recall(prediction, best_gold(prediction, answers))
-
-
-def f1(prediction: str, answers: Iterable[str]) -> float:
-    return max(token_f1(prediction, gold) for gold in answers)
-
-
-def exact_match(prediction: str, answers: Iterable[str]) -> float:
-    """1 if some gold answer is the prediction after normalisation, else 0."""
-    return float(normalise(prediction) in {normalise(gold) for gold in answers})

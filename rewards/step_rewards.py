@@ -6,77 +6,16 @@ for, the final turn with the answers of the question: section "Rewards" of the p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from rewards.config import RewardConfig
+from rewards.judged_turn import Retrievers, Similarity, plan_needs
 from rewards.metrics import best_gold, token_recall, tokens
-from rollout.needs import askable_needs, asks_for, entities, holds_answer, mentions
+from rollout.needs import asks_for, entities, holds_answer, mentions
 from rollout.prompts import parse_answer, parse_plan
-from rollout.records import UNKNOWN, GoldStep, ScoredTurn, State, Trajectory, TurnReward
-
-Similarity = Callable[[str, str], float]
-"""Cosine of the embeddings of two texts."""
-Retrievers = Mapping[str, str]
-"""Retriever name, as the policy writes it -> name of the knowledge base."""
+from rollout.records import UNKNOWN, GoldStep, State, Trajectory, TurnReward
 
 MALFORMED = TurnReward(0.0, {"format": 0.0})
-
-
-def score_trajectory(
-    trajectory: Trajectory, similarity: Similarity, config: RewardConfig, retrievers: Retrievers, episode: str | None = None
-) -> list[ScoredTurn]:
-    """One `ScoredTurn` for every sibling of `trajectory` that can be judged, group by group.
-
-    Left out are turns that nobody can judge: plan turns of questions without gold steps, answer turns whose query asks for nothing that the
-    gold steps know or whose search failed, final turns without gold answers. `episode` (default: the id of the question) is the id of the
-    episode, and its outcome that of its trunk: siblings from which it did not go on are judged by their own reward alone.
-    """
-    episode = trajectory.question.id if episode is None else episode
-    outcome = _outcome(trajectory, config)
-    scored: list[ScoredTurn] = []
-    for group in trajectory.groups:
-        state = group.state
-        judge = _judge(state, similarity, config, retrievers)
-        if judge is None:
-            continue
-        scored += [
-            ScoredTurn(
-                state_key=state.key,
-                prompt_ids=state.prompt_ids,
-                image=state.image,
-                turn=turn,
-                reward=judge(turn.text),
-                episode=episode,
-                outcome=outcome,
-                episode_group=trajectory.question.id,
-            )
-            for turn in group.turns
-        ]
-    return scored
-
-
-def texts_to_compare(trajectory: Trajectory, retrievers: Retrievers) -> Iterator[str]:
-    """Every text whose embedding `score_trajectory` will ask for: one batch of them saves a call for each turn."""
-    for group in trajectory.groups:
-        if group.state.kind != "plan" or not (needs := plan_needs(group.state)):
-            continue
-        yield from (need.query for need in needs)
-        for turn in group.turns:
-            action = parse_plan(turn.text, retrievers)
-            if action is not None and action.kb is not None:
-                yield action.query
-
-
-def plan_needs(state: State) -> list[GoldStep] | None:
-    """The needs that a plan turn of `state` may ask for now; empty when it should stop; None when nobody knows.
-
-    A need that waits for the answer of another one is not among them: guessing ahead would earn the routing part of a later step.
-    """
-    if state.target is not None:
-        return [] if state.target.kb in ("", "None") else [state.target]
-    if state.question.gold_steps is None:
-        return None
-    return askable_needs(state.question.gold_steps, state.history)
 
 
 def plan_reward(text: str, needs: Sequence[GoldStep], similarity: Similarity, config: RewardConfig, retrievers: Retrievers) -> TurnReward:
@@ -151,7 +90,7 @@ def abstain_reward(text: str, config: RewardConfig) -> TurnReward:
     return _with_format({"abstain": right}, {"abstain": right}, config)
 
 
-def _judge(state: State, similarity: Similarity, config: RewardConfig, retrievers: Retrievers) -> Callable[[str], TurnReward] | None:
+def judge_of(state: State, similarity: Similarity, config: RewardConfig, retrievers: Retrievers) -> Callable[[str], TurnReward] | None:
     """The reward of a response to `state`, or None when nobody can judge it. What depends on the state alone is worked out once."""
     if state.kind == "plan":
         needs = plan_needs(state)
@@ -167,7 +106,7 @@ def _judge(state: State, similarity: Similarity, config: RewardConfig, retriever
     return (lambda text: answer_reward(text, answers, config, component="final")) if answers else None
 
 
-def _outcome(trajectory: Trajectory, config: RewardConfig) -> float:
+def outcome_of(trajectory: Trajectory, config: RewardConfig) -> float:
     """Reward of the final answer of the trunk; 0 without a final turn."""
     if trajectory.final is None or not trajectory.question.answers:
         return 0.0

@@ -33,10 +33,11 @@ def mentions(text: str, words: Sequence[str]) -> float:
 
 def asks_for(query: str, gold: GoldStep) -> bool:
     """Whether the query asks for what the gold step needs: every entity named, and mostly the same words."""
-    return mentions(query, entities(gold)) == 1.0 and _word_f1(query, gold.query) >= SAME_QUESTION
+    return mentions(query, entities(gold)) == 1.0 and same_words(query, gold.query) >= SAME_QUESTION
 
 
-def _word_f1(a: str, b: str) -> float:
+def same_words(a: str, b: str) -> float:
+    """F1 of the words of two texts, in any case and order."""
     x, y = WORD.findall(a.lower()), WORD.findall(b.lower())
     common = sum(min(x.count(word), y.count(word)) for word in set(x))
     return 2 * common / (len(x) + len(y)) if common else 0.0

@@ -7,7 +7,9 @@ import pytest
 
 from retrieval_actors.records import Passage
 from rewards.config import RewardConfig
-from rewards.step_rewards import abstain_reward, answer_gold, answer_reward, plan_needs, plan_reward, score_trajectory, texts_to_compare
+from rewards.judged_turn import plan_needs
+from rewards.scoring import score_trajectory, texts_to_compare
+from rewards.step_rewards import abstain_reward, answer_gold, answer_reward, plan_reward
 from rollout.records import Exchange, GoldStep, Question, State, Trajectory, Turn, TurnGroup
 
 RETRIEVERS = {"Text Retriever": "text", "Text Image Retriever": "text_image", "Table Retriever": "table"}
