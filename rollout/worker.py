@@ -16,7 +16,8 @@ from ray.rllib.utils.checkpoints import Checkpointable
 
 from rollout.broadcast import BroadcastGroup
 from rollout.engines.choose import make_engine
-from rollout.episode import RecordedTurn, roll_out, roll_out_recorded
+from rollout.episode import RecordedTurn, roll_out_recorded
+from rollout.episode_pool import roll_out
 from rollout.policy import Policy
 from rollout.records import Question, Trajectory
 from rollout.weights import Bucket, Inbox, PublishedBucket, views
