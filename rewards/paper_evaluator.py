@@ -1,4 +1,4 @@
-"""F1-Recall, exactly as the evaluator that R1-Router releases computes it: what results are reported in, so that they can be compared with the paper.
+"""F1-Recall, exactly as the evaluator that R1-Router releases computes it: the figure to report, so that it can be compared with the paper.
 
 It is the token recall of the gold answer that has the best F1. Tokens are made in the manner of the VQA evaluation (Antol et al. 2015), then by
 NLTK's tokenizer. Its peculiarities are kept, because they are part of the figure: `a` is not an article, a punctuation mark is deleted where a

@@ -60,13 +60,14 @@ def judged_turns(
     trajectory: Trajectory, similarity: Similarity, config: RewardConfig, retrievers: Retrievers
 ) -> Iterator[tuple[TurnGroup, int, JudgedTurn]]:
     """(group, place, what a reward is told) of every sibling."""
+    steps = tuple(step for step in trajectory.steps if step.plan is not None)
     plans = 0
     for group in trajectory.groups:
         plans += group.state.kind == "plan"
-        number = plans - 1 if group.state.kind != "final" else len(trajectory.steps)
+        number = plans - 1 if group.state.kind != "final" else len(steps)
         for place, turn in enumerate(group.turns):
             trunk = place == group.trunk
-            went_on = trunk and 0 <= number < len(trajectory.steps)
+            went_on = trunk and 0 <= number < len(steps)
             yield (
                 group,
                 place,
@@ -74,8 +75,8 @@ def judged_turns(
                     text=turn.text,
                     state=group.state,
                     trajectory=trajectory,
-                    step=trajectory.steps[number] if went_on else None,
-                    earlier=trajectory.steps[: max(number, 0)],
+                    step=steps[number] if went_on else None,
+                    earlier=steps[: max(number, 0)],
                     outcome=_outcome(trajectory, group, turn.text, trunk, config),
                     similarity=similarity,
                     retrievers=retrievers,

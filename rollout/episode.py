@@ -57,6 +57,8 @@ class Sample:
 
 
 Episode = Generator[Sample | Look, Any, Trajectory]
+ROUTINGS = ("policy", "random", "oracle")
+"""Who names the knowledge base of the policy's query. Every other `rollout.routing` is a method of its own (rollout/methods)."""
 
 
 class PromptTooLongError(ValueError):
@@ -119,24 +121,35 @@ class Surroundings:
 def episode(question: Question, around: Surroundings, rng: random.Random, log: Log) -> Episode:
     """Answer one question. Yields `Sample` (is sent the siblings) and `Look` (is sent the passages); returns the trajectory.
 
-    `log` is filled on the way. Raises `PromptTooLongError`.
+    `log` is filled on the way. Raises `PromptTooLongError`, and ValueError for an unknown `rollout.routing`.
     """
-    prompts, config = PROMPT_SETS[around.config.prompts], around.config
-    pictured = question.image is not None
-    if config.routing == "all":
-        return (yield from read_everything(question, around, rng, log))
-    while len(log.history) < config.max_steps:
-        message = prompts.plan(question.text, pictured, log.history, around.descriptions)
-        group = yield Sample(around.state("plan", message, question, log.history))
-        group, action = _go_on(group, rng, lambda text: parse_plan(text, around.retrievers))
-        log.groups.append(group)
-        log.plan, log.action = group.chosen, _route(action, question, log.history, around, rng)
+    if around.config.routing not in ROUTINGS:
+        from rollout.methods.registry import find_method  # the methods are written with the parts below
+
+        return (yield from find_method(around.config.routing, around.cards)(question, around, rng, log))
+    while len(log.history) < around.config.max_steps:
+        log.action = _route((yield from plan(question, around, rng, log)), question, log.history, around, rng)
         if log.action is None or log.action.kb is None:
             log.steps.append(Step(log.plan, log.action))
             break
         found = yield Look(log.action.kb, Query(log.action.query, question.image.data if question.image else None))
         yield from answer(log.action, found, question, around, rng, log)
-    message = prompts.final(question.text, pictured, log.history)
+    return (yield from conclude(question, around, rng, log))
+
+
+def plan(question: Question, around: Surroundings, rng: random.Random, log: Log) -> Generator[Sample, Any, Action | None]:
+    """The first half of a step: what to ask for, and where; None when the turn is malformed."""
+    message = PROMPT_SETS[around.config.prompts].plan(question.text, question.image is not None, log.history, around.descriptions)
+    group = yield Sample(around.state("plan", message, question, log.history))
+    group, action = _go_on(group, rng, lambda text: parse_plan(text, around.retrievers))
+    log.groups.append(group)
+    log.plan, log.action = group.chosen, action
+    return action
+
+
+def conclude(question: Question, around: Surroundings, rng: random.Random, log: Log) -> Episode:
+    """The final turn, from the sub-questions and sub-answers so far."""
+    message = PROMPT_SETS[around.config.prompts].final(question.text, question.image is not None, log.history)
     group = yield Sample(around.state("final", message, question, log.history))
     group, said = _go_on(group, rng, parse_answer)
     log.groups.append(group)
@@ -144,12 +157,18 @@ def episode(question: Question, around: Surroundings, rng: random.Random, log: L
 
 
 def answer(
-    action: Action, found: list[Passage], question: Question, around: Surroundings, rng: random.Random, log: Log
+    action: Action,
+    found: list[Passage],
+    question: Question,
+    around: Surroundings,
+    rng: random.Random,
+    log: Log,
+    kbs: Sequence[str] = (),
 ) -> Generator[Sample, Any, None]:
-    """The second half of a step: read the passages, remember the sub-answer."""
+    """The second half of a step: read the passages, remember the sub-answer. `kbs`: where they come from, if not from `action.kb` alone."""
     config, kb = around.config, action.kb or ""
     passages = _shown(found, config, rng)
-    looks = question.image is not None and "image" in around.cards[kb].modality
+    looks = question.image is not None and any("image" in around.cards[name].modality for name in kbs or (kb,))
     message = PROMPT_SETS[config.prompts].answer(action.query, passages, looks, config.max_passage_chars)
     state = around.state("answer", message, question, log.history, query=action.query, kb=kb, passages=passages)
     group = yield Sample(state)
@@ -161,10 +180,10 @@ def answer(
     log.search_errors += any(passage.error for passage in passages)
 
 
-def read_everything(question: Question, around: Surroundings, rng: random.Random, log: Log) -> Episode:
-    """Static retrieval, the baseline without decisions: search every knowledge base with the question itself, answer once from all of it."""
+def read_at_once(kbs: Sequence[str], question: Question, around: Surroundings, rng: random.Random, log: Log) -> Episode:
+    """No decisions: search these knowledge bases with the question itself, answer once from all that they bring."""
     everything: list[Passage] = []
-    for kb in around.cards:
+    for kb in kbs:
         log.action = Action(question.text, kb)
         found = yield Look(kb, Query(question.text, question.image.data if question.image else None))
         everything += found
@@ -202,7 +221,7 @@ def _route(
             return Action("", None)
         need = next((need for need in needs if asks_for(action.query, need)), needs[0])
         return action if action.kb is None else replace(action, kb=need.kb)
-    raise ValueError(f"rollout.routing={around.config.routing!r}: expected policy, random, oracle or all")
+    raise ValueError(f"rollout.routing={around.config.routing!r}: expected one of {', '.join(ROUTINGS)}")
 
 
 def _shown(found: Sequence[Passage], config: RolloutConfig, rng: random.Random) -> tuple[Passage, ...]:
