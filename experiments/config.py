@@ -18,15 +18,16 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from experiments.data_config import DataConfig, EvaluationConfig, PromptsConfig
 from learner.config import LearnerConfig, check_rollout
 from retrieval_actors.config import RetrievalConfig
 from rewards.composition import RewardError, composed_of
 from rewards.config import RewardConfig
 from rollout.config import RolloutConfig
+from rollout.methods.registry import expected_names, is_method
 
 CONFIGS = Path(__file__).parent / "configs"
 REPOSITORY = Path(__file__).parents[1]
-ROUTINGS = ("policy", "random", "oracle", "all")
 
 
 class RunConfigError(ValueError):
@@ -71,44 +72,6 @@ class LoopConfig:
 
 
 @dataclass
-class DataConfig:
-    """Section `data`: which questions, and where they come from."""
-
-    name: str = "atlas"
-    """`atlas` (fictional worlds, made on the spot), `2wiki`, `recorded_steps` (for `rollout.mode=offline`) or `questions` (a file)."""
-    path: str = ""
-    """`2wiki`: folder with corpus.jsonl and questions.jsonl. `recorded_steps`, `questions`: a JSON Lines file."""
-    heldout_path: str = ""
-    """`questions`: a second file for before and after; empty: they are taken from `path`."""
-    image_folder: str = ""
-    """Where the pictures of a file lie, and the only place they may lie; empty: beside the file."""
-    kb_folder: str = "kbs"
-    """Where knowledge bases that a data set brings are built, once."""
-    seed: int = 0
-    """Of the worlds, or of which questions are held out."""
-    train_questions: int = 2048
-    """At most so many different training questions."""
-    worlds: int = 4
-    """`atlas`: worlds of each split."""
-    countries: int = 24
-    """`atlas`: countries of each world."""
-
-
-@dataclass
-class EvaluationConfig:
-    questions: int = 512
-    """Held-out questions that before, after and the baselines are measured on."""
-    validation_questions: int = 96
-    """Questions by which the best policy is chosen."""
-    temperature: float = 0.0
-    """Of sampling; 0: the most probable token."""
-    baselines: list[str] = field(default_factory=lambda: ["random", "all", "oracle"])
-    """Measured with the trained policy beside its own routing: `random`, `all` (static retrieval from every knowledge base), `oracle`."""
-    start_baselines: list[str] = field(default_factory=lambda: ["oracle"])
-    """The same, measured with the policy that training starts from."""
-
-
-@dataclass
 class TrackingConfig:
     mlflow: bool = True
     uri: str = "sqlite:///mlflow.db"
@@ -137,6 +100,7 @@ class TrainConfig:
     reward: RewardConfig = field(default_factory=RewardConfig)
     learner: LearnerConfig = field(default_factory=LearnerConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    prompts: PromptsConfig = field(default_factory=PromptsConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     ray: ClusterConfig = field(default_factory=ClusterConfig)
 
@@ -246,7 +210,7 @@ def _checked(config: TrainConfig) -> TrainConfig:
         (config.rollout.mode in ("branch", "chain", "offline"), "rollout.mode", config.rollout.mode, "branch, chain or offline"),
         (config.rollout.engine in ("transformers", "vllm"), "rollout.engine", config.rollout.engine, "transformers or vllm"),
         (config.rollout.slots > 0, "rollout.slots", config.rollout.slots, "at least 1"),
-        (config.rollout.routing in ROUTINGS, "rollout.routing", config.rollout.routing, ", ".join(ROUTINGS)),
+        (is_method(config.rollout.routing), "rollout.routing", config.rollout.routing, f"one of {expected_names()}"),
         (config.train.iterations > 0, "train.iterations", config.train.iterations, "at least 1"),
         (config.train.questions_per_iteration > 0, "train.questions_per_iteration", config.train.questions_per_iteration, "at least 1"),
         (config.train.num_rollout_workers > 0, "train.num_rollout_workers", config.train.num_rollout_workers, "at least 1"),
@@ -268,7 +232,7 @@ def _checked(config: TrainConfig) -> TrainConfig:
         (bool(config.name) and not set(config.name) & set("/\\"), "name", config.name, "a name without slashes"),
     ]
     rules += [
-        (set(found) <= set(ROUTINGS), f"evaluation.{key}", list(found), f"some of {', '.join(ROUTINGS)}")
+        (all(map(is_method, found)), f"evaluation.{key}", list(found), f"some of {expected_names()}")
         for key, found in (("baselines", config.evaluation.baselines), ("start_baselines", config.evaluation.start_baselines))
     ]
     retrieval = dataclasses.asdict(config.retrieval)

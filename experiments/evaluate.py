@@ -1,14 +1,15 @@
-"""`python -m experiments.evaluate POLICY_OR_RUN [CONFIG.yaml] [key=value ...]`: how good is a policy, and how sure are we?
+"""`python -m experiments.evaluate POLICY_OR_RUN [CONFIG.yaml] [method=...] [dataset=...] [key=value ...]`: how good is it, and how sure are we?
 
-POLICY_OR_RUN is a policy folder or the folder of a run, whose configuration and best policy are then used. Every question is asked once, and
-the policy's own routing is compared with random routing, with the oracle's, and with retrieval from all knowledge bases.
+POLICY_OR_RUN is a policy folder or the folder of a run, whose configuration and best policy are then used. `method=` is one of rollout/methods,
+several with commas, or `every` (short for `evaluation.methods`); `dataset=` names a data set of experiments/datasets (short for `data.name`).
+Every question is asked once by each method; what is measured is stored question by question, and a killed evaluation goes on where it was.
 """
 
 from __future__ import annotations
 
 import sys
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,17 +19,21 @@ import torch
 from rich.console import Console
 
 from experiments.cluster import start_ray
+from experiments.comparison_tables import print_comparison
 from experiments.config import RunConfigError, TrainConfig, find_policy, load_config
-from experiments.datasets import Dataset, ensure_knowledge_bases, load_dataset
-from experiments.measures import Counts, Interval, by_family, count, summarise
+from experiments.datasets import ensure_knowledge_bases, load_dataset
+from experiments.evaluation_folder import EvaluationFolder
+from experiments.evaluation_progress import EvaluationProgress
+from experiments.measures import Counts, Interval, by_family, count, kb_shares, summarise
+from experiments.method_comparison import compared, measure
+from experiments.methods import measured_methods
 from experiments.progress import Progress
 from experiments.question_file import DataError
-from experiments.result_tables import methods_table, print_family_table
 from experiments.run_folder import RunFolder
 from retrieval_actors.knowledge_base import KnowledgeBaseError
 from retrieval_actors.retriever import Retriever
 from retrieval_actors.start import start_retrieval
-from rewards.actor import RETRIEVERS
+from rewards.actor import names_of
 from rollout.config import RolloutConfig
 from rollout.engines.choose import make_engine
 from rollout.episode import RecordedTurn, roll_out_recorded
@@ -63,6 +68,7 @@ class Evaluation:
         return {
             "questions": len(self.trajectories),
             "overall": {name: asdict(interval) for name, interval in self.overall().items()},
+            "kb_shares": {kb: asdict(interval) for kb, interval in kb_shares(self.counts).items()},
             "by_family": {
                 family: {"questions": len(counts), **{name: asdict(interval) for name, interval in summarise(counts).items()}}
                 for family, counts in families.items()
@@ -117,29 +123,40 @@ class Evaluator:
         retriever: Retriever,
         routing: str = "policy",
         progress: Progress | None = None,
+        gold_passages: Mapping[str, Sequence[str]] | None = None,
     ) -> Evaluation:
-        """Each item once, with the routing that is asked for; the same seed every time, so that only the policy differs."""
+        """Each item once, with the routing that is asked for; the same seed every time, so that only the policy differs.
+
+        `gold_passages`: question id -> ids of the passages that hold its answer, where the data set names them."""
         config = replace(self._config.rollout, group_size=1, temperature=self._config.evaluation.temperature, routing=routing)
         if config.mode != "offline":
             config = replace(config, mode="chain")
-        parts = [items[start : start + QUESTIONS_AT_ONCE] for start in range(0, len(items), QUESTIONS_AT_ONCE)]
-        waiting, idle = deque(enumerate(parts)), deque(self._workers)
-        running: dict[Any, tuple[int, Any]] = {}
         found: dict[int, list[Trajectory]] = {}
-        while waiting or running:
-            while waiting and idle:
-                number, part = waiting.popleft()
-                worker = idle.popleft()
-                running[worker.run.remote(self._weights, part, retriever, config, EVALUATION_SEED)] = (number, worker)
-            done, _ = ray.wait(list(running), num_returns=1)
-            number, worker = running.pop(done[0])
-            found[number] = ray.get(done[0])
-            idle.append(worker)
+        for start, _, trajectories in self.parts(items, retriever, config):
+            found[start] = trajectories
             if progress:
                 progress.detail("questions", sum(map(len, found.values())), len(items))
-        trajectories = [trajectory for number in range(len(parts)) for trajectory in found[number]]
-        retrievers = {card.retriever_name: card.name for card in retriever.catalog} or RETRIEVERS
-        return Evaluation(trajectories, [count(trajectory, retrievers) for trajectory in trajectories])
+        trajectories = [trajectory for start in sorted(found) for trajectory in found[start]]
+        retrievers = names_of(retriever)
+        gold = gold_passages or {}
+        return Evaluation(trajectories, [count(t, retrievers, gold.get(t.question.id, ())) for t in trajectories])
+
+    def parts(
+        self, items: Sequence[Any], retriever: Retriever, config: RolloutConfig, at_once: int = QUESTIONS_AT_ONCE
+    ) -> Iterator[tuple[int, Sequence[Any], list[Trajectory]]]:
+        """(place of the first item, the items, their trajectories) of each part, as soon as it is there."""
+        waiting = deque((start, items[start : start + at_once]) for start in range(0, len(items), at_once))
+        idle = deque(self._workers)
+        running: dict[Any, tuple[int, Sequence[Any], Any]] = {}
+        while waiting or running:
+            while waiting and idle:
+                start, part = waiting.popleft()
+                worker = idle.popleft()
+                running[worker.run.remote(self._weights, part, retriever, config, EVALUATION_SEED)] = (start, part, worker)
+            done, _ = ray.wait(list(running), num_returns=1)
+            start, part, worker = running.pop(done[0])
+            idle.append(worker)
+            yield start, part, ray.get(done[0])
 
     def close(self) -> None:
         for worker in self._workers:
@@ -160,29 +177,45 @@ def read_arguments(arguments: list[str]) -> tuple[TrainConfig, str]:
     return config, find_policy(str(folder.policy))
 
 
+def written_out(arguments: Sequence[str]) -> list[str]:
+    """`method=a,b` and `dataset=c` as the settings that they are short for. A data set of another name begins without the paths of the old one."""
+    full: list[str] = []
+    for argument in arguments:
+        key, _, value = argument.partition("=")
+        if key == "method":
+            full.append(f"evaluation.methods=[{','.join(repr(name) for name in value.split(','))}]")
+        elif key == "dataset":
+            full[1:1] = [f"data.name={value}", "data.path=''", "data.image_folder=''", "data.heldout_path=''"]
+        else:
+            full.append(argument)
+    return full
+
+
 def main(arguments: list[str]) -> int:
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 160)
     try:
-        config, policy = read_arguments(arguments)
-        dataset: Dataset = load_dataset(config.data, config.evaluation, config.retrieval.folders)
+        config, policy = read_arguments(written_out(arguments))
+        dataset = load_dataset(config.data, config.evaluation, config.retrieval.folders)
+        methods = measured_methods(config, [source.name for source in dataset.evaluation_kbs])
         for source in dataset.evaluation_kbs:
             source.check()
     except (RunConfigError, DataError, KnowledgeBaseError) as error:
-        console.print(f"[red]{error}", soft_wrap=True)
+        console.print(f"error: {error}", style="red", soft_wrap=True, markup=False, highlight=False)
         return 2
-    with start_ray(config), Progress(console, f"evaluate {policy}", 1, 0) as progress:
+    with start_ray(config), EvaluationProgress(console) as progress:
+        for note in dataset.notes:
+            progress.say(note, style="yellow")
         progress.phase("knowledge bases")
         folders = ensure_knowledge_bases(dataset.evaluation_kbs, progress.detail)
         wanted = replace(config.retrieval, folders=folders)
         retriever = start_retrieval(wanted, progress.detail, announce=lambda plan: progress.say(plan.line(), style="dim"))
+        folder = EvaluationFolder(config, policy, {card.name: card.fingerprint for card in retriever.catalog})
         evaluator = Evaluator(policy, config)
-        found = {}
-        routings = ["policy", *(config.evaluation.baselines if config.rollout.mode != "offline" else [])]
-        for routing in dict.fromkeys(routings):
-            progress.phase(f"evaluate, routing: {routing}")
-            found[routing] = evaluator.run(dataset.heldout, retriever, routing, progress)
-    print_family_table(console, found["policy"].summary(), title=f"{policy}: {len(dataset.heldout)} held-out questions, 95 % intervals")
-    console.print(methods_table({routing: evaluation.summary()["overall"] for routing, evaluation in found.items()}))
+        found = {method.name: measure(evaluator, method, dataset, retriever, folder, progress) for method in methods}
+    comparison = compared(found, methods, [item.question.id if isinstance(item, RecordedTurn) else item.id for item in dataset.heldout])
+    folder.write_summary({"policy": policy, "dataset": config.data.name, **comparison})
+    print_comparison(console, comparison, f"{policy}: {len(dataset.heldout)} held-out questions of {config.data.name}, 95 % intervals")
+    console.print(f"question by question: {folder.path}", soft_wrap=True, highlight=False)
     return 0
 
 

@@ -13,20 +13,28 @@ import numpy as np
 
 from rewards.judged_turn import plan_needs
 from rewards.paper_evaluator import f1_recall
-from rewards.squad_metrics import exact_match
-from rollout.needs import askable_needs
+from rewards.squad_metrics import exact_match, f1
+from rollout.needs import askable_needs, holds_answer
 from rollout.prompts import parse_answer, parse_plan
 from rollout.records import Exchange, Trajectory, TurnGroup
 
 RESAMPLES = 2000
+KB = "kb/"
+"""Begins the names of counts by knowledge base."""
 MEASURES = {
-    "f1_recall": "token recall of the gold answer with the best F1",
-    "exact_match": "answers that are a gold answer after normalisation",
+    "f1_recall": "token recall of the gold answer with the best F1, as the paper's evaluator computes it",
+    "exact_match": "answers that are a gold answer, as SQuAD compares them",
+    "f1": "token F1 with the best gold answer, as SQuAD computes it",
     "routing_accuracy": "plan turns with a need left that named the knowledge base of a need that could be asked for",
     "stop_accuracy": "plan turns without a need left that stopped",
     "premature_stop_rate": "plan turns with a need left that stopped",
     "retrievals_per_question": "searches an episode made",
+    "hit_at_k": "pieces of gold evidence that stood among the top k passages of some search",
     "format_rate": "turns that were well-formed",
+    "tokens_per_question": "tokens read and written, turn by turn",
+    "seconds_per_question": "seconds from the first turn to the answer, beside the other questions of the batch",
+    "retrievals_per_right_answer": "searches, for each exact match",
+    "tokens_per_right_answer": "tokens read and written, for each exact match",
 }
 """Name of each measure and what it is the share (or mean) of."""
 
@@ -47,18 +55,42 @@ Counts = dict[str, tuple[float, float]]
 """Measure -> (numerator, denominator) of one question."""
 
 
-def count(trajectory: Trajectory, retrievers: Mapping[str, str]) -> Counts:
+def count(trajectory: Trajectory, retrievers: Mapping[str, str], gold_passages: Sequence[str] = ()) -> Counts:
     """The measures of one episode, by its trunk; of a recorded turn, by its first response.
 
-    `retrievers`: retriever name, as the policy writes it -> knowledge base.
+    `retrievers`: retriever name, as the policy writes it -> knowledge base. `gold_passages`: ids of the passages that hold the answer, where the
+    data set names them; otherwise a gold step whose answer stands in a passage is a piece of evidence. Beside the measures there is a count
+    `kb/NAME` for each knowledge base: its share of the searches.
     """
     if trajectory.groups and trajectory.groups[0].state.target is not None:
         return _count_recorded(trajectory.groups[0], retrievers)
+    answers, answer = trajectory.question.answers, trajectory.answer
+    right = exact_match(answer, answers)
+    asked_kbs = [step.exchange.kb for step in trajectory.steps if step.exchange]
+    tokens = sum(len(group.state.prompt_ids) + len(group.chosen.response_ids) for group in trajectory.groups)
+    known = 1 if answers else 0
+    return {
+        "f1_recall": (known and f1_recall(answer, answers), known),
+        "exact_match": (known and right, known),
+        "f1": (known and f1(answer, answers), known),
+        "retrievals_per_question": (len(asked_kbs), 1),
+        "hit_at_k": _hits(trajectory, gold_passages),
+        "tokens_per_question": (tokens, 1),
+        "seconds_per_question": (trajectory.seconds, 1),
+        "retrievals_per_right_answer": (len(asked_kbs) * known, known and right),
+        "tokens_per_right_answer": (tokens * known, known and right),
+        **_decisions(trajectory),
+        **{f"{KB}{kb}": (asked_kbs.count(kb), len(asked_kbs)) for kb in sorted({*retrievers.values(), *asked_kbs})},
+    }
+
+
+def _decisions(trajectory: Trajectory) -> Counts:
+    """What plan turns decided, and how many turns were well-formed."""
     question = trajectory.question
     asked = routed = over = stopped = premature = well_formed = turns = 0
     history: list[Exchange] = []
     for step in trajectory.steps:
-        if step.plan is None:  # static retrieval decides nothing
+        if step.plan is None:  # a search that no turn decided
             continue
         if question.gold_steps is not None:
             needs = askable_needs(question.gold_steps, history)
@@ -78,14 +110,28 @@ def count(trajectory: Trajectory, retrievers: Mapping[str, str]) -> Counts:
         if step.exchange is not None:
             history.append(step.exchange)
     return {
-        "f1_recall": (f1_recall(trajectory.answer, question.answers), 1) if question.answers else (0, 0),
-        "exact_match": (exact_match(trajectory.answer, question.answers), 1) if question.answers else (0, 0),
         "routing_accuracy": (routed, asked),
         "stop_accuracy": (stopped, over),
         "premature_stop_rate": (premature, asked),
-        "retrievals_per_question": (trajectory.retrievals, 1),
         "format_rate": (well_formed + bool(trajectory.answer), turns + 1),
     }
+
+
+def _hits(trajectory: Trajectory, gold_passages: Sequence[str]) -> tuple[float, float]:
+    """A table that was cut into chunks is found when one of them is: their ids are ID#NUMBER."""
+    passages = [passage for step in trajectory.steps for passage in step.passages]
+    if gold_passages:
+        found = {part for passage in passages for part in (passage.id, passage.id.rpartition("#")[0])}
+        return len(found & set(gold_passages)), len(set(gold_passages))
+    gold_steps = trajectory.question.gold_steps or ()
+    return sum(any(holds_answer(passage, gold) for passage in passages) for gold in gold_steps), len(gold_steps)
+
+
+def added(counts: Sequence[Counts]) -> Counts:
+    """Of several episodes of one question: their mean, once questions are put together."""
+    names = {name for found in counts for name in found}
+    totals = {name: np.sum([found.get(name, (0.0, 0.0)) for found in counts], axis=0) for name in names}
+    return {name: (float(top), float(bottom)) for name, (top, bottom) in totals.items()}
 
 
 def _count_recorded(group: TurnGroup, retrievers: Mapping[str, str]) -> Counts:
@@ -104,12 +150,19 @@ def _count_recorded(group: TurnGroup, retrievers: Mapping[str, str]) -> Counts:
     if state.kind == "final":
         counts["f1_recall"] = (f1_recall(answer or "", state.question.answers), 1)
         counts["exact_match"] = (exact_match(answer or "", state.question.answers), 1)
+        counts["f1"] = (f1(answer or "", state.question.answers), 1)
     return counts | {"format_rate": (answer is not None, 1)}
 
 
 def summarise(counts: Sequence[Counts], seed: int = 0) -> dict[str, Interval]:
     """Every measure over the questions, with its interval."""
-    return {name: _interval(_columns(counts, name), seed) for name in MEASURES}
+    return {name: interval(columns(counts, name), seed) for name in MEASURES}
+
+
+def kb_shares(counts: Sequence[Counts], seed: int = 0) -> dict[str, Interval]:
+    """Knowledge base -> its share of all searches."""
+    names = sorted({name for found in counts for name in found if name.startswith(KB)})
+    return {name.removeprefix(KB): interval(columns(counts, name), seed) for name in names}
 
 
 def paired_difference(before: Sequence[Counts], after: Sequence[Counts], seed: int = 0) -> dict[str, Interval]:
@@ -119,7 +172,7 @@ def paired_difference(before: Sequence[Counts], after: Sequence[Counts], seed: i
     """
     if len(before) != len(after):
         raise ValueError(f"a paired difference needs the same questions twice: {len(before)} before, {len(after)} after")
-    return {name: _interval(_columns(after, name), seed, minus=_columns(before, name)) for name in MEASURES}
+    return {name: interval(columns(after, name), seed, minus=columns(before, name)) for name in MEASURES}
 
 
 def by_family(trajectories: Sequence[Trajectory], counts: Sequence[Counts]) -> dict[str, list[Counts]]:
@@ -133,25 +186,26 @@ def excludes_zero(interval: Interval | Mapping[str, float]) -> bool:
     return low > 0 or high < 0
 
 
-def _columns(counts: Sequence[Counts], name: str) -> np.ndarray:
-    return np.array([c[name] for c in counts], dtype=np.float64).reshape(-1, 2)
+def columns(counts: Sequence[Counts], name: str) -> np.ndarray:
+    """(questions, 2): numerator and denominator of a measure; zeros where it was not counted."""
+    return np.array([found.get(name, (0.0, 0.0)) for found in counts], dtype=np.float64).reshape(-1, 2)
 
 
-def _interval(columns: np.ndarray, seed: int, minus: np.ndarray | None = None) -> Interval:
-    """`columns` and `minus`: (questions, 2) numerators and denominators."""
+def interval(counted: np.ndarray, seed: int, minus: np.ndarray | None = None) -> Interval:
+    """Of the ratio of the sums of `counted`, less that of `minus`, both (questions, 2), by a bootstrap over questions."""
     nothing = Interval(np.nan, np.nan, np.nan)
-    if not columns[:, 1].sum() or (minus is not None and not minus[:, 1].sum()):
+    if not counted[:, 1].sum() or (minus is not None and not minus[:, 1].sum()):
         return nothing
     rng = np.random.default_rng(seed)
-    draws = rng.multinomial(len(columns), np.full(len(columns), 1 / len(columns)), size=RESAMPLES)
-    value, resampled = _ratio(columns.sum(0)), _ratio(draws @ columns)
+    draws = rng.multinomial(len(counted), np.full(len(counted), 1 / len(counted)), size=RESAMPLES)
+    value, resampled = ratio(counted.sum(0)), ratio(draws @ counted)
     if minus is not None:
-        value, resampled = value - _ratio(minus.sum(0)), resampled - _ratio(draws @ minus)
+        value, resampled = value - ratio(minus.sum(0)), resampled - ratio(draws @ minus)
     low, high = np.nanpercentile(resampled, [2.5, 97.5])
     return Interval(float(value), float(low), float(high))
 
 
-def _ratio(sums: np.ndarray) -> np.ndarray:
+def ratio(sums: np.ndarray) -> np.ndarray:
     """(..., 2) -> (...): numerator over denominator, NaN where the denominator is 0."""
     with np.errstate(invalid="ignore", divide="ignore"):
         return sums[..., 0] / sums[..., 1]

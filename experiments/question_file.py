@@ -1,4 +1,4 @@
-"""Questions from a JSON Lines file: one object a line.
+"""Questions from a file, JSON Lines (one object a line) or Parquet (the same names as columns).
 
     {"id": "q1", "text": "Who directed ...?", "answers": ["Frank Wisbar"], "image": "flags/at.png", "family": "film",
      "gold_steps": [{"query": "Who directed ...?", "kb": "text", "answer": "Frank Wisbar", "entities": ["..."]}]}
@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import PIL.Image
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from rollout.records import GoldStep, Image, Question
 
@@ -29,7 +31,10 @@ class DataError(ValueError):
 def read_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """(`FILE:LINE`, object) of every line that is not blank. Raises DataError for a missing file and for a line that is no JSON object."""
     if not path.is_file():
-        raise DataError(f"{path}: no such file; set data.path to a JSON Lines file")
+        raise DataError(f"{path}: no such file; set data.path to a JSON Lines or Parquet file")
+    if path.suffix == ".parquet":
+        yield from _parquet_rows(path)
+        return
     with path.open(encoding="utf-8", errors="replace") as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
@@ -42,6 +47,23 @@ def read_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             if not isinstance(record, dict):
                 raise DataError(f"{where}: found {type(record).__name__}, expected a JSON object")
             yield where, record
+
+
+def _parquet_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(`FILE:ROW`, object), rows from 1; columns that are null count as left out."""
+    try:
+        file = pq.ParquetFile(path)
+        batches = [batch.to_pylist() for batch in file.iter_batches()]
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError(f"{path}: not Parquet ({str(error).splitlines()[0]})") from None
+    for number, record in enumerate((record for batch in batches for record in batch), 1):
+        yield f"{path}:{number}", _without_nulls(record)
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nulls(found) for key, found in value.items() if found is not None}
+    return [_without_nulls(found) for found in value] if isinstance(value, list) else value
 
 
 def read_questions(path: str | Path, image_folder: str | Path | None = None) -> list[Question]:

@@ -10,9 +10,10 @@ from typing import Any
 from experiments.charts import area_chart, interval_chart, line_chart
 from experiments.measures import MEASURES, excludes_zero
 from experiments.report_style import STYLE
-from experiments.result_tables import HEADINGS, LESS_IS_BETTER, METHODS
+from experiments.result_tables import HEADINGS, LESS_IS_BETTER
 from experiments.run_folder import RunFolder
 from experiments.trajectory_cards import card, pick
+from rollout.methods.registry import label_of
 
 KNOWLEDGE_BASES = {"use_text": "text", "use_text_image": "text-image", "use_table": "table", "use_stop": "stop"}
 """Metric of an iteration -> what its plan turns chose."""
@@ -104,12 +105,10 @@ def _methods(summary: Mapping[str, Any]) -> str:
     methods = summary.get("baselines")
     if not methods:
         return ""
-    figures = {METHODS["policy"]: summary["after"]["overall"]}
-    figures |= {METHODS.get(name, name): found["overall"] for name, found in methods.items()}
-    figures[METHODS["policy"] + ", before training"] = summary["before"]["overall"]
-    figures |= {
-        f"{METHODS.get(name, name)}, before training": found["overall"] for name, found in summary.get("start_baselines", {}).items()
-    }
+    figures = {label_of("policy"): summary["after"]["overall"]}
+    figures |= {label_of(name): found["overall"] for name, found in methods.items()}
+    figures[label_of("policy") + ", before training"] = summary["before"]["overall"]
+    figures |= {f"{label_of(name)}, before training": found["overall"] for name, found in summary.get("start_baselines", {}).items()}
     names = ("f1_recall", "exact_match", "routing_accuracy", "retrievals_per_question")
     rows = "".join(
         f"<tr><td>{escape(method)}</td>{''.join(f'<td>{_cell(found[name])}</td>' for name in names)}</tr>"

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from experiments.measures import MEASURES, excludes_zero
+from rollout.methods.registry import label_of
 
 HEADINGS = {
     "f1_recall": "F1-Recall",
@@ -17,17 +18,31 @@ HEADINGS = {
     "routing_accuracy": "routing",
     "stop_accuracy": "stop",
     "premature_stop_rate": "premature stop",
+    "f1": "F1",
     "retrievals_per_question": "retrievals",
+    "hit_at_k": "hit@k",
     "format_rate": "format",
+    "tokens_per_question": "tokens",
+    "seconds_per_question": "seconds",
+    "retrievals_per_right_answer": "retrievals per right answer",
+    "tokens_per_right_answer": "tokens per right answer",
 }
-METHODS = {
-    "policy": "the policy's own routing",
-    "random": "random routing, same policy",
-    "all": "all knowledge bases, one answer turn",
-    "oracle": "gold knowledge base given",
-}
-"""Routing -> how a table calls it."""
-LESS_IS_BETTER = frozenset({"retrievals_per_question", "premature_stop_rate"})
+BY_FAMILY = (
+    "f1_recall",
+    "exact_match",
+    "routing_accuracy",
+    "stop_accuracy",
+    "premature_stop_rate",
+    "retrievals_per_question",
+    "format_rate",
+)
+"""Measures that have a column in the table of families."""
+LESS_IS_BETTER = frozenset(
+    {
+        *("retrievals_per_question", "premature_stop_rate", "tokens_per_question", "seconds_per_question"),
+        *("retrievals_per_right_answer", "tokens_per_right_answer"),
+    }
+)
 
 Figure = Mapping[str, Any]
 """{"value", "low", "high"} of one measure, None where nothing could be measured."""
@@ -38,6 +53,8 @@ def shown(figure: Figure, signed: bool = False) -> str:
     if figure.get("value") is None or figure["value"] != figure["value"]:
         return "–"
     half = (figure["high"] - figure["low"]) / 2
+    if abs(figure["value"]) >= 100:
+        return f"{figure['value']:{'+' if signed else ''}.0f} ±{half:.0f}"
     return f"{figure['value']:{'+' if signed else ''}.3f} ±{half:.3f}"
 
 
@@ -79,12 +96,12 @@ def print_family_table(console: Console, summary: Mapping[str, Any], title: str)
     table = Table(title=title, title_justify="left", title_style="bold")
     table.add_column("family")
     table.add_column("questions", justify="right")
-    for name in MEASURES:
+    for name in BY_FAMILY:
         table.add_column(HEADINGS[name], justify="right")
     for family, figures in summary["by_family"].items():
-        table.add_row(family or "-", str(figures["questions"]), *(_value(figures[name]) for name in MEASURES))
+        table.add_row(family or "-", str(figures["questions"]), *(_value(figures[name]) for name in BY_FAMILY))
     table.add_section()
-    table.add_row("overall", str(summary["questions"]), *(shown(summary["overall"][name]) for name in MEASURES), style="bold")
+    table.add_row("overall", str(summary["questions"]), *(shown(summary["overall"][name]) for name in BY_FAMILY), style="bold")
     console.print(table)
 
 
@@ -92,11 +109,20 @@ def methods_table(methods: Mapping[str, Mapping[str, Figure]]) -> Table:
     """One row for each way of routing."""
     table = Table(title="ways of routing, same questions", title_justify="left", title_style="bold")
     table.add_column("method")
-    names = ("f1_recall", "exact_match", "routing_accuracy", "retrievals_per_question")
+    names = (
+        "f1_recall",
+        "exact_match",
+        "f1",
+        "routing_accuracy",
+        "stop_accuracy",
+        "retrievals_per_question",
+        "hit_at_k",
+        "tokens_per_question",
+    )
     for name in names:
         table.add_column(HEADINGS[name], justify="right")
     for method, figures in methods.items():
-        table.add_row(METHODS.get(method, method), *(shown(figures[name]) for name in names))
+        table.add_row(label_of(method), *(shown(figures[name]) for name in names))
     return table
 
 

@@ -69,6 +69,8 @@ def train(run: Run, stop: Stop) -> None:
 def whole_run(config: TrainConfig, dataset: Dataset, policy: str, console: Console) -> int:
     """Everything after the checks. Returns the exit code."""
     folder, tally = RunFolder.start(config), Tally()
+    for note in dataset.notes:
+        console.print(note, style="yellow", soft_wrap=True, markup=False, highlight=False)
     with start_ray(config), Stop() as stop, Progress(console, config.name, config.train.iterations, config.train.minutes) as progress:
         tracker = Tracker(config, folder.path, progress.say)
         with tally.timed("set_up"):
@@ -111,6 +113,8 @@ def check(arguments: list[str]) -> tuple[TrainConfig, Dataset | None, str]:
     if config.train.dump_rollouts and config.train.resume == "none" and any(Path(config.train.dump_rollouts).glob("iteration-*")):
         raise RunConfigError(f"train.dump_rollouts is {config.train.dump_rollouts!r}, which holds rollouts already; expected a new folder")
     dataset = load_dataset(config.data, config.evaluation, config.retrieval.folders)
+    if not dataset.train:
+        raise RunConfigError(f"data.name={config.data.name} is for evaluation only: it has no training questions")
     for source in (*dataset.training_kbs, *dataset.evaluation_kbs):
         source.check()
     return config, dataset, policy

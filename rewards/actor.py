@@ -20,6 +20,11 @@ RETRIEVERS = {"Text Retriever": "text", "Text Image Retriever": "text_image", "T
 """The paper's three retrievers: what recorded plan turns name, even where no knowledge base is loaded."""
 
 
+def names_of(retriever: Retriever) -> dict[str, str]:
+    """Retriever name, as the policy writes it -> knowledge base; the paper's where none is loaded."""
+    return {card.retriever_name: card.name for card in retriever.catalog} or RETRIEVERS
+
+
 def batched_similarity(texts: Sequence[str], retriever: Retriever) -> Similarity:
     """Cosines between `texts`, embedded in one call. Any other text, which a reward of the user's own may ask for, takes a call of its own."""
     distinct = sorted(set(texts))
@@ -40,7 +45,7 @@ class RewardActor:
     def __init__(self, retriever: bytes, config: RewardConfig):
         self._retriever: Retriever = ray.cloudpickle.loads(retriever)
         self._config = config
-        self._retrievers = {card.retriever_name: card.name for card in self._retriever.catalog} or RETRIEVERS
+        self._retrievers = names_of(self._retriever)
         self._counts: Counter[str] = Counter()
 
     def score(self, trajectories: Sequence[Trajectory]) -> list[ScoredTurn]:

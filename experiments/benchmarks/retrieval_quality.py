@@ -18,8 +18,8 @@ from PIL import Image, ImageEnhance
 
 from experiments.benchmarks.rankings import by_words, rank, recall, round_robin
 from experiments.benchmarks.row import Row
+from experiments.datasets.two_wiki import read_two_wiki
 from experiments.question_file import read_lines
-from experiments.two_wiki import read_two_wiki
 from retrieval_actors.embedders import build_embedder
 from retrieval_actors.embedders.names import fastest_text_embedder
 from retrieval_actors.records import Passage, Query

@@ -9,9 +9,9 @@ import pytest
 
 from experiments.config import DataConfig, EvaluationConfig, RunConfigError
 from experiments.datasets import load_dataset
+from experiments.datasets.recorded_steps import read_recorded_steps
+from experiments.datasets.two_wiki import read_two_wiki
 from experiments.question_file import DataError
-from experiments.recorded_steps import read_recorded_steps
-from experiments.two_wiki import read_two_wiki
 from retrieval_actors.build import build_knowledge_base
 from retrieval_actors.config import RetrievalConfig
 from retrieval_actors.knowledge_base import KnowledgeBaseError

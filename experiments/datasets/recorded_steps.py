@@ -1,4 +1,4 @@
-"""The step data set that R1-Router publishes: recorded teacher turns, each with its prompt and its gold.
+"""`recorded_steps`: the step data set that R1-Router publishes: recorded teacher turns, each with its prompt and its gold.
 
 A line is one trajectory: `images` and `steps` of `step_type` `ret` (plan; gold `{query, retriever: [name]}`) or `ans` (gold text, or a list
 of texts). The last `ans` is the final turn. `<image>` in a prompt marks where the picture stands.
@@ -6,11 +6,14 @@ of texts). The last `ans` is the final turn. `<image>` in a prompt marks where t
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from experiments.config import DataConfig, EvaluationConfig, RunConfigError
+from experiments.datasets.dataset import Dataset
 from experiments.question_file import DataError, read_image, read_lines
 from rollout.episode import RecordedTurn
 from rollout.prompts import STOP
@@ -79,3 +82,23 @@ def _image(where: str, names: list[str], folder: str | Path | None, counts: Coun
         counts["missing_images"] += 1
         return None
     return read_image(Path(name), Path(folder), where)
+
+
+def load_recorded_steps(data: DataConfig, evaluation: EvaluationConfig) -> Dataset:
+    """Whole trajectories are held out: turns of one trajectory know each other's answers."""
+    path = Path(data.path or Path(data.folder) / "r1router/grpo_dataset_valid_new.jsonl")
+    read = read_recorded_steps(path, data.image_folder or None)
+    trajectories = list(read.trajectories)
+    random.Random(data.seed).shuffle(trajectories)
+    parts: list[list[RecordedTurn]] = [[], []]
+    for part, wanted in zip(parts, (evaluation.questions, evaluation.validation_questions), strict=True):
+        while trajectories and len(part) < wanted:
+            part += trajectories.pop()
+    train = [turn for trajectory in trajectories for turn in trajectory]
+    if not train:
+        raise RunConfigError(f"evaluation.questions={evaluation.questions} leaves nothing of {path} to train on; ask for fewer")
+    missing = read.counts["missing_images"]
+    notes = (
+        (f"{path}: {missing} pictures are not in data.image_folder={data.image_folder!r}; their turns are text only",) if missing else ()
+    )
+    return Dataset(train, parts[1], parts[0], counts=dict(read.counts), notes=notes)

@@ -1,0 +1,117 @@
+"""The folder of an evaluation: what was measured, question by question, as it goes.
+
+settings.yaml         what decides the figures: policy, data, rollout, knowledge bases
+<method>.jsonl        a line for each question: its counts, its answer, its steps
+summary.json          every measure with its interval, and paired tests between the methods
+
+Its name ends in a checksum of the settings: the same evaluation goes on where it was stopped, another one gets another folder.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from experiments.config import TrainConfig
+from experiments.measures import Counts, added
+from rollout.records import Trajectory
+
+SHOWN_ANSWERS = 5
+"""Gold answers that a line repeats; a numeric range has thousands."""
+
+
+class EvaluationFolder:
+    def __init__(self, config: TrainConfig, policy: str, fingerprints: Mapping[str, str]):
+        """`fingerprints`: knowledge base -> hash of its content."""
+        settings = settings_of(config, policy, fingerprints)
+        written = yaml.safe_dump(settings, allow_unicode=True, sort_keys=False)
+        checksum = hashlib.sha256(written.encode()).hexdigest()[:8]
+        self.path = Path(config.evaluation.folder) / f"{Path(policy).resolve().name}-{config.data.name.replace(':', '.')}-{checksum}"
+        self.path.mkdir(parents=True, exist_ok=True)
+        (self.path / "settings.yaml").write_text(written, encoding="utf-8")
+
+    def results(self, method: str) -> Results:
+        return Results(self.path / f"{method.replace(':', '-')}.jsonl")
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        aside = self.path / "summary.json.partial"
+        aside.write_text(json.dumps(summary, indent=1, ensure_ascii=False), encoding="utf-8")
+        aside.replace(self.path / "summary.json")
+
+
+class Results:
+    """What one method did, by question. A line that was cut short when the process was killed is dropped, and its question asked again."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.rows: dict[str, dict[str, Any]] = {}
+        if path.exists():
+            whole, newline, torn = path.read_bytes().rpartition(b"\n")
+            if torn:
+                os.truncate(path, len(whole) + len(newline))
+            for line in whole.splitlines():
+                row = json.loads(line)
+                self.rows[row["id"]] = row
+
+    def add(self, rows: Iterable[dict[str, Any]]) -> None:
+        """On disk when this returns."""
+        found = list(rows)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found))
+            file.flush()
+            os.fsync(file.fileno())
+        self.rows |= {row["id"]: row for row in found}
+
+    def counts(self, ids: Iterable[str]) -> list[Counts]:
+        """Of these questions, in this order."""
+        return [{name: (top, bottom) for name, (top, bottom) in self.rows[id]["counts"].items()} for id in ids]
+
+
+def row_of(trajectories: Sequence[Trajectory], counts: Sequence[Counts]) -> dict[str, Any]:
+    """The line of one question; of several episodes the counts are added up, and the first is written out."""
+    first = trajectories[0]
+    return {
+        "id": first.question.id,
+        "family": first.question.family,
+        "question": first.question.text,
+        "answers": list(first.question.answers[:SHOWN_ANSWERS]),
+        "answer": first.answer,
+        "steps": [
+            {
+                "kb": step.exchange.kb,
+                "query": step.exchange.query,
+                "answer": step.exchange.answer,
+                "passages": [p.id for p in step.passages],
+            }
+            for step in first.steps
+            if step.exchange
+        ],
+        "counts": {name: list(values) for name, values in added(counts).items()},
+    } | ({"error": first.error} if first.error else {})
+
+
+def left_out(id: str) -> dict[str, Any]:
+    """The line of a recorded turn whose prompt is too long."""
+    return {"id": id, "family": "", "error": "left out: its prompt is longer than rollout.max_prompt_tokens", "counts": {}}
+
+
+def settings_of(config: TrainConfig, policy: str, fingerprints: Mapping[str, str]) -> dict[str, Any]:
+    """All that a figure depends on; not which methods are measured, nor how many workers do it."""
+    tree = dataclasses.asdict(config)
+    evaluation = {key: tree["evaluation"][key] for key in ("questions", "validation_questions", "temperature", "samples")}
+    files = sorted(file for file in Path(policy).glob("*") if file.suffix in (".safetensors", ".json")) if Path(policy).is_dir() else []
+    return {
+        "policy": {"path": str(policy), "files": {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in files}},
+        "data": {key: value for key, value in tree["data"].items() if key != "kb_folder"},
+        "rollout": {key: value for key, value in tree["rollout"].items() if key not in ("threads", "batch_tokens", "tokens_in_flight")},
+        "retrieval": {key: tree["retrieval"][key] for key in ("reranker", "rerank_candidates") if key in tree["retrieval"]},
+        "evaluation": evaluation,
+        "knowledge_bases": dict(sorted(fingerprints.items())),
+    }
