@@ -59,10 +59,11 @@ def _differences(comparison: Mapping[str, Any], first: str) -> Table:
         cells: list[Text | str] = []
         for name in TESTED:
             figure = found[name]
-            known = figure["value"] == figure["value"]
+            known = figure["value"] is not None and figure["value"] == figure["value"]
             sure = known and excludes_zero(figure)
             better = known and (figure["value"] > 0) != (name in LESS_IS_BETTER)
             cells.append(Text(shown(figure, signed=True), style=("green" if better else "red") if sure else ""))
-            cells.append(f"{figure['p_corrected']:.3f}" if figure["p_corrected"] == figure["p_corrected"] else "–")
+            p = figure["p_corrected"]
+            cells.append("–" if p is None or p != p else f"{p:.3f}")
         table.add_row(comparison["methods"][method]["label"], *cells)
     return table

@@ -25,6 +25,7 @@ from rewards.composition import RewardError, composed_of
 from rewards.config import RewardConfig
 from rollout.config import RolloutConfig
 from rollout.methods.registry import expected_names, is_method
+from rollout.prompts import PROMPT_SETS
 
 CONFIGS = Path(__file__).parent / "configs"
 REPOSITORY = Path(__file__).parents[1]
@@ -244,6 +245,12 @@ def _checked(config: TrainConfig) -> TrainConfig:
     for holds, key, found, expected in rules:
         if not holds:
             raise RunConfigError(f"{key} is {found!r}; expected {expected}")
+    if config.prompts.from_dataset:
+        config.rollout.prompts = config.prompts.from_dataset
+    try:
+        PROMPT_SETS[config.rollout.prompts]
+    except ValueError as error:
+        raise RunConfigError(str(error)) from None
     _check_terms(config)
     recorded = config.data.name == "recorded_steps"
     if recorded != (config.rollout.mode == "offline"):

@@ -10,9 +10,9 @@ class DataConfig:
     """Section `data`: which questions, and where they come from."""
 
     name: str = "atlas"
-    """A data set of experiments/datasets: `atlas` (fictional worlds, made on the spot), `real_atlas`, `2wiki`, `ottqa`, `wikitables`; those that the
-    paper is evaluated on: `paper_2wiki`, `infoseek`, `webqa`, `dynvqa`, `openwikitable`, `tabfact`; `recorded_steps` (for `rollout.mode=offline`);
-    `questions` (a file of your own); or MODULE:FUNCTION. See docs/data.md."""
+    """A data set of experiments/datasets: `atlas` (fictional worlds, made on the spot), `real_atlas`, `2wiki`, `ottqa`, `wikitables`; those
+    that the paper is evaluated on: `paper_2wiki`, `infoseek`, `webqa`, `dynvqa`, `openwikitable`, `tabfact`; `recorded_steps` (for
+    `rollout.mode=offline`); `questions` (a file of your own); or MODULE:FUNCTION. See docs/data.md."""
     path: str = ""
     """Folder or file of the data set; empty: where it lies in `data.folder`."""
     folder: str = "../shared/data"

@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -42,7 +43,7 @@ class EvaluationFolder:
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         aside = self.path / "summary.json.partial"
-        aside.write_text(json.dumps(summary, indent=1, ensure_ascii=False), encoding="utf-8")
+        aside.write_text(json.dumps(without_nan(summary), indent=1, ensure_ascii=False, allow_nan=False), encoding="utf-8")
         aside.replace(self.path / "summary.json")
 
 
@@ -72,6 +73,13 @@ class Results:
     def counts(self, ids: Iterable[str]) -> list[Counts]:
         """Of these questions, in this order."""
         return [{name: (top, bottom) for name, (top, bottom) in self.rows[id]["counts"].items()} for id in ids]
+
+
+def without_nan(tree: Any) -> Any:
+    """None in the place of what is no number, which JSON does not know."""
+    if isinstance(tree, Mapping):
+        return {key: without_nan(value) for key, value in tree.items()}
+    return None if isinstance(tree, float) and not math.isfinite(tree) else tree
 
 
 def row_of(trajectories: Sequence[Trajectory], counts: Sequence[Counts]) -> dict[str, Any]:

@@ -207,5 +207,5 @@ def interval(counted: np.ndarray, seed: int, minus: np.ndarray | None = None) ->
 
 def ratio(sums: np.ndarray) -> np.ndarray:
     """(..., 2) -> (...): numerator over denominator, NaN where the denominator is 0."""
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return sums[..., 0] / sums[..., 1]
+    top, bottom = sums[..., 0], sums[..., 1]
+    return np.divide(top, bottom, out=np.full(np.shape(top), np.nan), where=bottom != 0)

@@ -35,7 +35,8 @@ class RolloutConfig:
     max_prompt_tokens: int = 4096
     """A question with a longer prompt fails and is counted; recorded (offline) ones are left out."""
     prompts: str = "short"
-    """`short` (tiny policy) or `paper` (instructions in full, for instruction-tuned models)."""
+    """`short` (tiny policy), `paper` (instructions in full, for instruction-tuned models), a YAML file with the keys of rollout/prompt_files, or a
+    published step data set (see `prompts.from_dataset`)."""
     engine: str = "transformers"
     """`transformers`: anywhere. `vllm`: on GPUs, with the extra `[vllm]`."""
     slots: int = 256

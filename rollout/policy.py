@@ -89,6 +89,8 @@ class Policy:
         """Prompt token ids (tokens,) int32 of one user message, ready for the response; a picture is one chunk of placeholder tokens."""
         shows = message.image and image is not None
         content = [{"type": "image"}] * shows + [{"type": "text", "text": message.user}]
+        if message.image_last:
+            content.reverse()
         turns = [{"role": "system", "content": message.system}] * bool(message.system) + [{"role": "user", "content": content}]
         text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
         if image is not None and shows:

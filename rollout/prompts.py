@@ -9,7 +9,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Protocol
+
+import yaml
 
 from retrieval_actors.records import Passage
 from rollout.records import Action, Exchange
@@ -22,11 +26,13 @@ ANSWER = re.compile(r"\s*<think>.*?</think>\s*<answer>(.*?)</answer>\s*", re.S)
 
 @dataclass(frozen=True)
 class Message:
-    """One prompt before the chat template: `image` says whether the question's picture stands in front of the user's text."""
+    """One prompt before the chat template: `image` says whether the question's picture is shown."""
 
     system: str
     user: str
     image: bool
+    image_last: bool = False
+    """The picture stands behind the user's text, not in front of it."""
 
 
 @dataclass(frozen=True)
@@ -61,31 +67,55 @@ def _shown(passage: Passage, max_chars: int) -> str:
     return text if len(text) <= max_chars else text[:max_chars].rsplit(" ", 1)[0] + " ..."
 
 
-SHORT = PromptSet("", "", "", "Next step?", "Question: {query}", "Final answer?")
-"""For the tiny policy, which learned the formats in its cold start."""
+def read_prompts(path: Path) -> PromptSet:
+    """The wording in a YAML file, with the fields of `PromptSet` as its keys. Raises ValueError, one line, that names file and key."""
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"rollout.prompts: {path}: {' '.join(str(error).split())}") from None
+    wanted = [field.name for field in fields(PromptSet)]
+    if not isinstance(found, dict) or sorted(found) != sorted(wanted) or not all(isinstance(text, str) for text in found.values()):
+        keys = sorted(found) if isinstance(found, dict) else type(found).__name__
+        raise ValueError(f"rollout.prompts: {path}: found {keys}, expected texts under the keys {', '.join(wanted)}")
+    for key, place in (("plan_system", "retrievers"), ("answer_request", "query")):
+        try:
+            found[key].format(**{place: ""})
+        except (KeyError, IndexError, ValueError):
+            raise ValueError(f"rollout.prompts: {path}: {key} may hold {{{place}}} and no other braces") from None
+    return PromptSet(**found)
 
-PAPER = PromptSet(
-    plan_system=(
-        "You break a question down into single-hop sub-questions and send each to the right retriever. Ask exactly one sub-question that can be "
-        "answered by one retrieval and does not repeat what is already answered.\n\nThe retrievers:\n{retrievers}\n\n"
-        "Write exactly:\n<think>what is still needed</think><sub-question>one question, or None when nothing more is needed</sub-question>"
-        "<ret>the name of one retriever, or None</ret>"
-    ),
-    answer_system=(
-        "You answer a question from retrieved passages only. If they do not hold the answer, the answer is unknown.\n\n"
-        "Write exactly:\n<think>your reasoning</think><answer>a short answer</answer>"
-    ),
-    final_system=(
-        "You answer the original question from the answered sub-questions.\n\n"
-        "Write exactly:\n<think>your reasoning</think><answer>a short answer</answer>"
-    ),
-    plan_request="What is the next step?",
-    answer_request="\nQuestion: {query}",
-    final_request="Now give the final answer of the original question.",
-)
-"""Instructions in full, for instruction-tuned models; our own words for the tasks of the paper."""
 
-PROMPT_SETS = {"short": SHORT, "paper": PAPER}
+class Prompts(Protocol):
+    """What a turn is asked in: `PromptSet`, or the layout of a published step data set (recorded_prompts.py)."""
+
+    def plan(self, question: str, image: bool, history: Sequence[Exchange], retrievers: str) -> Message: ...
+
+    def answer(self, query: str, passages: Sequence[Passage], image: bool, max_chars: int) -> Message: ...
+
+    def final(self, question: str, image: bool, history: Sequence[Exchange]) -> Message: ...
+
+
+class PromptSets(dict[str, Prompts]):
+    """Name, or path, as `rollout.prompts` says it -> prompts, read once. Raises ValueError, one line, for what is no prompts."""
+
+    def __missing__(self, name: str) -> Prompts:
+        path = Path(name)
+        if not path.is_file():
+            raise ValueError(
+                f"rollout.prompts is {name!r}; expected {', '.join(SHIPPED)}, a YAML file of prompts, or a published step data set"
+            )
+        if path.suffix == ".jsonl":
+            from rollout.recorded_prompts import read_recorded_prompts  # written with the message of this file
+
+            self[name] = read_recorded_prompts(path)
+        else:
+            self[name] = read_prompts(path)
+        return self[name]
+
+
+SHIPPED = ("short", "paper")
+PROMPT_SETS = PromptSets({name: read_prompts(Path(__file__).parent / f"prompt_files/{name}.yaml") for name in SHIPPED})
+SHORT, PAPER = PROMPT_SETS["short"], PROMPT_SETS["paper"]
 
 
 def parse_plan(text: str, retrievers: Mapping[str, str]) -> Action | None:

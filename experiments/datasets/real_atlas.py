@@ -1,8 +1,8 @@
 """`real_atlas`: the countries of this world, as pictures of their flags, tables of their facts, and passages of the World Factbook.
 
 Questions are made by template, with their gold steps, up to a chain of flag -> capital (table) -> time zone (text). Splits are by country: no
-country of a held-out question occurs in a training question, while all of them stand in the knowledge bases. Each fact that is asked for stands
-in one of the three only: the passage of a capital does not say which country it is of.
+country of a held-out question occurs in a training question, while all of them stand in the knowledge bases. A fact that is asked for stands in one
+of the three (but for some that repeat a name: Panama, Panama City): the passage of a capital does not say which country it is of.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ CARDS = {
 DISTRACTORS = ("Location", "Climate", "Terrain", "Industries", "National symbol(s)")
 """Fields of the Factbook that nothing asks for."""
 HIGHEST = re.compile(r"highest point: ([^;(]+?) -?[\d,.]+ m\b")
-HOLIDAY = re.compile(r"\b(\d{1,2} (?:January|February|March|April|May|June|July|August|September|October|November|December))\b")
+HOLIDAY = re.compile(r"(?<![\w-])(\d{1,2} (?:January|February|March|April|May|June|July|August|September|October|November|December))\b")
 TIME_ZONE = re.compile(r"time difference: (UTC[+-]?[\d:.]*)")
 CAPITAL = re.compile(r"name: ([^;(\[]+)")
 SHOWN_WIDTH = 96

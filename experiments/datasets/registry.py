@@ -56,7 +56,7 @@ def _loader(name: str) -> Loader:
         return DATASETS[name]
     module, colon, function = name.partition(":")
     if not colon:
-        raise RunConfigError(f"data.name is {name!r}; expected MODULE:FUNCTION or one of {', '.join(DATASETS)}")
+        raise RunConfigError(f"data.name is {name!r}; expected one of {', '.join(DATASETS)}, or MODULE:FUNCTION")
     try:
         return getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:

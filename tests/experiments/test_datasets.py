@@ -81,7 +81,11 @@ def test_unknown_data_and_missing_paths_name_their_key():
     with pytest.raises(RunConfigError, match=r"data\.name is 'wiki'; expected one of atlas"):
         load_dataset(DataConfig(name="wiki"), SMALL, {})
     with pytest.raises(RunConfigError, match=r"data\.path is empty"):
-        load_dataset(DataConfig(name="2wiki"), SMALL, {})
+        load_dataset(DataConfig(name="questions"), SMALL, {"text": "kbs/mine"})
+    with pytest.raises(RunConfigError, match=r"data\.name is 'no_such_module:load': No module named"):
+        load_dataset(DataConfig(name="no_such_module:load"), SMALL, {})
+    with pytest.raises(RunConfigError, match=r"webqa_val\.jsonl is not there; set data\.path to where data\.name=webqa lies"):
+        load_dataset(DataConfig(name="webqa", folder="nowhere"), SMALL, {})
     with pytest.raises(DataError, match=r"questions\.jsonl: no such file"):
         load_dataset(DataConfig(name="2wiki", path="nowhere"), SMALL, {})
 
