@@ -23,6 +23,7 @@ from learner.config import LearnerConfig, check_rollout
 from retrieval_actors.config import RetrievalConfig
 from rewards.composition import RewardError, composed_of
 from rewards.config import RewardConfig
+from rewards.terms.information_gain import INFORMATION_GAIN
 from rollout.config import RolloutConfig
 from rollout.methods.registry import expected_names, is_method
 from rollout.prompts import PROMPT_SETS
@@ -269,6 +270,7 @@ def _check_terms(config: TrainConfig) -> None:
         terms = composed_of(config.reward.terms)
     except RewardError as error:
         raise RunConfigError(str(error)) from None
+    config.rollout.gold_gains |= INFORMATION_GAIN.name in config.reward.terms
     for term in terms:
         if term.needs_chain and config.rollout.mode != "chain":
             raise RunConfigError(

@@ -22,6 +22,7 @@ from typing import Any
 
 from rewards.judged_turn import JudgedTurn
 from rewards.terms.evidence import NEW_EVIDENCE, REDUNDANCY
+from rewards.terms.information_gain import INFORMATION_GAIN
 from rewards.terms.outcome import OUTCOME
 from rewards.terms.queries import ENTITY_MATCH, GUARDED_QUERY, ROUTING
 from rewards.terms.retrieval_cost import RETRIEVAL_COST
@@ -31,7 +32,19 @@ from rollout.records import TurnReward
 
 TERMS = {
     term.name: term
-    for term in (STEP, ANSWERS, ROUTING, ENTITY_MATCH, GUARDED_QUERY, OUTCOME, NEW_EVIDENCE, REDUNDANCY, RETRIEVAL_COST, FORMAT)
+    for term in (
+        STEP,
+        ANSWERS,
+        ROUTING,
+        ENTITY_MATCH,
+        GUARDED_QUERY,
+        OUTCOME,
+        NEW_EVIDENCE,
+        REDUNDANCY,
+        INFORMATION_GAIN,
+        RETRIEVAL_COST,
+        FORMAT,
+    )
 }
 KINDS = ("plan", "answer", "final")
 

@@ -34,6 +34,8 @@ class JudgedTurn:
     """The steps of the trunk before it."""
     outcome: float | None
     """Reward of the final answer of the episode, in [0, 1]; of a final turn, its own; None where the episode did not go on from this sibling."""
+    gain: float | None
+    """Answer turns: by how much its sub-answer raised the policy's probability of the gold answer, in [-1, 1]; None where it was not measured."""
     similarity: Similarity
     retrievers: Retrievers
     config: RewardConfig

@@ -78,6 +78,7 @@ def judged_turns(
                     step=steps[number] if went_on else None,
                     earlier=steps[: max(number, 0)],
                     outcome=_outcome(trajectory, group, turn.text, trunk, config),
+                    gain=group.gains[place] if group.gains else None,
                     similarity=similarity,
                     retrievers=retrievers,
                     config=config,

@@ -47,5 +47,7 @@ class RolloutConfig:
     """On a GPU: compile the decode step (`torch.compile`)."""
     tokens_in_flight: int = 262144
     """Bound on the tokens of all episodes under way on one worker, generating, waiting to, or searching: further ones begin when there is room."""
+    gold_gains: bool = False
+    """Measure by how much each sub-answer raises the policy's probability of the gold answer; set by `reward.terms.information_gain`."""
     threads: int = 1
     """CPU threads of one rollout worker."""

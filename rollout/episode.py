@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from retrieval_actors.records import Passage, Query
 from rollout.config import RolloutConfig
 from rollout.engines.base import Engine, Request, Response, Sampling, generate
+from rollout.gold_belief import gold_probabilities
 from rollout.needs import askable_needs, asks_for
 from rollout.policy import Policy
 from rollout.prompts import PROMPT_SETS, Message, parse_answer, parse_plan
@@ -174,10 +175,23 @@ def answer(
     group = yield Sample(state)
     group, said = _go_on(group, rng, parse_answer)
     exchange = Exchange(action.query, kb, said or UNKNOWN)
+    if config.gold_gains and question.answers:
+        group = replace(group, gains=_gains(group, exchange, question, around, log))
     log.groups.append(group)
     log.steps.append(Step(log.plan, action, passages, group.chosen, exchange))
     log.history += (exchange,)
     log.search_errors += any(passage.error for passage in passages)
+
+
+def _gains(group: TurnGroup, exchange: Exchange, question: Question, around: Surroundings, log: Log) -> tuple[float, ...]:
+    """By how much each sibling's sub-answer raises the probability of the gold answer in the final turn; equal sub-answers raise it alike."""
+    prompts, pictured = PROMPT_SETS[around.config.prompts], question.image is not None
+    said = [parse_answer(turn.text) or UNKNOWN for turn in group.turns]
+    distinct = list(dict.fromkeys(said))
+    known = [log.history, *((*log.history, replace(exchange, answer=answer)) for answer in distinct)]
+    messages = [prompts.final(question.text, pictured, history) for history in known]
+    before, *after = gold_probabilities(around.policy, messages, question.image, question.answers)
+    return tuple(after[distinct.index(answer)] - before for answer in said)
 
 
 def read_at_once(kbs: Sequence[str], question: Question, around: Surroundings, rng: random.Random, log: Log) -> Episode:

@@ -114,7 +114,7 @@ class _Tables:
         for g, group in enumerate(trajectory.groups):
             if group.state.question != question:
                 raise ValueError(f"question {question.id}: a turn of its trajectory is about {group.state.question.id}")
-            state = self._add_state(number, group.state, group.trunk)
+            state = self._add_state(number, group.state, group.trunk, group.gains)
             for t, turn in enumerate(group.turns):
                 places.setdefault(_content(turn), (g, t))
                 self._add_turn(turn, state, group.state.key)
@@ -161,13 +161,14 @@ class _Tables:
             episode_group=scored.episode_group,
         )
 
-    def _add_state(self, trajectory: int, state: State, trunk: int) -> int:
+    def _add_state(self, trajectory: int, state: State, trunk: int, gains: Sequence[float] = ()) -> int:
         more = {
             "history": [asdict(exchange) for exchange in state.history],
             "query": state.query,
             "kb": state.kb,
             "passages": self._passages(state.passages),
             "target": state.target and asdict(state.target),
+            "gains": list(gains),
         }
         return self._row(
             "states",
@@ -236,7 +237,7 @@ def _trajectories(rows: dict[str, list[dict[str, Any]]], images: dict[str, Image
             passages=passages(more["passages"]),
             target=more["target"] and _gold(more["target"]),
         )
-        groups[row["trajectory"]].append(TurnGroup(state, tuple(siblings[number]), row["trunk"]))
+        groups[row["trajectory"]].append(TurnGroup(state, tuple(siblings[number]), row["trunk"], tuple(more["gains"])))
     found = []
     for row, question, mine in zip(rows["trajectories"], questions, groups, strict=True):
         named = lambda place, mine=mine: place and mine[place[0]].turns[place[1]]  # noqa: E731

@@ -119,6 +119,8 @@ class TurnGroup:
     turns: tuple[Turn, ...]
     trunk: int = 0
     """Index of the sibling from which the episode went on."""
+    gains: tuple[float, ...] = ()
+    """Answer turns, with `rollout.gold_gains`: by how much each sibling's sub-answer raised p(gold answer); empty: not measured."""
 
     @property
     def chosen(self) -> Turn:

@@ -17,11 +17,12 @@ FILES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
 VAGUE_NAMES = {"utils", "util", "helpers", "helper", "common", "manager", "misc", "base_utils", "tools"}
 PURE = [
     "rollout/episode.py",
+    "rollout/gold_belief.py",
+    *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "rollout/methods").glob("*.py")),
     "rollout/needs.py",
     "rollout/prompts.py",
-    "rewards/metrics.py",
-    "rewards/step_rewards.py",
-    "rewards/config.py",
+    *(f"rewards/{name}.py" for name in ("metrics", "paper_evaluator", "squad_metrics", "step_rewards", "scoring", "composition", "config")),
+    *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "rewards/terms").glob("*.py")),
     "learner/advantages.py",
     "learner/aggregation.py",
     "learner/collapse.py",
@@ -32,6 +33,7 @@ PURE = [
     "learner/objective.py",
     "learner/returns.py",
     "experiments/measures.py",
+    "experiments/significance.py",
 ]
 
 

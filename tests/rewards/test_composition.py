@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -109,3 +110,14 @@ def test_a_term_that_cannot_be_used_says_why(terms, said):
     with pytest.raises(RewardError, match=said) as caught:
         composed_of(terms)
     assert "\n" not in str(caught.value)
+
+
+def test_information_gain_is_what_the_rollout_measured_and_nothing_where_it_did_not():
+    plain = episode()
+    groups = tuple(
+        replace(group, gains=(0.25, -0.5)[: len(group.turns)]) if group.state.kind == "answer" else group for group in plain.groups
+    )
+    config = RewardConfig(terms={"information_gain": 2.0})
+    turns = score_trajectory(replace(plain, groups=groups), same, config, RETRIEVERS)
+    assert [turn.reward.total for turn in turns] == [0.5, -2.0, 0.5]  # the second one is malformed
+    assert score_trajectory(plain, same, config, RETRIEVERS) == []
