@@ -31,6 +31,7 @@ from experiments.validation import keep_if_best
 from learner.collapse import Watch
 from learner.group import MismatchError
 from retrieval_actors.knowledge_base import KnowledgeBaseError
+from rewards.composition import RewardError
 
 FAILED, WRONG_INPUT, STOPPED = 1, 2, 130
 """Exit codes. A run that was stopped goes on with `train.resume=auto`."""
@@ -136,8 +137,9 @@ def main(arguments: list[str]) -> int:
         if dataset is None:
             return learn_only(config, policy, console)
         return (roll_out_only if config.train.rollout_only else whole_run)(config, dataset, policy, console)
-    except (MismatchError, RunConfigError) as error:  # the latter: a checkpoint that is damaged, or of other knowledge bases
-        console.print(f"error: {error}", style="red", soft_wrap=True, markup=False, highlight=False)
+    except (MismatchError, RunConfigError, RewardError) as error:
+        # RunConfigError: a checkpoint that is damaged, or of other knowledge bases. RewardError comes from an actor, wrapped in its traceback.
+        console.print(f"error: {getattr(error, 'cause', error)}", style="red", soft_wrap=True, markup=False, highlight=False)
         return WRONG_INPUT if isinstance(error, RunConfigError) else FAILED
 
 
