@@ -21,7 +21,9 @@ def measure_start(run: Run) -> None:
         measured["recall"] = recall_of_raw_questions(run)
     with run.tally.timed("evaluate_before"):
         run.progress.phase("evaluate before")
-        before = run.parts.evaluator.run(run.dataset.heldout, run.parts.evaluation_retriever, progress=run.progress)
+        before = run.parts.evaluator.run(
+            run.dataset.heldout, run.parts.evaluation_retriever, progress=run.progress, gold_passages=run.dataset.gold_passages
+        )
     with run.tally.timed("baselines"):
         measured["start_baselines"] = other_routings(run, run.config.evaluation.start_baselines, "before")
     run.folder.write_trajectories("before", before.trajectories, before.counts)
@@ -33,7 +35,9 @@ def measure_end(run: Run) -> None:
     run.parts.evaluator.use(str(run.folder.policy))
     with run.tally.timed("evaluate_after"):
         run.progress.phase("evaluate after")
-        after = run.parts.evaluator.run(run.dataset.heldout, run.parts.evaluation_retriever, progress=run.progress)
+        after = run.parts.evaluator.run(
+            run.dataset.heldout, run.parts.evaluation_retriever, progress=run.progress, gold_passages=run.dataset.gold_passages
+        )
     with run.tally.timed("baselines"):
         baselines = other_routings(run, run.config.evaluation.baselines, "after")
     run.folder.write_trajectories("after", after.trajectories, after.counts)
@@ -54,7 +58,9 @@ def other_routings(run: Run, routings: list[str], when: str) -> dict[str, Any]:
     found = {}
     for routing in routings:
         run.progress.phase(f"evaluate {when}, routing: {routing}")
-        evaluation = run.parts.evaluator.run(run.dataset.heldout, run.parts.evaluation_retriever, routing, run.progress)
+        evaluation = run.parts.evaluator.run(
+            run.dataset.heldout, run.parts.evaluation_retriever, routing, run.progress, run.dataset.gold_passages
+        )
         found[routing] = evaluation.summary()
     return found
 

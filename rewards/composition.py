@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rewards.judged_turn import JudgedTurn
+from rewards.step_rewards import judge_of
 from rewards.terms.evidence import NEW_EVIDENCE, REDUNDANCY
 from rewards.terms.information_gain import INFORMATION_GAIN
 from rewards.terms.outcome import OUTCOME
@@ -68,8 +69,12 @@ def composed_of(terms: Mapping[str, Any]) -> tuple[Weighted, ...]:
 
 
 def composed_reward(turn: JudgedTurn, terms: tuple[Weighted, ...]) -> TurnReward | None:
-    """The weighted sum; None when no term has anything to say. Raises RewardError for a value that is no finite number."""
-    components = {"format": float(turn.well_formed)}
+    """The weighted sum; None when no term has anything to say. Raises RewardError for a value that is no finite number.
+
+    Beside the terms, the components of the step reward inform: whether it was routed right is to be seen whatever is paid for.
+    """
+    judge = judge_of(turn.state, turn.similarity, turn.config, turn.retrievers)
+    components = {"format": float(turn.well_formed)} | ({} if judge is None else judge(turn.text).components)
     parts: dict[str, float] = {}
     for term in terms:
         weight = term.weights.get(turn.state.kind)

@@ -40,6 +40,8 @@ def test_weights_add_up_and_say_what_came_from_where():
     assert search.reward.total == pytest.approx(0.9)
     assert stop.reward.total == 0.0
     assert "retrieval_cost" not in scored(config)[2].reward.parts  # an answer turn
+    informed = scored(RewardConfig(terms={"retrieval_cost": 0.1}))[0].reward
+    assert (informed.total, informed.components["routing"], informed.components["query"]) == (pytest.approx(-0.1), 1.0, 1.0)
 
 
 def test_malformed_turns_earn_the_least_that_each_term_gives():
