@@ -169,8 +169,10 @@ def answer(
     """The second half of a step: read the passages, remember the sub-answer. `kbs`: where they come from, if not from `action.kb` alone."""
     config, kb = around.config, action.kb or ""
     passages = _shown(found, config, rng)
-    looks = question.image is not None and any("image" in around.cards[name].modality for name in kbs or (kb,))
-    message = PROMPT_SETS[config.prompts].answer(action.query, passages, looks, config.max_passage_chars)
+    prompts = PROMPT_SETS[config.prompts]
+    looking = prompts.pictures_in_answers or any("image" in around.cards[name].modality for name in kbs or (kb,))
+    looks = question.image is not None and looking
+    message = prompts.answer(action.query, passages, looks, config.max_passage_chars)
     state = around.state("answer", message, question, log.history, query=action.query, kb=kb, passages=passages)
     group = yield Sample(state)
     group, said = _go_on(group, rng, parse_answer)
@@ -249,7 +251,7 @@ def roll_out_recorded(recorded: Sequence[RecordedTurn], engine: PolicyEngine, co
     """`offline` mode: one group of siblings for every recorded turn; prompts longer than `max_prompt_tokens` are left out."""
     states = []
     for turn in recorded:
-        prompt_ids = engine.policy.encode(Message(turn.system, turn.user, turn.image is not None), turn.image)
+        prompt_ids = engine.policy.encode(Message(turn.system, turn.user, turn.image is not None, image_last=True), turn.image)
         if len(prompt_ids) <= config.max_prompt_tokens:
             states.append(State(turn.kind, prompt_ids, turn.image, turn.question, target=turn.target))
     groups = sample_turns(states, engine, config, config.group_size, [stream(seed, state.key, 0) for state in states])

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import yaml
 
@@ -39,6 +39,8 @@ class Message:
 class PromptSet:
     """The wording of the three kinds of turn. The systems may be empty; `{retrievers}` in `plan_system` becomes the list of them."""
 
+    pictures_in_answers: ClassVar[bool] = False
+    """An answer turn sees the question's picture only where it reads from a knowledge base of pictures."""
     plan_system: str
     answer_system: str
     final_system: str
@@ -87,6 +89,8 @@ def read_prompts(path: Path) -> PromptSet:
 
 class Prompts(Protocol):
     """What a turn is asked in: `PromptSet`, or the layout of a published step data set (recorded_prompts.py)."""
+
+    pictures_in_answers: ClassVar[bool]
 
     def plan(self, question: str, image: bool, history: Sequence[Exchange], retrievers: str) -> Message: ...
 

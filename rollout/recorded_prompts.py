@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from retrieval_actors.records import Passage
 from rollout.prompts import Message
@@ -29,6 +30,8 @@ FINAL_REQUEST = "Now, give me the final answer of the origin question: {question
 
 @dataclass(frozen=True)
 class RecordedPrompts:
+    pictures_in_answers: ClassVar[bool] = True
+    """Every turn about a picture sees it."""
     plan_system: str
     answer_system: str
     final_system: str

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from scripted import Card
 
 from retrieval_actors.records import Passage
+from rollout.config import RolloutConfig
+from rollout.episode import Log, Surroundings, answer
 from rollout.prompts import PAPER, PROMPT_SETS, PromptSet
-from rollout.records import Exchange
+from rollout.records import Action, Exchange
 
 STEPS = (Path(__file__).parents[2] / "../shared/data/r1router/grpo_dataset_valid_new.jsonl").resolve()
 needs_steps = pytest.mark.skipif(not STEPS.is_file(), reason="the recorded steps are not beside the repository")
@@ -70,6 +74,15 @@ def test_the_picture_stands_where_the_prompts_say(fresh_policy, atlas):
     assert behind.count(pad) == first.count(pad) > 0
     assert first.index(pad) < first.index("Whose flag?")
     assert behind.index("Whose flag?") < behind.index(pad)
+
+
+@needs_steps
+@pytest.mark.parametrize(("prompts", "in_the_answer"), [("short", False), (str(STEPS), True)])
+def test_answer_turns_see_the_picture_where_the_checkpoints_saw_it(fresh_policy, atlas, prompts, in_the_answer):
+    question = next(question for question in atlas.questions(16) if question.image)
+    around = Surroundings(fresh_policy, {"text": Card()}, RolloutConfig(prompts=prompts))
+    reading = answer(Action("Who?", "text"), [Passage("1", "He.", kb="text")], question, around, random.Random(0), Log())
+    assert (next(reading).state.image is not None) == in_the_answer
 
 
 def wording(folder: Path, **changes: str) -> Path:
