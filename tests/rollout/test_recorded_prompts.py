@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -86,7 +86,7 @@ def test_answer_turns_see_the_picture_where_the_checkpoints_saw_it(fresh_policy,
 
 
 def wording(folder: Path, **changes: str) -> Path:
-    keys = dict.fromkeys(PromptSet.__dataclass_fields__, "text") | {"answer_request": "Q: {query}"} | changes
+    keys = dict.fromkeys((field.name for field in fields(PromptSet)), "text") | {"answer_request": "Q: {query}"} | changes
     path = folder / f"{len(list(folder.iterdir()))}.yaml"
     path.write_text("".join(f"{key}: {json.dumps(text)}\n" for key, text in keys.items()))
     return path
