@@ -23,6 +23,8 @@ class RewardConfig:
     spare_answer_tokens: int = 3
     """An answer longer than its gold by more tokens than this earns nothing: recall alone would pay for listing everything. -1: no limit,
     as in the paper."""
+    paper_tokens: bool = False
+    """Answers are compared by the tokens of the paper's evaluator, peculiarities included, as its reward does."""
     terms: dict[str, Any] = field(default_factory=dict)
     """Rewards to add up instead of the step reward alone: name, or MODULE:FUNCTION of your own, -> weight, or weights by kind of turn, as in
     {step: 1, retrieval_cost: 0.1, "mine:brevity": {final: 0.2}}. Empty: the step reward. See docs/rewards.md."""

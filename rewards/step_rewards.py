@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+from rewards import paper_evaluator
 from rewards.config import RewardConfig
 from rewards.judged_turn import Retrievers, Similarity, plan_needs
 from rewards.metrics import best_gold, token_recall, tokens
@@ -74,7 +75,7 @@ def answer_reward(text: str, answers: Sequence[str], config: RewardConfig, compo
     if prediction is None:
         return MALFORMED
     gold = best_gold(prediction, answers)
-    recall = token_recall(prediction, gold)
+    recall = paper_evaluator.f1_recall(prediction, answers) if config.paper_tokens else token_recall(prediction, gold)
     if config.spare_answer_tokens >= 0 and len(tokens(prediction)) > len(tokens(gold)) + config.spare_answer_tokens:
         recall = 0.0
     graded = len(answers) == 1 and len(gold.split()) > config.short_answer_words

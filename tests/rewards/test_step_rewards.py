@@ -144,6 +144,13 @@ def test_listing_everything_earns_nothing_unless_the_paper_s_rule_is_asked_for()
     assert answer_reward(spam, ["Tasla"], RewardConfig(spare_answer_tokens=-1)).total == 1.0
 
 
+def test_answers_can_be_compared_by_the_tokens_of_the_paper_s_evaluator():
+    paper = RewardConfig(paper_tokens=True)
+    assert answer_reward(said("Film"), ["A film"], RewardConfig()).total == 1.0
+    assert answer_reward(said("Film"), ["A film"], paper).total == 0.0  # `a` is no article there
+    assert answer_reward(said("The film"), ["film"], paper).total == 1.0
+
+
 def test_saying_unknown_is_right_only_where_the_passages_do_not_hold_the_answer():
     config = RewardConfig()
     assert abstain_reward(said("unknown"), config).total == 1.0
