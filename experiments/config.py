@@ -271,6 +271,10 @@ def _check_terms(config: TrainConfig) -> None:
     except RewardError as error:
         raise RunConfigError(str(error)) from None
     config.rollout.gold_gains |= INFORMATION_GAIN.name in config.reward.terms
+    if config.rollout.gold_gains and config.rollout.engine != "transformers":
+        raise RunConfigError(
+            f"reward.terms.information_gain does not go with rollout.engine={config.rollout.engine}; it asks the policy in place"
+        )
     for term in terms:
         if term.needs_chain and config.rollout.mode != "chain":
             raise RunConfigError(

@@ -118,7 +118,11 @@ def settings_of(config: TrainConfig, policy: str, fingerprints: Mapping[str, str
     return {
         "policy": {"path": str(policy), "files": {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in files}},
         "data": {key: value for key, value in tree["data"].items() if key != "kb_folder"},
-        "rollout": {key: value for key, value in tree["rollout"].items() if key not in ("threads", "batch_tokens", "tokens_in_flight")},
+        "rollout": {
+            key: value
+            for key, value in tree["rollout"].items()
+            if key not in ("threads", "batch_tokens", "tokens_in_flight", "slots", "compile_decode")
+        },
         "retrieval": {key: tree["retrieval"][key] for key in ("reranker", "rerank_candidates") if key in tree["retrieval"]},
         "evaluation": evaluation,
         "knowledge_bases": dict(sorted(fingerprints.items())),
