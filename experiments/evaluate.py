@@ -31,7 +31,8 @@ from retrieval_actors.start import start_retrieval
 from rewards.actor import RETRIEVERS
 from rollout.config import RolloutConfig
 from rollout.engines.choose import make_engine
-from rollout.episode import RecordedTurn, roll_out, roll_out_recorded
+from rollout.episode import RecordedTurn, roll_out_recorded
+from rollout.episode_pool import roll_out
 from rollout.policy import Policy
 from rollout.records import Question, Trajectory
 from rollout.weights import WeightBuffer, unpack

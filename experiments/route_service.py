@@ -16,7 +16,7 @@ from retrieval_actors.config import RetrievalConfig
 from retrieval_actors.start import start_retrieval
 from rollout.config import RolloutConfig
 from rollout.engines.choose import make_engine
-from rollout.episode import roll_out
+from rollout.episode_pool import roll_out
 from rollout.policy import Policy
 from rollout.records import Question
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass
@@ -29,9 +29,11 @@ class RolloutConfig:
     top_k: int = 0
     """0: no limit."""
     max_new_tokens: int = 64
-    """Of each turn."""
+    """Of each turn; a turn that is cut off there is marked (finish reason `length`)."""
+    max_new_tokens_by_kind: dict[str, int] = field(default_factory=dict)
+    """The same for one kind of turn (`plan`, `answer`, `final`), where it is another."""
     max_prompt_tokens: int = 4096
-    """Longer prompts are an error, except recorded (offline) ones, which are left out and counted."""
+    """A question with a longer prompt fails and is counted; recorded (offline) ones are left out."""
     prompts: str = "short"
     """`short` (tiny policy) or `paper` (instructions in full, for instruction-tuned models)."""
     engine: str = "transformers"
@@ -42,5 +44,17 @@ class RolloutConfig:
     """Bound on the tokens, of prompts and responses, whose keys and values are kept. Siblings share those of their prompt."""
     compile_decode: bool = False
     """On a GPU: compile the decode step (`torch.compile`)."""
+    tokens_in_flight: int = 262144
+    """Bound on the tokens of all episodes under way on one worker, generating, waiting to, or searching: further ones begin when there is room."""
+    episode_s: float = 0.0
+    """Seconds, since its worker was given it, after which an episode is broken off and counted as failed; 0: never."""
+    enough: float = 1.0
+    """Share of an iteration's questions after which the others, the stragglers, are cut off and asked again in the next iteration; 1: none."""
+    straggler_s: float = 0.0
+    """Seconds after which they are cut off; 0: never. A question that was cut off twice is waited for: long episodes are never biased away."""
     threads: int = 1
     """CPU threads of one rollout worker."""
+
+    def longest(self, kind: str) -> int:
+        """Tokens after which a turn of this kind is cut off."""
+        return self.max_new_tokens_by_kind.get(kind, self.max_new_tokens)

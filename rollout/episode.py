@@ -1,7 +1,7 @@
 """One episode, step by step, as a coroutine: plan -> search -> answer -> ... -> final.
 
 `episode` reads like the method of the paper and knows nothing of batches: it yields what it needs next (`Sample` a turn, `Look` something up)
-and is sent the result. `roll_out` keeps many episodes alive and serves whatever they ask for side by side.
+and is sent the result. `EpisodePool` (episode_pool.py) keeps many episodes alive and serves whatever they ask for side by side.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from rollout.needs import askable_needs, asks_for
 from rollout.policy import Policy
 from rollout.prompts import PROMPT_SETS, Message, parse_answer, parse_plan
 from rollout.records import UNKNOWN, Action, Exchange, GoldStep, Image, Question, State, Step, Trajectory, Turn, TurnGroup, TurnKind
+from rollout.searches import Look
 
 
 class PolicyEngine(Engine, Protocol):
@@ -33,15 +34,6 @@ class Card(Protocol):
     retriever_name: str
     description: str
     modality: str
-
-
-class Searcher(Protocol):
-    @property
-    def catalog(self) -> Sequence[Any]:
-        """A `Card` of every knowledge base."""
-        ...
-
-    def search_routed(self, asked: Sequence[tuple[str, Query]], k: int) -> list[list[Passage]]: ...
 
 
 @dataclass(frozen=True)
@@ -64,15 +56,11 @@ class Sample:
     state: State
 
 
-@dataclass(frozen=True)
-class Look:
-    """Passages for this query, please."""
-
-    kb: str
-    query: Query
-
-
 Episode = Generator[Sample | Look, Any, Trajectory]
+
+
+class PromptTooLongError(ValueError):
+    """A question whose prompt does not fit: it fails, the others go on."""
 
 
 @dataclass
@@ -80,9 +68,23 @@ class Log:
     """What has happened so far in one episode."""
 
     steps: list[Step] = field(default_factory=list)
+    """Complete ones."""
+    plan: Turn | None = None
+    """The last plan turn of the trunk."""
+    action: Action | None = None
+    """What it decided; None: it was malformed."""
     groups: list[TurnGroup] = field(default_factory=list)
     history: tuple[Exchange, ...] = ()
     search_errors: int = 0
+    started: float = field(default_factory=time.perf_counter)
+
+    def trajectory(self, question: Question, final: Turn | None, answer: str, error: str = "") -> Trajectory:
+        seconds = time.perf_counter() - self.started
+        return Trajectory(question, tuple(self.steps), final, answer, tuple(self.groups), seconds, self.search_errors, error)
+
+    def broken_off(self, question: Question, error: str) -> Trajectory:
+        """All that was sampled, without a final turn."""
+        return self.trajectory(question, None, "", error)
 
 
 @dataclass(frozen=True)
@@ -107,40 +109,42 @@ class Surroundings:
         image = question.image if message.image else None
         prompt_ids = self.policy.encode(message, image)
         if len(prompt_ids) > self.config.max_prompt_tokens:
-            raise ValueError(
+            raise PromptTooLongError(
                 f"question {question.id}: its {kind} prompt has {len(prompt_ids)} tokens, more than rollout.max_prompt_tokens="
                 f"{self.config.max_prompt_tokens}; raise it, or lower rollout.passages or rollout.max_passage_chars"
             )
         return State(kind, prompt_ids, image, question, history, **more)
 
 
-def episode(question: Question, around: Surroundings, rng: random.Random) -> Episode:
-    """Answer one question. Yields `Sample` (is sent the siblings) and `Look` (is sent the passages); returns the trajectory."""
-    prompts, config, log = PROMPT_SETS[around.config.prompts], around.config, Log()
-    pictured, started = question.image is not None, time.perf_counter()
+def episode(question: Question, around: Surroundings, rng: random.Random, log: Log) -> Episode:
+    """Answer one question. Yields `Sample` (is sent the siblings) and `Look` (is sent the passages); returns the trajectory.
+
+    `log` is filled on the way. Raises `PromptTooLongError`.
+    """
+    prompts, config = PROMPT_SETS[around.config.prompts], around.config
+    pictured = question.image is not None
     if config.routing == "all":
-        return (yield from read_everything(question, around, rng, started))
+        return (yield from read_everything(question, around, rng, log))
     while len(log.history) < config.max_steps:
         message = prompts.plan(question.text, pictured, log.history, around.descriptions)
         group = yield Sample(around.state("plan", message, question, log.history))
         group, action = _go_on(group, rng, lambda text: parse_plan(text, around.retrievers))
         log.groups.append(group)
-        action = _route(action, question, log.history, around, rng)
-        if action is None or action.kb is None:
-            log.steps.append(Step(group.chosen, action))
+        log.plan, log.action = group.chosen, _route(action, question, log.history, around, rng)
+        if log.action is None or log.action.kb is None:
+            log.steps.append(Step(log.plan, log.action))
             break
-        found = yield Look(action.kb, Query(action.query, question.image.data if question.image else None))
-        yield from answer(action, found, group.chosen, question, around, rng, log)
+        found = yield Look(log.action.kb, Query(log.action.query, question.image.data if question.image else None))
+        yield from answer(log.action, found, question, around, rng, log)
     message = prompts.final(question.text, pictured, log.history)
     group = yield Sample(around.state("final", message, question, log.history))
     group, said = _go_on(group, rng, parse_answer)
     log.groups.append(group)
-    seconds = time.perf_counter() - started
-    return Trajectory(question, tuple(log.steps), group.chosen, said or "", tuple(log.groups), seconds, log.search_errors)
+    return log.trajectory(question, group.chosen, said or "")
 
 
 def answer(
-    action: Action, found: list[Passage], plan: Turn, question: Question, around: Surroundings, rng: random.Random, log: Log
+    action: Action, found: list[Passage], question: Question, around: Surroundings, rng: random.Random, log: Log
 ) -> Generator[Sample, Any, None]:
     """The second half of a step: read the passages, remember the sub-answer."""
     config, kb = around.config, action.kb or ""
@@ -152,27 +156,28 @@ def answer(
     group, said = _go_on(group, rng, parse_answer)
     exchange = Exchange(action.query, kb, said or UNKNOWN)
     log.groups.append(group)
-    log.steps.append(Step(plan, action, passages, group.chosen, exchange))
+    log.steps.append(Step(log.plan, action, passages, group.chosen, exchange))
     log.history += (exchange,)
     log.search_errors += any(passage.error for passage in passages)
 
 
-def read_everything(question: Question, around: Surroundings, rng: random.Random, started: float) -> Episode:
+def read_everything(question: Question, around: Surroundings, rng: random.Random, log: Log) -> Episode:
     """Static retrieval, the baseline without decisions: search every knowledge base with the question itself, answer once from all of it."""
     everything: list[Passage] = []
-    steps = []
     for kb in around.cards:
+        log.action = Action(question.text, kb)
         found = yield Look(kb, Query(question.text, question.image.data if question.image else None))
         everything += found
-        steps.append(Step(None, Action(question.text, kb), tuple(found), None, Exchange(question.text, kb, "")))
+        log.steps.append(Step(None, log.action, tuple(found), None, Exchange(question.text, kb, "")))
+    log.search_errors = sum(bool(passage.error) for passage in everything)
     passages = _shown(everything, around.config, rng)
     message = PROMPT_SETS[around.config.prompts].answer(
         question.text, passages, question.image is not None, around.config.max_passage_chars
     )
     group = yield Sample(around.state("answer", message, question, passages=passages))
     group, said = _go_on(group, rng, parse_answer)
-    errors = sum(bool(passage.error) for passage in everything)
-    return Trajectory(question, tuple(steps), group.chosen, said or "", (group,), time.perf_counter() - started, errors)
+    log.groups.append(group)
+    return log.trajectory(question, group.chosen, said or "")
 
 
 def _go_on(group: TurnGroup, rng: random.Random, parse: Callable[[str], Any]) -> tuple[TurnGroup, Any]:
@@ -207,74 +212,45 @@ def _shown(found: Sequence[Passage], config: RolloutConfig, rng: random.Random) 
     return tuple(passages)
 
 
-def roll_out(
-    questions: Sequence[Question], engine: PolicyEngine, retriever: Searcher, config: RolloutConfig, seed: int
-) -> list[Trajectory]:
-    """Trajectories in the order of the questions; in `chain` mode `group_size` of each, side by side.
-
-    What an episode samples depends on (seed, question, episode) alone, not on what else is in the batch or which worker runs it.
-    """
-    around = Surroundings(engine.policy, {card.name: card for card in retriever.catalog}, config)
-    copies = config.group_size if config.mode == "chain" else 1
-    siblings = 1 if config.mode == "chain" else config.group_size
-    seeds = [stream(seed, question.id, copy) for question in questions for copy in range(copies)]
-    live = {i: episode(question, around, random.Random(seeds[i])) for i, question in enumerate(q for q in questions for _ in range(copies))}
-    finished: dict[int, Trajectory] = {}
-    asked: dict[int, Sample | Look] = {}
-    turns = dict.fromkeys(live, 0)
-
-    def advance(i: int, result: Any) -> None:
-        try:
-            asked[i] = live[i].send(result)
-        except StopIteration as stop:
-            finished[i] = stop.value
-            del live[i]
-
-    for i in list(live):
-        advance(i, None)
-    while live:
-        looks = {i: request for i, request in asked.items() if isinstance(request, Look)}
-        if looks:  # first, so that all episodes meet at the next turn
-            found = retriever.search_routed([(look.kb, look.query) for look in looks.values()], config.passages)
-            for i, passages in zip(looks, found, strict=True):
-                del asked[i]
-                advance(i, passages)
-            continue
-        samples, asked = asked, {}
-        order = sorted(samples)
-        states = [samples[i].state for i in order]  # type: ignore[union-attr]
-        groups = sample_turns(states, engine, config, siblings, [stream(seeds[i], turns[i]) for i in order])
-        for i, group in zip(order, groups, strict=True):
-            turns[i] += 1
-            advance(i, group)
-    return [finished[i] for i in sorted(finished)]
-
-
 def roll_out_recorded(recorded: Sequence[RecordedTurn], engine: PolicyEngine, config: RolloutConfig, seed: int) -> list[Trajectory]:
     """`offline` mode: one group of siblings for every recorded turn; prompts longer than `max_prompt_tokens` are left out."""
-    states = []
-    for turn in recorded:
+    return [trajectory for trajectory in sample_recorded(recorded, engine, config, seed) if trajectory is not None]
+
+
+def sample_recorded(recorded: Sequence[RecordedTurn], engine: PolicyEngine, config: RolloutConfig, seed: int) -> list[Trajectory | None]:
+    """The same, in the order of the recorded turns, with None for those that are left out."""
+    states: dict[int, State] = {}
+    for i, turn in enumerate(recorded):
         prompt_ids = engine.policy.encode(Message(turn.system, turn.user, turn.image is not None), turn.image)
         if len(prompt_ids) <= config.max_prompt_tokens:
-            states.append(State(turn.kind, prompt_ids, turn.image, turn.question, target=turn.target))
-    groups = sample_turns(states, engine, config, config.group_size, [stream(seed, state.key, 0) for state in states])
-    return [Trajectory(group.state.question, (), None, "", (group,)) for group in groups]
+            states[i] = State(turn.kind, prompt_ids, turn.image, turn.question, target=turn.target)
+    seeds = [stream(seed, state.key, 0) for state in states.values()]
+    groups = dict(zip(states, sample_turns(list(states.values()), engine, config, config.group_size, seeds), strict=True))
+    return [Trajectory(groups[i].state.question, (), None, "", (groups[i],)) if i in groups else None for i in range(len(recorded))]
 
 
 def sample_turns(
     states: Sequence[State], engine: PolicyEngine, config: RolloutConfig, siblings: int, seeds: Sequence[int]
 ) -> list[TurnGroup]:
     """`siblings` turns from each state, in one batch."""
-    sampling = Sampling(config.temperature, config.top_p, config.top_k, config.max_new_tokens)
-    requests = [Request(state.prompt_ids, state.image, siblings, seed, sampling) for state, seed in zip(states, seeds, strict=True)]
+    requests = [
+        Request(state.prompt_ids, state.image, siblings, seed, sampling_of(config, state.kind))
+        for state, seed in zip(states, seeds, strict=True)
+    ]
+    return [
+        TurnGroup(state, tuple(turn_of(state, response, engine.policy) for response in group))
+        for state, group in zip(states, generate(engine, requests), strict=True)
+    ]
 
-    def turn(state: State, response: Response) -> Turn:
-        return Turn(
-            state.kind, response.ids, response.logprobs, response.finish_reason, response.policy_version, engine.policy.decode(response.ids)
-        )
 
-    responses = generate(engine, requests)
-    return [TurnGroup(state, tuple(turn(state, r) for r in group)) for state, group in zip(states, responses, strict=True)]
+def sampling_of(config: RolloutConfig, kind: TurnKind) -> Sampling:
+    """How a turn of this kind is sampled."""
+    return Sampling(config.temperature, config.top_p, config.top_k, config.longest(kind))
+
+
+def turn_of(state: State, response: Response, policy: Policy) -> Turn:
+    text = policy.decode(response.ids)
+    return Turn(state.kind, response.ids, response.logprobs, response.finish_reason, response.policy_version, text)
 
 
 def stream(*parts: int | str) -> int:

@@ -24,7 +24,15 @@ TEXT, WHOLE, REAL = pa.string(), pa.int64(), pa.float64()
 IDS, LOGPROBS = pa.list_(pa.int32()), pa.list_(pa.float32())
 COLUMNS: dict[str, dict[str, pa.DataType]] = {
     "images": {"key": TEXT, "data": pa.binary()},
-    "trajectories": {"question": TEXT, "steps": TEXT, "final": TEXT, "answer": TEXT, "seconds": REAL, "search_errors": WHOLE},
+    "trajectories": {
+        "question": TEXT,
+        "steps": TEXT,
+        "final": TEXT,
+        "answer": TEXT,
+        "seconds": REAL,
+        "search_errors": WHOLE,
+        "error": TEXT,
+    },
     "states": {"trajectory": WHOLE, "kind": TEXT, "prompt_ids": IDS, "image": TEXT, "more": TEXT, "trunk": WHOLE},
     "turns": {
         **{"state": WHOLE, "kind": TEXT, "response_ids": IDS, "logprobs": LOGPROBS},
@@ -130,6 +138,7 @@ class _Tables:
                 "answer": trajectory.answer,
                 "seconds": trajectory.seconds,
                 "search_errors": trajectory.search_errors,
+                "error": trajectory.error,
             }
         )
 
@@ -242,7 +251,7 @@ def _trajectories(rows: dict[str, list[dict[str, Any]]], images: dict[str, Image
             for step in json.loads(row["steps"])
         )
         final = named(json.loads(row["final"]))
-        found.append(Trajectory(question, steps, final, row["answer"], tuple(mine), row["seconds"], row["search_errors"]))
+        found.append(Trajectory(question, steps, final, row["answer"], tuple(mine), row["seconds"], row["search_errors"], row["error"]))
     return found
 
 

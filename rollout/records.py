@@ -157,6 +157,8 @@ class Trajectory:
     groups: tuple[TurnGroup, ...]
     seconds: float = 0.0
     search_errors: int = 0
+    error: str = ""
+    """Why the episode was broken off (a prompt that does not fit, a deadline); empty: it was not. What was sampled until then is kept."""
 
     @property
     def retrievals(self) -> int:

@@ -1,44 +1,17 @@
 from __future__ import annotations
 
-import numpy as np
+import re
+from dataclasses import replace
+
 import pytest
+from scripted import Script
 
 from experiments.teacher import answer_response, plan_response
 from retrieval_actors.records import Query
 from rollout.config import RolloutConfig
-from rollout.engines.base import Finished, Response
-from rollout.episode import RecordedTurn, roll_out, roll_out_recorded
+from rollout.episode import RecordedTurn, roll_out_recorded
+from rollout.episode_pool import roll_out
 from rollout.records import Exchange, GoldStep
-
-
-class Script:
-    """An engine that says what the test tells it to, in the policy's own tokens: (kind of prompt, sibling) -> text."""
-
-    def __init__(self, policy, say):
-        self.policy, self.say = policy, say
-        self.policy_version, self.sampled_tokens, self.prompts = 3, 0, []
-        self.finished = []
-
-    def submit(self, request):
-        ticket = len(self.prompts) + 1
-        self.finished += [Finished(ticket, j, self._response(request, j)) for j in range(request.siblings)]
-        return ticket
-
-    @property
-    def unfinished(self):
-        return len(self.finished)
-
-    def collect(self, wait_s=0.0):
-        finished, self.finished = self.finished, []
-        return finished
-
-    def _response(self, request, sibling):
-        prompt = self.policy.tokenizer.decode(request.prompt_ids)
-        self.prompts.append(prompt)
-        kind = "plan" if "Next step?" in prompt else "final" if "Final answer?" in prompt else "answer"
-        ids = np.array([*self.policy.tokenizer(self.say(kind, prompt, sibling))["input_ids"], self.policy.end_token_id], np.int32)
-        logprobs = np.full(len(ids), -0.5, np.float32)
-        return Response(ids, logprobs, logprobs, "stop", self.policy_version)
 
 
 def asks_the_gold_then_stops(question):
@@ -186,6 +159,14 @@ def test_recorded_turns_become_one_group_each_and_too_long_prompts_are_left_out(
     assert trajectory.groups[0].state.target == target
 
 
-def test_a_prompt_that_is_too_long_says_what_to_change(engine, retriever, atlas):
-    with pytest.raises(ValueError, match=r"rollout\.max_prompt_tokens=5"):
-        roll_out(atlas.questions(1), engine, retriever, RolloutConfig(max_prompt_tokens=5), 0)
+def test_a_question_whose_prompt_is_too_long_fails_with_what_to_change_and_the_others_go_on(engine, retriever, atlas):
+    long, short = atlas.questions(2)
+    long = replace(long, text=long.text + " or not" * 300)
+    config = RolloutConfig(max_prompt_tokens=300, group_size=2, max_new_tokens=4, max_passage_chars=40)
+    failed, answered = roll_out([long, short], engine, retriever, config, 0)
+    assert re.match(
+        rf"question {long.id}: its plan prompt has \d+ tokens, more than rollout\.max_prompt_tokens=300; raise it", failed.error
+    )
+    assert (failed.question, failed.groups, failed.final, failed.answer) == (long, (), None, "")
+    assert answered.final is not None
+    assert not answered.error
