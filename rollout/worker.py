@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import psutil
 import torch
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.env.env_runner import EnvRunner
 from ray.rllib.utils.checkpoints import Checkpointable
 
+from rollout.engine_timeline import EngineTimeline
 from rollout.engines.choose import make_engine
-from rollout.episode import RecordedTurn, roll_out, roll_out_recorded
+from rollout.episode import RecordedTurn
+from rollout.episode_run import EpisodeRun, Worked
 from rollout.policy import Policy
 from rollout.records import Question, Trajectory
 from rollout.weights import WeightBuffer, unpack
@@ -41,12 +45,15 @@ class RolloutWorker(EnvRunner, Checkpointable):
         device = "cuda" if config.num_gpus_per_env_runner else "cpu"
         policy = Policy.load(config.policy_path, dtype=config.learner.dtype, device=device)
         self.engine = make_engine(policy, config.rollout)
+        self.timeline = EngineTimeline(self.engine, drawn=config.trace)
+        self._run: EpisodeRun | None = None
 
     def set_weights(self, buffer: WeightBuffer) -> tuple[int, int]:
         """Take over these weights; returns their version and checksum.
 
         Raises `CorruptWeightsError` when the bytes are not the ones that were packed, ValueError when names or shapes do not fit.
         """
+        self._give_up()
         self.engine.update_weights(buffer.version, unpack(buffer))
         return buffer.version, buffer.checksum
 
@@ -62,15 +69,45 @@ class RolloutWorker(EnvRunner, Checkpointable):
         What is sampled for a question depends on seed, question and weights, not on the worker. `config_overrides` replaces fields of the
         rollout configuration for this call. Raises `WrongPolicyVersion` when the worker holds another version.
         """
+        worked = self.begin(questions, policy_version, config_overrides, seed)
+        return [trajectory for _, found in sorted(worked.finished, key=lambda done: done[0]) for trajectory in found]
+
+    def begin(
+        self,
+        questions: Sequence[Question | RecordedTurn],
+        policy_version: int,
+        config_overrides: dict[str, Any] | None = None,
+        seed: int = 0,
+        seconds: float = math.inf,
+    ) -> Worked:
+        """The same for about so many seconds, after which `go_on` continues; what was not finished of earlier questions is given up."""
         held = self.engine.policy_version
         if held != policy_version:
             raise WrongPolicyVersion(
                 f"rollout worker {self.worker_index} holds policy version {held}, was asked for {policy_version}; send weights"
             )
+        self._give_up()
         config = replace(self.config.rollout, **(config_overrides or {}))
-        if config.mode == "offline":
-            return roll_out_recorded(questions, self.engine, config, seed)  # type: ignore[arg-type]
-        return roll_out(questions, self.engine, self.config.retriever, config, seed)  # type: ignore[arg-type]
+        self._run = EpisodeRun(questions, self.engine, self.config.retriever, config, seed, self.timeline)
+        return self.go_on(policy_version, seconds)
+
+    def go_on(self, policy_version: int, seconds: float = math.inf) -> Worked:
+        """Raises `WrongPolicyVersion` when there is nothing of this version to go on with: the worker was restarted."""
+        if self._run is None or self.engine.policy_version != policy_version:
+            raise WrongPolicyVersion(f"rollout worker {self.worker_index} has no questions of policy version {policy_version}")
+        self.timeline.resume()
+        try:
+            finished = self._run.work(seconds)
+        except BaseException:  # a fault of the program: nothing of these questions may be left in the engine
+            self._give_up()
+            raise
+        memory_mb = psutil.Process().memory_info().rss / 2**20
+        return Worked(finished, self._run.unfinished, self.timeline.report(self.worker_index, policy_version, memory_mb))
+
+    def _give_up(self) -> None:
+        if self._run is not None:
+            self._run.close()
+            self._run = None
 
     def assert_healthy(self) -> None:
         assert self.engine is not None

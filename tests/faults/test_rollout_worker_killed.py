@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 import ray
@@ -70,3 +71,28 @@ def test_when_all_workers_die_the_iteration_waits_until_ray_has_restarted_one(al
     assert result["rollout"]["trajectories"] == 6
     assert result["rollout"]["lost_workers"] == lost + 2
     assert {turn.turn.policy_version for turn in algorithm.turns} == {algorithm.policy_version - 1}
+
+
+@pytest.mark.slow
+def test_one_step_off_a_killed_worker_costs_time_but_no_question(algorithm):
+    before = algorithm.config
+    learner = replace(before.learner, sampler_cap=2.0)
+    algorithm.config = before.copy(copy_frozen=False).training(learner=learner, overlap=1)
+    algorithm.learner_group.build(learner)
+    algorithm.workers.version = -1
+    position, lost, learned = algorithm.data.position, algorithm.workers.lost, []
+    try:
+        for iteration in range(4):
+            result = train_and_kill(algorithm, [process_ids(algorithm)[1]]) if iteration == 1 else algorithm.train()
+            figures = result["rollout"]
+            assert figures["asked_questions"] == figures["returned_questions"] == 6
+            assert figures["staleness_max"] == (iteration > 0)
+            learned += [trajectory.question.id for trajectory in algorithm.trajectories]
+        assert algorithm.workers.lost == lost + 1
+        # Whatever was drawn was learned from once, but for the batch that is ahead.
+        assert algorithm.data.position - position == len(learned) + len(algorithm.ahead.trajectories) == 5 * 6
+    finally:
+        algorithm.questions.settle(algorithm.ahead.asked if algorithm.ahead else [])
+        algorithm.ahead, algorithm.config = None, before
+        algorithm.learner_group.build(before.learner)
+        algorithm.workers.version = -1
