@@ -14,7 +14,7 @@ from experiments.teacher_search import WordOverlap
 from retrieval_actors.records import Passage, Query
 from rollout.config import RolloutConfig
 from rollout.engines.transformers_engine import TransformersEngine
-from rollout.episode import roll_out
+from rollout.episode_pool import roll_out
 from rollout.policy import Policy
 from rollout.records import ScoredTurn, State, Trajectory, Turn, TurnReward
 
