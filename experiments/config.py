@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from experiments.data_config import DataConfig, EvaluationConfig, PromptsConfig
-from learner.config import LearnerConfig, check_rollout
+from learner.config import LearnerConfig, check_overlap, check_rollout
 from retrieval_actors.config import RetrievalConfig
 from rewards.composition import RewardError, composed_of
 from rewards.config import RewardConfig
@@ -50,6 +50,11 @@ class LoopConfig:
     """Processes that sample; each holds a copy of the policy."""
     gpus_per_rollout_worker: float = 0.0
     """GPUs that Ray sets aside for one of them; 0: sample on the CPU."""
+    overlap: int = 0
+    """0: roll out, then learn. 1: the next batch is rolled out while this one is learned from, one policy version behind; it needs
+    `learner.sampler_cap`."""
+    trace: bool = False
+    """Write `trace-000001.json`, ... into the run folder: what every process did when, for ui.perfetto.dev or chrome://tracing."""
     evaluate_every: int = 25
     """Iterations between two evaluations on the validation questions, by which the best policy is chosen; 0: only at the end."""
     checkpoint_every: int = 20
@@ -231,6 +236,14 @@ def _checked(config: TrainConfig) -> TrainConfig:
             config.train.dump_rollouts,
             "none with train.replay_rollouts: there is nothing new to write",
         ),
+        (0 < config.rollout.enough <= 1, "rollout.enough", config.rollout.enough, "a share above 0, up to 1"),
+        (config.rollout.straggler_s >= 0, "rollout.straggler_s", config.rollout.straggler_s, "seconds, or 0 for never"),
+        (
+            set(config.rollout.max_new_tokens_by_kind) <= {"plan", "answer", "final"},
+            "rollout.max_new_tokens_by_kind",
+            dict(config.rollout.max_new_tokens_by_kind),
+            "keys among plan, answer and final",
+        ),
         (bool(config.name) and not set(config.name) & set("/\\"), "name", config.name, "a name without slashes"),
     ]
     rules += [
@@ -260,6 +273,7 @@ def _checked(config: TrainConfig) -> TrainConfig:
         )
     try:
         check_rollout(config.learner, config.rollout.mode, config.rollout.group_size)
+        check_overlap(config.train.overlap, config.learner)
     except ValueError as error:
         raise RunConfigError(str(error)) from None
     return config

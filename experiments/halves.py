@@ -106,10 +106,11 @@ def roll_out_only(config: TrainConfig, dataset: Dataset, policy: str, console: C
             algorithm.push_weights()
             run.progress.phase("train")
             while run.iteration < config.train.iterations and not stop.asked:
-                algorithm.trajectories, algorithm.turns, began = [], [], time.monotonic()
-                algorithm.gather(algorithm.data.next(config.train.questions_per_iteration))
-                run.add(algorithm.trajectories, algorithm.turns, seconds={"rollout": time.monotonic() - began})
-                dump(config, run.iteration, algorithm.trajectories, algorithm.turns)
+                began = time.monotonic()
+                made = algorithm.gather(learned_at=algorithm.policy_version)
+                algorithm.questions.settle(made.asked)
+                run.add(made.trajectories, made.turns, seconds={"rollout": time.monotonic() - began})
+                dump(config, run.iteration, made.trajectories, made.turns)
         finally:
             parts.close()
         run.finish(policy_version=0)

@@ -14,6 +14,12 @@ LEARNER = (
 )
 """Figures of the learner that are kept as they are."""
 
+ROLLOUT = (
+    *("lost_workers", "asked_questions", "returned_questions", "requeued_questions", "failed_questions", "asked_again"),
+    *("staleness", "staleness_max"),
+)
+"""Figures of the rollout that are kept as they are."""
+
 
 def iteration_figures(result: Mapping[str, Any], trajectories: Sequence[Trajectory], turns: Sequence[ScoredTurn]) -> dict[str, Any]:
     """`result`: what `StepGRPO.train` returned; `trajectories` and `turns`: of that iteration."""
@@ -37,8 +43,8 @@ def iteration_figures(result: Mapping[str, Any], trajectories: Sequence[Trajecto
         "retrievals": rollout.get("retrievals_per_question"),
         "search_errors": rollout.get("search_errors"),
         "cut_off_turns": rollout.get("cut_off_turns"),
-        "lost_workers": rollout.get("lost_workers"),
         "lost_in_transfer": rollout.get("lost_in_transfer"),
+        **{name: rollout.get(name) for name in ROLLOUT},
         "trajectories": len(trajectories),
         "turns": int(rollout.get("turns", 0)),
         "judged_turns": len(turns),
@@ -47,6 +53,7 @@ def iteration_figures(result: Mapping[str, Any], trajectories: Sequence[Trajecto
         "varied_groups": 1 - learned.get("dropped_groups", 0) / groups if groups else None,
         **{name: learned.get(name) for name in LEARNER},
         **{f"seconds_{phase}": value for phase, value in seconds.items()},
+        **{f"workers_{name}": value for name, value in result.get("workers", {}).items()},
         **knowledge_base_use(trajectories),
     }
     return {name: value for name, value in row.items() if value is not None}

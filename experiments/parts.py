@@ -98,6 +98,8 @@ def algorithm_config(config: TrainConfig, items: Sequence[Any], policy: str, ret
             data=ShuffledQuestions(items, config.train.seed),
             questions_per_iteration=questions,
             questions_per_chunk=-(-questions // config.train.num_rollout_workers),
+            overlap=config.train.overlap,
+            trace=config.train.trace,
             sampling_seed=config.train.seed,
             deadline_s=config.learner.deadline_s,
         )

@@ -154,6 +154,7 @@ TRAJECTORY_SCHEMA = pa.schema(
         ("retrievals", pa.int32()),
         ("seconds", pa.float64()),
         ("policy_version", pa.int64()),
+        ("error", pa.string()),
         ("counts", pa.string()),
     ]
 )
@@ -178,7 +179,7 @@ def trajectory_row(trajectory: Trajectory) -> dict[str, Any]:
         }
         for step in trajectory.steps
     ]
-    turns = trajectory.groups[-1].turns if trajectory.groups else ()
+    turns = trajectory.groups[-1].turns if trajectory.groups and not trajectory.error else ()
     last = trajectory.final or (turns[0] if turns else None)
     return {
         "question_id": question.id,
@@ -192,6 +193,7 @@ def trajectory_row(trajectory: Trajectory) -> dict[str, Any]:
         "retrievals": trajectory.retrievals,
         "seconds": trajectory.seconds,
         "policy_version": last.policy_version if last else 0,
+        "error": trajectory.error,
         "counts": None,
     }
 

@@ -30,6 +30,7 @@ from experiments.tracking import Tracker
 from experiments.validation import keep_if_best
 from learner.collapse import Watch
 from learner.group import MismatchError
+from learner.trace import write_trace
 from retrieval_actors.knowledge_base import KnowledgeBaseError
 from rewards.composition import RewardError
 
@@ -53,6 +54,10 @@ def train(run: Run, stop: Stop) -> None:
             run.iteration = row["iteration"]
             tally.add(row)
             tell(run, watch, row, stop)
+            if failed := [trajectory.error for trajectory in algorithm.trajectories if trajectory.error]:
+                run.progress.say(f"{len(failed)} episodes failed; the first: {failed[0]}", style="yellow")
+            if settings.trace:
+                write_trace(run.folder.path / f"trace-{run.iteration:06d}.json", algorithm.timelines)
             dump(run.config, run.iteration, algorithm.trajectories, algorithm.turns)
             last = run.iteration == settings.iterations or tally.seconds["train"] >= enough
             if last or _due(run.iteration, settings.evaluate_every):

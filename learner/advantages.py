@@ -13,6 +13,7 @@ import numpy as np
 
 from learner.comparison import Compared, component_advantages, group_advantages
 from learner.config import LearnerConfig
+from learner.overlong import cut_off
 from learner.returns import anchor_groups, discounted_returns
 from rollout.records import ScoredTurn
 
@@ -26,7 +27,7 @@ class TurnAdvantages:
     advantages: np.ndarray
     """(turns,) float32: `step_weight` * step advantage + `episode_weight` * episode advantage."""
     kept: np.ndarray
-    """(turns,) bool: False where every comparison that counts was between equals."""
+    """(turns,) bool: False where every comparison that counts was between equals, and where the turn is masked (`learner.overlong=mask`)."""
     groups: int
     """Groups of turns that started from one state."""
     dropped_groups: int
@@ -81,9 +82,12 @@ def turn_advantages(turns: Sequence[ScoredTurn], config: LearnerConfig) -> TurnA
     episodes = compare_episodes(outcomes, config)
     place = {turn.episode: i for i, turn in enumerate(outcomes)}
     episode_of = np.array([place[turn.episode] for turn in turns], np.int64)
+    kept = (config.step_weight != 0) * steps.varied | (config.episode_weight != 0) * episodes.varied[episode_of]
+    if config.overlong == "mask":
+        kept = kept & ~cut_off(turns)
     return TurnAdvantages(
         advantages=config.step_weight * steps.advantages + config.episode_weight * episodes.advantages[episode_of],
-        kept=(config.step_weight != 0) * steps.varied | (config.episode_weight != 0) * episodes.varied[episode_of],
+        kept=kept,
         groups=steps.groups,
         dropped_groups=steps.dropped,
         episode_groups=episodes.groups,

@@ -79,6 +79,13 @@ class LearnerConfig:
     """A run stops with an error when the log-probabilities of sampler and learner differ by more than this on average, in nats; 0: never."""
     kind_weights: dict[str, float] = field(default_factory=lambda: {"plan": 1.0, "answer": 1.0, "final": 1.0})
     """Weight of a token in the loss, by the kind of its turn."""
+    overlong: str = "keep"
+    """Turns that were cut off at their limit of tokens. `keep`: they are learned from like others. `mask`: they stay in the comparison, and out of
+    the loss (DAPO's overlong filtering). `penalty`: what comes near the limit earns less (DAPO's soft overlong punishment)."""
+    overlong_buffer: float = 0.25
+    """`overlong=penalty`: the share of the limit over which the penalty grows from 0 to its full size."""
+    overlong_weight: float = 1.0
+    """`overlong=penalty`: its full size."""
     updates_per_iteration: int = 1
     """Mini-batches, hence optimizer steps, that one iteration's turns are dealt into; every mini-batch mixes the kinds of turns."""
 
@@ -138,7 +145,7 @@ class LearnerConfig:
         for key in ("clip_low", "clip_high", "kl_weight", "entropy_weight", "max_mismatch", "resample_limit", "lora_rank"):
             if not getattr(self, key) >= 0:
                 raise ValueError(f"learner.{key} is {getattr(self, key)}; it must not be negative")
-        for key in ("clip_low", "discount", "lr_floor"):
+        for key in ("clip_low", "discount", "lr_floor", "overlong_buffer"):
             if not 0 <= getattr(self, key) <= 1:
                 raise ValueError(f"learner.{key} is {getattr(self, key)}; it must lie between 0 and 1")
         self._check_combinations()
@@ -217,6 +224,7 @@ CHOICES: dict[str, tuple[object, ...]] = {
     "lr_schedule": ("constant", "linear", "cosine"),
     "attention": ("auto", "sdpa", "flex"),
     "offload": ("none", "optimizer", "parameters"),
+    "overlong": ("keep", "mask", "penalty"),
     "dtype": ("float32", "bfloat16"),
     "zero_stage": (0, 1, 2, 3),
     "transport": ("object_store", "collective"),
@@ -243,6 +251,19 @@ def check_rollout(learner: LearnerConfig, mode: str, group_size: int) -> None:
             raise ValueError(
                 f"learner.{key}={value} needs whole episodes side by side, rollout.mode={mode} samples siblings; expected rollout.mode=chain"
             )
+
+
+def check_overlap(overlap: int, learner: LearnerConfig) -> None:
+    """Raises ValueError unless what is learned from old weights' turns is corrected for that."""
+    if overlap not in (0, 1):
+        raise ValueError(
+            f"train.overlap is {overlap}; it must be 0 (each batch is sampled with the newest weights) or 1 (one version older)"
+        )
+    if overlap and not learner.sampler_cap:
+        raise ValueError(
+            "train.overlap is 1 with learner.sampler_cap=0: turns are sampled one policy version before they are learned from, which has to be "
+            "corrected for; expected learner.sampler_cap of at least 1 (2 is usual)"
+        )
 
 
 def _one_of(key: str, found: object, allowed: tuple[object, ...]) -> None:

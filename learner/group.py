@@ -25,6 +25,7 @@ from learner.mini_batches import deal
 from learner.schedule import learning_rate
 from learner.worker import LearnerRank, MiniBatch
 from rollout.records import ScoredTurn
+from rollout.timeline import Span
 from rollout.weights import PublishedBucket, WeightBuffer
 
 MANIFEST = "learner.json"
@@ -49,6 +50,8 @@ class LearnerGroup:
         """Number of updates so far."""
         self.not_restored = ""
         """What the last `load` could not take over, as a sentence; empty: nothing."""
+        self.steps: list[Span] = []
+        """When the optimizer steps of the last update were made."""
         options: dict[str, Any] = {"num_cpus": config.cpus_per_learner, "num_gpus": config.gpus_per_learner}
         options["runtime_env"] = {"env_vars": dict(config.environment)}
         actor = ray.remote(**options)(LearnerRank)
@@ -91,6 +94,7 @@ class LearnerGroup:
                 mine.append(MiniBatch(micro_batches, denominator, lr, episodes))
         refs = [rank.update.remote(mine) for rank, mine in zip(self._ranks, by_rank, strict=True)]
         steps = _combined(self._wait(refs, f"the update from policy version {self.policy_version}"))
+        self.steps = [Span("step", step["ended"] - step["seconds"], step["ended"]) for step in steps]
         for step in steps:
             if not np.isfinite(step["grad_norm"]):
                 raise FloatingPointError(
@@ -267,7 +271,7 @@ def _combined(by_rank: list[list[dict[str, float]]]) -> list[dict[str, float]]:
         step: dict[str, float] = defaultdict(float)
         for metrics in ranks:
             for name, value in metrics.items():
-                step[name] = max(step[name], value) if name in (*MAXIMA, "grad_norm", "seconds") else step[name] + value
+                step[name] = max(step[name], value) if name in (*MAXIMA, "grad_norm", "seconds", "ended") else step[name] + value
         steps.append(dict(step))
     return steps
 

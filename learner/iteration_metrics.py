@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from rollout.episode_run import WorkReport
 from rollout.records import ScoredTurn, Trajectory
 
 
@@ -22,6 +23,32 @@ def rollout_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
         "malformed_plans": _mean([action is None for action in plans]),
         "cut_off_turns": _mean([turn.finish_reason == "length" for turn in turns]),
     }
+
+
+def staleness(turns: Sequence[ScoredTurn], version: int) -> dict[str, float]:
+    """Updates between the policy version that sampled a turn and the one that learned from it."""
+    ages = [version - turn.turn.policy_version for turn in turns]
+    return {"staleness": _mean(ages), "staleness_max": float(max(ages, default=0))}
+
+
+def worker_metrics(reports: Sequence[WorkReport]) -> dict[str, float]:
+    """What the rollout workers did in an iteration: seconds over all of them, `tokens_per_second` of a worker that is not idle, `slots_in_use`,
+    `search_share` of the seconds that are not idle; of each worker its policy version and its memory."""
+    seconds = dict.fromkeys(("prefill", "decode", "encode", "search", "idle"), 0.0)
+    for report in reports:
+        for name, value in report.seconds.items():
+            seconds[name] = seconds.get(name, 0.0) + value
+    busy = sum(seconds.values()) - seconds["idle"]
+    used, available = (sum(getattr(report, f"slot_steps_{name}") for report in reports) for name in ("used", "available"))
+    found = {f"{name}_s": value for name, value in seconds.items()}
+    if busy:
+        found["search_share"] = seconds["search"] / busy
+        found["tokens_per_second"] = sum(report.sampled_tokens for report in reports) / busy
+    if available:
+        found["slots_in_use"] = used / available
+    for report in reports:
+        found |= {f"{report.worker}/policy_version": float(report.policy_version), f"{report.worker}/memory_mb": report.memory_mb}
+    return found
 
 
 def reward_metrics(turns: Sequence[ScoredTurn]) -> dict[str, float]:

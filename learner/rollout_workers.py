@@ -1,24 +1,27 @@
 """Work for rollout workers that may die: every chunk of questions is rolled out exactly once, by whoever is alive.
 
-Questions are cut into many small chunks, so that all workers stay busy and a dead one costs one chunk. A lost worker is sent the weights again
-as soon as Ray has restarted it, and works on.
+Questions are cut into many small chunks, so that all workers stay busy and a dead one costs what it has not finished of one chunk. A lost worker
+is sent the weights again as soon as Ray has restarted it, and works on.
 """
 
 from __future__ import annotations
 
+import gc
 import logging
+import math
 import time
-from collections import deque
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import ray
 from ray.exceptions import RayError, RayTaskError
 
 from learner.deadline import DeadlineError
+from learner.rollout_batch import Batch, Chunk
 from learner.weight_broadcast import WeightBroadcast
 from learner.weight_transfer import Lost, WeightTransfer, line
+from rollout.episode_run import Worked
 from rollout.records import Trajectory
 from rollout.weights import MissingWeightsError, PublishedBucket
 from rollout.worker import WrongPolicyVersion
@@ -27,20 +30,9 @@ ATTEMPTS = 4
 """A chunk that has cost so many workers their lives will cost the next one its life, too."""
 RETRY_S = 0.5
 """Between two tries to reach a worker that Ray is restarting."""
+SLICE_S = 0.5
+"""Where stragglers are cut off, workers tell what they have finished after so many seconds, not only at the end of a chunk."""
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class Batch:
-    """Questions on their way through the workers."""
-
-    chunks: list[Sequence[Any]]
-    seed: int
-    overrides: dict[str, Any] | None
-    waiting: deque[int] = field(default_factory=deque)
-    """Chunks that nobody works on."""
-    attempts: dict[int, int] = field(default_factory=dict)
-    finished: dict[int, list[Trajectory]] = field(default_factory=dict)
 
 
 class RolloutWorkers:
@@ -54,7 +46,7 @@ class RolloutWorkers:
         """Policy version that was pushed last."""
         self.alive: set[int] = set()
         """Workers that hold this version."""
-        self.sampling: dict[ray.ObjectRef, tuple[int, int]] = {}
+        self.sampling: dict[ray.ObjectRef, tuple[int, Chunk]] = {}
         """Calls that are under way: worker and chunk."""
         self.lost = 0
         """Times that a worker was lost since the start."""
@@ -110,17 +102,25 @@ class RolloutWorkers:
                 self._invite()
 
     def roll_out(self, questions: Sequence[Any], seed: int, overrides: dict[str, Any] | None = None) -> list[Trajectory]:
-        """Trajectories of all questions, in their order, sampled with the version that was pushed last.
+        """Trajectories of all questions, in their order, sampled with the version that was pushed last. Raises what `work` raises."""
+        batch = Batch.of(questions, self.chunk, seed, overrides)
+        for _ in self.work(batch):
+            pass
+        return batch.trajectories()
 
-        How the questions are cut depends on the chunk size alone, so the outcome is the same whichever worker does what.
+    def work(self, batch: Batch) -> Iterator[tuple[int, list[Trajectory]]]:
+        """Roll the batch out, and give out each chunk, with its number, as soon as it is finished.
+
         Raises: what a worker raised; RuntimeError when one chunk keeps killing workers; `DeadlineError` when none finishes anything in time.
         """
-        batch = Batch([questions[i : i + self.chunk] for i in range(0, len(questions), self.chunk)], seed, overrides)
-        batch.waiting.extend(range(len(batch.chunks)))
+        with _no_search_for_cycles():
+            yield from self._work(batch)
+
+    def _work(self, batch: Batch) -> Iterator[tuple[int, list[Trajectory]]]:
         self.sampling = {}
         self._ask_again_at = dict.fromkeys(set(self.handles) - self.alive - set(self._joining.values()), 0.0)
         progress, finished = time.monotonic(), 0
-        while len(batch.finished) < len(batch.chunks):
+        while not batch.over:
             self._invite()
             self._give_out(batch)
             for answer in _first([*self.sampling, *self._joining], RETRY_S):
@@ -128,39 +128,50 @@ class RolloutWorkers:
                     self._collect(answer, batch)
                 else:
                     self._join(answer)
-            if len(batch.finished) > finished:
-                progress, finished = time.monotonic(), len(batch.finished)
+            yield from batch.hand_out()
+            if len(batch.found) > finished:
+                progress, finished = time.monotonic(), len(batch.found)
             if time.monotonic() - progress > self.deadline_s:
                 raise DeadlineError(
-                    f"waited {self.deadline_s:g} s for a rollout worker to finish anything: {len(batch.chunks) - finished} of "
-                    f"{len(batch.chunks)} chunks are missing, workers {sorted(self.alive)} of {sorted(self.handles)} are alive"
+                    f"waited {self.deadline_s:g} s for a rollout worker to finish anything: {len(batch.questions) - finished} of "
+                    f"{len(batch.questions)} questions are missing, workers {sorted(self.alive)} of {sorted(self.handles)} are alive"
                 )
-        return [trajectory for chunk in sorted(batch.finished) for trajectory in batch.finished[chunk]]
+        yield from batch.hand_out(rest=True)
 
     def _give_out(self, batch: Batch) -> None:
         """One chunk to every worker that has none."""
+        if not batch.waiting:
+            return
         for worker in sorted(self.alive - {worker for worker, _ in self.sampling.values()})[: len(batch.waiting)]:
             chunk = batch.waiting.popleft()
-            batch.attempts[chunk] = batch.attempts.get(chunk, 0) + 1
-            if batch.attempts[chunk] > ATTEMPTS:
-                ids = ", ".join(getattr(question, "id", "?") for question in batch.chunks[chunk])
+            chunk.given, chunk.attempts = batch.left(chunk), chunk.attempts + 1
+            questions = [batch.questions[place] for place in chunk.given]
+            if chunk.attempts > ATTEMPTS:
+                ids = ", ".join(getattr(question, "id", "?") for question in questions)
                 raise RuntimeError(
                     f"{ATTEMPTS} rollout workers died of the same questions ({ids}); out of memory? lower rollout.batch_tokens"
                 )
-            call = self.handles[worker].sample.remote(batch.chunks[chunk], self.version, batch.overrides, batch.seed)
+            slice_s = math.inf if batch.patience.endless else SLICE_S
+            call = self.handles[worker].begin.remote(questions, self.version, batch.overrides, batch.seed, slice_s)
             self.sampling[call] = worker, chunk
 
     def _collect(self, answer: ray.ObjectRef, batch: Batch) -> None:
-        """Take in a finished chunk; or, where its worker died or has forgotten the weights, put it first in the queue."""
+        """Take in what is finished of a chunk, and let its worker go on; or, where the worker died or has forgotten the weights, put the chunk
+        first in the queue."""
         worker, chunk = self.sampling.pop(answer)
         try:
-            batch.finished[chunk] = ray.get(answer)
+            worked: Worked = ray.get(answer)
         except RayError as error:
             if isinstance(error, RayTaskError) and not isinstance(error.cause, WrongPolicyVersion):
                 raise
             self._leave(worker, 0.0, bucket=0, reason=line(error))
             self.requeued_chunks += 1
             batch.waiting.appendleft(chunk)
+            return
+        batch.reports.append(worked.report)
+        batch.take_in(chunk, worked.finished)
+        if worked.unfinished and not batch.over:
+            self.sampling[self.handles[worker].go_on.remote(self.version, SLICE_S)] = worker, chunk
 
     def _invite(self) -> None:
         """Send the weights to workers that are lost, when it is time to try; those that were broadcast are not at hand any more."""
@@ -210,6 +221,19 @@ class RolloutWorkers:
         self.transfer.forget(worker)
         self._register.set_actor_state(worker, healthy=False)
         self._ask_again_at[worker] = time.monotonic() + ask_again_in
+
+
+@contextmanager
+def _no_search_for_cycles() -> Iterator[None]:
+    """Trajectories are hundreds of small objects each, without a cycle. Python's collector would search all of them again and again as they come
+    in: at thousands of trajectories that costs the driver more than unpickling them."""
+    searched = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if searched:
+            gc.enable()
 
 
 def _first(calls: Any, timeout_s: float) -> list[ray.ObjectRef]:

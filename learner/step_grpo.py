@@ -8,11 +8,7 @@ from __future__ import annotations
 
 import copy
 import shutil
-import time
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +16,24 @@ from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.utils.checkpoints import Checkpointable
 
 from learner.advantages import taught_questions
-from learner.deadline import results
-from learner.iteration_metrics import reward_metrics, rollout_metrics
+from learner.experience import Experience
+from learner.iteration_metrics import reward_metrics, rollout_metrics, staleness, worker_metrics
+from learner.overlong import penalised
+from learner.pipeline import one_step_off
+from learner.question_ledger import QuestionLedger
+from learner.rollout_batch import CUT_OFF_AT_MOST, Batch, Patience
 from learner.rollout_workers import RolloutWorkers
+from learner.scoring import Scoring
 from learner.step_grpo_config import StepGRPOConfig
 from learner.weight_broadcast import WeightBroadcast
 from rollout.episode import stream
 from rollout.records import ScoredTurn, Trajectory
+from rollout.timeline import Span, Timeline
 
 
 class StepGRPO(Algorithm):
-    """Attributes for those who watch: `trajectories` and `turns` of the last iteration, `policy_version`, `data`, `workers`."""
+    """Attributes for those who watch: `trajectories` and `turns` that the last iteration learned from, `timelines` of its processes,
+    `policy_version`, `data`, `workers`."""
 
     config: StepGRPOConfig
 
@@ -42,43 +45,63 @@ class StepGRPO(Algorithm):
         super().setup(config)
         assert self.config.data is not None  # validated
         self.data = copy.deepcopy(self.config.data)
+        self.questions = QuestionLedger(self.data)
         self.workers = RolloutWorkers(self.env_runner_group, self.config.questions_per_chunk, self.config.deadline_s)
         collective = self.config.learner.transport == "collective"
         self._broadcast = WeightBroadcast(self.learner_group.ranks, self.config.deadline_s) if collective else None
         self.trajectories: list[Trajectory] = []
         self.turns: list[ScoredTurn] = []
-        self._seconds: dict[str, float] = defaultdict(float)
+        self.ahead: Experience | None = None
+        """`overlap=1`: what the next iteration learns from."""
+        self._driver, self._learner = Timeline(), Timeline()
+        self.timelines: dict[str, list[Span]] = {}
 
     def training_step(self) -> None:
         """One iteration. Weights are pushed at its beginning: after a restart or a restore, workers hold none or old ones."""
-        self._seconds.clear()
-        self.trajectories, self.turns = [], []
-        with self._timed("push"):
+        self._driver.drawn = self._learner.drawn = self.config.trace
+        with self._driver.doing("push"):
             self.push_weights()
-        for attempt in range(1 + self.config.learner.resample_limit):
-            wanted = self.config.questions_per_iteration - len(taught_questions(self.turns, self.config.learner))
-            if wanted > 0:
-                self.gather(self.data.next(wanted), attempt)
-        with self._timed("learn"):
-            learned = self.learner_group.update(self.turns)
-        self._log("rollout", rollout_metrics(self.trajectories))
-        self._log("rollout", {"lost_workers": self.workers.lost, "requeued_chunks": self.workers.requeued_chunks})
-        self._log("rollout", {"lost_in_transfer": sum(1 for lost in self.workers.losses if lost.bucket)})
-        self._log("reward", reward_metrics(self.turns))
-        self._log("learner", learned)
-        self._log("seconds", self._seconds)
+        version = self.policy_version
+        if self.config.overlap:
+            experience, gathered, learned = one_step_off(self.ahead, version, self.gather, self.learn)
+            self.ahead = gathered[-1]
+        else:
+            experience = self.gather(version)
+            gathered, learned = [experience], self.learn(experience)
+        self.questions.settle(experience.asked)
+        self.trajectories, self.turns = experience.trajectories, experience.turns
+        self._report(experience, gathered, version, learned)
 
-    def gather(self, questions: Sequence[Any], attempt: int = 0) -> None:
-        """Roll out and score, and add it to `trajectories` and `turns`. `attempt`: 1, 2, ... where the questions replace some that taught
-        nothing (dynamic sampling: DAPO, arXiv 2503.14476, section 3.2)."""
-        again = (attempt,) if attempt else ()
-        with self._timed("rollout"):
-            trajectories = self.roll_out(questions, seed=stream(self.config.sampling_seed, self.policy_version, *again))
-        with self._timed("score"):
-            turns = self.score(trajectories)
-        if attempt:  # episodes are numbered within one call
-            turns = [replace(turn, episode=f"{turn.episode}/{attempt}") for turn in turns]
-        self.trajectories, self.turns = self.trajectories + trajectories, self.turns + turns
+    def gather(self, learned_at: int) -> Experience:
+        """Roll out and score the questions of one iteration, which version `learned_at` will learn from, with the version that workers hold.
+
+        Where questions taught nothing, others replace them (dynamic sampling: DAPO, arXiv 2503.14476, section 3.2).
+        """
+        gathered, rollout = Experience(), self.config.rollout
+        for attempt in range(1 + self.config.learner.resample_limit):
+            wanted = self.config.questions_per_iteration - len(taught_questions(gathered.turns, self.config.learner))
+            if wanted <= 0:
+                break
+            asked = self.questions.take(wanted)
+            batch = Batch.of(
+                [entry.question for entry in asked],
+                self.workers.chunk,
+                stream(self.config.sampling_seed, learned_at, *[attempt] * bool(attempt)),
+                patience=Patience(rollout.enough, rollout.straggler_s),
+                waited_for=[place for place, entry in enumerate(asked) if entry.cut_off >= CUT_OFF_AT_MOST],
+            )
+            scoring = Scoring(self.config.reward_actors, self.config.deadline_s)
+            with self._driver.doing("rollout"):
+                for chunk, trajectories in self.workers.work(batch):
+                    scoring.begin(chunk, trajectories)
+            with self._driver.doing("score"):
+                turns = penalised(scoring.turns(), self.config.learner, rollout)
+            self.questions.cut_off(gathered.add(batch, asked, turns, attempt))
+        return gathered
+
+    def learn(self, experience: Experience) -> dict[str, float]:
+        with self._learner.doing("learn"):
+            return self.learner_group.update(experience.turns)
 
     @property
     def policy_version(self) -> int:
@@ -95,24 +118,14 @@ class StepGRPO(Algorithm):
         is `push_weights()` and `roll_out(questions, seed=0, overrides={"temperature": 0.0, "group_size": 1})`."""
         return self.workers.roll_out(questions, seed, overrides)
 
-    def score(self, trajectories: Sequence[Trajectory]) -> list[ScoredTurn]:
-        """Scored turns in the order of the trajectories, which the reward actors share."""
-        share = max(1, -(-len(trajectories) // len(self.config.reward_actors)))
-        refs = [
-            actor.score.remote(trajectories[i * share : (i + 1) * share])
-            for i, actor in enumerate(self.config.reward_actors)
-            if i * share < len(trajectories)
-        ]
-        scored = results(refs, f"the rewards of {len(trajectories)} trajectories", self.config.deadline_s)
-        return [turn for turns in scored for turn in turns]
-
     def get_state(self, components: Any = None, *, not_components: Any = None, **kwargs: Any) -> dict[str, Any]:
         state = super().get_state(components, not_components=not_components, **kwargs)
-        return {**state, "questions": self.data.get_state()}
+        return {**state, "questions": self.questions.get_state()}
 
     def set_state(self, state: dict[str, Any]) -> None:
         super().set_state({key: value for key, value in state.items() if key != "questions"})
-        self.data.set_state(state["questions"])
+        self.questions.set_state(state["questions"])
+        self.ahead = None
 
     def save_to_path(self, path: Any = None, **kwargs: Any) -> str:
         """Write learner, metrics, iteration and the position in the data; aside first, so that a folder of this name is always complete."""
@@ -143,11 +156,24 @@ class StepGRPO(Algorithm):
         """`RolloutWorkers` takes restarted workers back in, while the others work."""
         return []
 
-    @contextmanager
-    def _timed(self, phase: str) -> Iterator[None]:
-        begin = time.perf_counter()
-        yield
-        self._seconds[phase] += time.perf_counter() - begin
+    def _report(self, experience: Experience, gathered: Sequence[Experience], version: int, learned: dict[str, float]) -> None:
+        """`gathered`: what was rolled out in this iteration, `experience`: what was learned from, by the learner of this version."""
+        reports = [report for part in gathered for report in part.reports]
+        self._log("rollout", rollout_metrics(experience.trajectories) | experience.counts() | staleness(experience.turns, version))
+        self._log("rollout", {"lost_workers": self.workers.lost, "requeued_chunks": self.workers.requeued_chunks})
+        self._log(
+            "rollout",
+            {"lost_in_transfer": sum(1 for lost in self.workers.losses if lost.bucket), "asked_again": self.questions.asked_again},
+        )
+        self._log("workers", worker_metrics(reports))
+        self._log("reward", reward_metrics(experience.turns))
+        self._log("learner", learned)
+        (seconds, driver), (learning, learner) = self._driver.take(), self._learner.take()
+        self._log("seconds", seconds | learning)
+        self.timelines = {"driver": driver, "learner": [*learner, *self.learner_group.steps]} if self.config.trace else {}
+        for report in reports:
+            if report.spans:
+                self.timelines.setdefault(f"rollout worker {report.worker}", []).extend(report.spans)
 
     def _log(self, key: str, values: dict[str, float]) -> None:
         self.metrics.log_dict(values, key=key, window=1)

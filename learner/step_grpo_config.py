@@ -12,7 +12,7 @@ from ray.rllib.connectors.module_to_env import ModuleToEnvPipeline
 from ray.rllib.core.rl_module.multi_rl_module import MultiRLModuleSpec
 from ray.rllib.utils.checkpoints import Checkpointable
 
-from learner.config import LearnerConfig, check_rollout
+from learner.config import LearnerConfig, check_overlap, check_rollout
 from learner.group import LearnerGroup
 from learner.question_source import QuestionSource
 from rollout.config import RolloutConfig
@@ -41,6 +41,10 @@ class StepGRPOConfig(AlgorithmConfig):
         self.questions_per_iteration = 16
         self.questions_per_chunk = 4
         """Questions that a worker takes at a time: more are sampled faster, fewer keep workers evenly busy and are lost with a worker."""
+        self.overlap = 0
+        """0: roll out, then learn. 1: while a batch is learned from, the next one is rolled out with the weights from before (one step off)."""
+        self.trace = False
+        """Keep what every process did when (`StepGRPO.timelines`)."""
         self.sampling_seed = 0
         """With the policy version and the question, it decides every random draw of a rollout."""
         self.deadline_s = 600.0
@@ -66,6 +70,8 @@ class StepGRPOConfig(AlgorithmConfig):
         data: QuestionSource = NotProvided,
         questions_per_iteration: int = NotProvided,
         questions_per_chunk: int = NotProvided,
+        overlap: int = NotProvided,
+        trace: bool = NotProvided,
         sampling_seed: int = NotProvided,
         deadline_s: float = NotProvided,
         **kwargs: Any,
@@ -96,6 +102,7 @@ class StepGRPOConfig(AlgorithmConfig):
                 f"StepGRPOConfig.retriever is not set, and rollout.mode={self.rollout.mode} searches; pass one, or use offline"
             )
         check_rollout(self.learner, self.rollout.mode, self.rollout.group_size)
+        check_overlap(self.overlap, self.learner)
         if self.num_env_runners < 1 and not self.in_evaluation:
             raise ValueError(f"num_env_runners is {self.num_env_runners}; at least 1 rollout worker is needed")
 

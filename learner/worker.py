@@ -185,7 +185,7 @@ class LearnerRank(WeightSender):
                 totals[name] = max(totals[name], value.item()) if name in MAXIMA else totals[name] + value.item()
         if norm is None:
             norm = float(self.engine.get_global_grad_norm())
-        return dict(totals) | {"grad_norm": norm, "seconds": time.perf_counter() - begin}
+        return dict(totals) | {"grad_norm": norm, "seconds": time.perf_counter() - begin, "ended": time.time()}
 
     def _loss(
         self, batch: MicroBatch, denominator: float, learner_logprobs: torch.Tensor | None, log_ratios: torch.Tensor | None

@@ -49,5 +49,15 @@ class RolloutConfig:
     """Bound on the tokens of all episodes under way on one worker, generating, waiting to, or searching: further ones begin when there is room."""
     gold_gains: bool = False
     """Measure by how much each sub-answer raises the policy's probability of the gold answer; set by `reward.terms.information_gain`."""
+    episode_s: float = 0.0
+    """Seconds, since its worker was given it, after which an episode is broken off and counted as failed; 0: never."""
+    enough: float = 1.0
+    """Share of an iteration's questions after which the others, the stragglers, are cut off and asked again in the next iteration; 1: none."""
+    straggler_s: float = 0.0
+    """Seconds after which they are cut off; 0: never. A question that was cut off twice is waited for: long episodes are never biased away."""
     threads: int = 1
     """CPU threads of one rollout worker."""
+
+    def longest(self, kind: str) -> int:
+        """Tokens after which a turn of this kind is cut off."""
+        return self.max_new_tokens_by_kind.get(kind, self.max_new_tokens)

@@ -249,13 +249,19 @@ def _shown(found: Sequence[Passage], config: RolloutConfig, rng: random.Random) 
 
 def roll_out_recorded(recorded: Sequence[RecordedTurn], engine: PolicyEngine, config: RolloutConfig, seed: int) -> list[Trajectory]:
     """`offline` mode: one group of siblings for every recorded turn; prompts longer than `max_prompt_tokens` are left out."""
-    states = []
-    for turn in recorded:
+    return [trajectory for trajectory in sample_recorded(recorded, engine, config, seed) if trajectory is not None]
+
+
+def sample_recorded(recorded: Sequence[RecordedTurn], engine: PolicyEngine, config: RolloutConfig, seed: int) -> list[Trajectory | None]:
+    """The same, in the order of the recorded turns, with None for those that are left out."""
+    states: dict[int, State] = {}
+    for i, turn in enumerate(recorded):
         prompt_ids = engine.policy.encode(Message(turn.system, turn.user, turn.image is not None, image_last=True), turn.image)
         if len(prompt_ids) <= config.max_prompt_tokens:
-            states.append(State(turn.kind, prompt_ids, turn.image, turn.question, target=turn.target))
-    groups = sample_turns(states, engine, config, config.group_size, [stream(seed, state.key, 0) for state in states])
-    return [Trajectory(group.state.question, (), None, "", (group,)) for group in groups]
+            states[i] = State(turn.kind, prompt_ids, turn.image, turn.question, target=turn.target)
+    seeds = [stream(seed, state.key, 0) for state in states.values()]
+    groups = dict(zip(states, sample_turns(list(states.values()), engine, config, config.group_size, seeds), strict=True))
+    return [Trajectory(groups[i].state.question, (), None, "", (groups[i],)) if i in groups else None for i in range(len(recorded))]
 
 
 def sample_turns(
@@ -274,8 +280,7 @@ def sample_turns(
 
 def sampling_of(config: RolloutConfig, kind: TurnKind) -> Sampling:
     """How a turn of this kind is sampled."""
-    longest = config.max_new_tokens_by_kind.get(kind, config.max_new_tokens)
-    return Sampling(config.temperature, config.top_p, config.top_k, longest)
+    return Sampling(config.temperature, config.top_p, config.top_k, config.longest(kind))
 
 
 def turn_of(state: State, response: Response, policy: Policy) -> Turn:

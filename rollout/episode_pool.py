@@ -29,6 +29,9 @@ from rollout.timeline import Timeline
 Join = Literal["in_order", "as_they_come"]
 QUERIES_PER_SEARCH = 8
 """`in_order`: a search begins when so many queries are asked for, or when the engine runs out of work."""
+STARVED = 0.25
+"""`in_order`: the engine runs out of work when it has free slots, and no more than this share of the responses that the episodes under way can
+ask for at a time. Below, decoding few responses costs more than waiting for passages; above, it would wait beside work that is there."""
 SEARCH_POLL_S = 0.005
 """An engine elsewhere is not waited for longer than this while searches are under way."""
 
@@ -87,12 +90,12 @@ class EpisodePool:
         retriever: Searcher,
         tokens: int = 262144,
         join: Join = "in_order",
-        low_water: int = 0,
+        slots: int = 0,
         timeline: Timeline | None = None,
     ):
         """`tokens`: no further episode begins while the last turns of those under way have more tokens (prompts, and room for responses).
-        `low_water`: responses; an engine that has no more of them to work on runs out of work. Its number of slots keeps them all in use."""
-        self.engine, self.tokens, self.join, self.low_water = engine, tokens, join, low_water
+        `slots`: responses that the engine works on side by side."""
+        self.engine, self.tokens, self.join, self.slots = engine, tokens, join, slots
         self.timeline = timeline or Timeline()
         """Seconds in `encode` (prompts, parsing), `generate` (the engine), and `search` (waiting for passages)."""
         self._cards = {card.name: card for card in retriever.catalog}
@@ -104,6 +107,8 @@ class EpisodePool:
         """Ticket of the engine -> ticket of the episode."""
         self._events: list[EpisodeEvent] = []
         self._deadlines = False
+        self._width = 0
+        """Siblings of all episodes that have begun and not ended."""
 
     @property
     def unfinished(self) -> int:
@@ -147,7 +152,7 @@ class EpisodePool:
         """Give everything up that is under way."""
         if self._requests:
             self.engine.abort(list(self._requests))
-        self._requests, self._running = {}, {}
+        self._requests, self._running, self._events = {}, {}, []
         self._waiting.clear()
         self._searches.close()
 
@@ -160,6 +165,7 @@ class EpisodePool:
             cards = {name: self._cards[name] for name in running.kbs} if running.kbs is not None else self._cards
             around = Surroundings(self.engine.policy, cards, running.config)
             running.log.started = time.perf_counter()
+            self._width += running.width
             running.coroutine = episode(running.question, around, random.Random(running.seed), running.log)
             self._go_on(ticket, None)
             held += running.tokens
@@ -172,7 +178,7 @@ class EpisodePool:
             running.asked = running.coroutine.send(result)
         except StopIteration as stop:
             self._events.append(EpisodeEvent(ticket, "finished", group=running.log.groups[-1], trajectory=stop.value))
-            del self._running[ticket]
+            self._width -= self._running.pop(ticket).width
             return
         except PromptTooLongError as error:
             self._fail(ticket, str(error))
@@ -228,7 +234,7 @@ class EpisodePool:
             self._hand_out(found)
             return
         while True:
-            starved = self.engine.unfinished <= self.low_water
+            starved = self.engine.unfinished <= min(self.slots, self._width * STARVED)
             if starved or self._searches.asked >= QUERIES_PER_SEARCH:
                 self._searches.begin()
             if not starved or not self._searches.under_way:
@@ -259,6 +265,8 @@ class EpisodePool:
             self.engine.abort([running.request])
         if running.coroutine is None:
             self._waiting.remove(ticket)
+        else:
+            self._width -= running.width
         self._events.append(EpisodeEvent(ticket, "failed", trajectory=running.log.broken_off(running.question, error), error=error))
 
 
@@ -269,7 +277,7 @@ def roll_out(
 
     What an episode samples depends on (seed, question, episode) alone, not on what else is in the batch or which worker runs it.
     """
-    pool = EpisodePool(engine, retriever, config.tokens_in_flight)
+    pool = EpisodePool(engine, retriever, config.tokens_in_flight, slots=config.slots)
     add_all(pool, questions, config, seed)
     found: dict[int, Trajectory] = {}
     while pool.unfinished:
@@ -281,4 +289,9 @@ def roll_out(
 def add_all(pool: EpisodePool, questions: Sequence[Question], config: RolloutConfig, seed: int) -> list[int]:
     """The episodes of an iteration; returns their tickets, those of one question side by side."""
     copies = config.group_size if config.mode == "chain" else 1
-    return [pool.add(question, config, stream(seed, question.id, copy)) for question in questions for copy in range(copies)]
+    deadline_s = config.episode_s or None
+    return [
+        pool.add(question, config, stream(seed, question.id, copy), deadline_s=deadline_s)
+        for question in questions
+        for copy in range(copies)
+    ]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import psutil
 import ray
 import torch
 from ray.rllib.core import DEFAULT_MODULE_ID
@@ -15,9 +17,10 @@ from ray.rllib.env.env_runner import EnvRunner
 from ray.rllib.utils.checkpoints import Checkpointable
 
 from rollout.broadcast import BroadcastGroup
+from rollout.engine_timeline import EngineTimeline
 from rollout.engines.choose import make_engine
-from rollout.episode import RecordedTurn, roll_out_recorded
-from rollout.episode_pool import roll_out
+from rollout.episode import RecordedTurn
+from rollout.episode_run import EpisodeRun, Worked
 from rollout.policy import Policy
 from rollout.records import Question, Trajectory
 from rollout.weights import Bucket, Inbox, PublishedBucket, views
@@ -45,6 +48,8 @@ class RolloutWorker(EnvRunner, Checkpointable):
         policy = Policy.load(config.policy_path, dtype=config.learner.dtype, device=device)
         self.engine = make_engine(policy, config.rollout)
         self._inbox, self._device = Inbox(), policy.device
+        self.timeline = EngineTimeline(self.engine, drawn=config.trace)
+        self._run: EpisodeRun | None = None
 
     def receive(self, number: int, bucket: Bucket) -> str:
         """Hold a bucket of weights until `use_weights`; the policy stays as it is. Returns the address of this node.
@@ -69,6 +74,7 @@ class RolloutWorker(EnvRunner, Checkpointable):
 
         Raises `MissingWeightsError` when one was not received, ValueError when names or shapes do not fit.
         """
+        self._give_up()
         weights = self._inbox.weights(version, checksums)
         self.engine.update_weights(version, {name: tensor for bucket in weights.buckets for name, tensor in views(bucket).items()})
         return version, weights.checksum
@@ -85,15 +91,45 @@ class RolloutWorker(EnvRunner, Checkpointable):
         What is sampled for a question depends on seed, question and weights, not on the worker. `config_overrides` replaces fields of the
         rollout configuration for this call. Raises `WrongPolicyVersion` when the worker holds another version.
         """
+        worked = self.begin(questions, policy_version, config_overrides, seed)
+        return [trajectory for _, found in sorted(worked.finished, key=lambda done: done[0]) for trajectory in found]
+
+    def begin(
+        self,
+        questions: Sequence[Question | RecordedTurn],
+        policy_version: int,
+        config_overrides: dict[str, Any] | None = None,
+        seed: int = 0,
+        seconds: float = math.inf,
+    ) -> Worked:
+        """The same for about so many seconds, after which `go_on` continues; what was not finished of earlier questions is given up."""
         held = self.engine.policy_version
         if held != policy_version:
             raise WrongPolicyVersion(
                 f"rollout worker {self.worker_index} holds policy version {held}, was asked for {policy_version}; send weights"
             )
+        self._give_up()
         config = replace(self.config.rollout, **(config_overrides or {}))
-        if config.mode == "offline":
-            return roll_out_recorded(questions, self.engine, config, seed)  # type: ignore[arg-type]
-        return roll_out(questions, self.engine, self.config.retriever, config, seed)  # type: ignore[arg-type]
+        self._run = EpisodeRun(questions, self.engine, self.config.retriever, config, seed, self.timeline)
+        return self.go_on(policy_version, seconds)
+
+    def go_on(self, policy_version: int, seconds: float = math.inf) -> Worked:
+        """Raises `WrongPolicyVersion` when there is nothing of this version to go on with: the worker was restarted."""
+        if self._run is None or self.engine.policy_version != policy_version:
+            raise WrongPolicyVersion(f"rollout worker {self.worker_index} has no questions of policy version {policy_version}")
+        self.timeline.resume()
+        try:
+            finished = self._run.work(seconds)
+        except BaseException:  # a fault of the program: nothing of these questions may be left in the engine
+            self._give_up()
+            raise
+        memory_mb = psutil.Process().memory_info().rss / 2**20
+        return Worked(finished, self._run.unfinished, self.timeline.report(self.worker_index, policy_version, memory_mb))
+
+    def _give_up(self) -> None:
+        if self._run is not None:
+            self._run.close()
+            self._run = None
 
     def assert_healthy(self) -> None:
         assert self.engine is not None

@@ -41,7 +41,7 @@ def test_a_killed_run_goes_on_from_its_checkpoint_and_leaves_a_whole_run_folder(
         wait_for(run / "checkpoints/iteration-000001/complete.json", process)
         process.send_signal(signal.SIGKILL)
     resumed = subprocess.run(
-        command(tmp_path, start_policy, "train.iterations=3", "train.resume=auto"),
+        command(tmp_path, start_policy, "train.iterations=3", "train.resume=auto", "train.trace=true"),
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -55,6 +55,14 @@ def test_a_killed_run_goes_on_from_its_checkpoint_and_leaves_a_whole_run_folder(
     assert [row["iteration"] for row in metrics] == [1, 2, 3]
     assert [row["policy_version"] for row in metrics] == [1, 2, 3]
     assert all(0 <= row["retrieval_cache_hit_rate"] <= 1 and row["retrieval_errors"] == 0 for row in metrics)
+
+    trace = json.loads((run / "trace-000003.json").read_text())["traceEvents"]
+    names = {event["args"]["name"]: event["tid"] for event in trace if event["ph"] == "M"}
+    assert set(names) == {"driver", "learner", "rollout worker 1", "rollout worker 2"}
+    sampled = [event for event in trace if event["ph"] == "X" and event["tid"] == names["rollout worker 1"] and event["name"] != "idle"]
+    (rolled_out,) = [event for event in trace if event["name"] == "rollout"]
+    assert {"decode", "encode"} <= {event["name"] for event in sampled}
+    assert all(rolled_out["ts"] - 5e4 <= event["ts"] <= rolled_out["ts"] + rolled_out["dur"] for event in sampled)
 
     summary = json.loads((run / "summary.json").read_text())
     for part in ("before", "after"):

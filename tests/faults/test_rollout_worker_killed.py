@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 import ray
@@ -36,6 +37,13 @@ def train_and_kill(algorithm, processes: list[int]) -> dict:
     return result
 
 
+def train_until_all_are_back(algorithm) -> None:
+    deadline = time.monotonic() + 240
+    while algorithm.workers.alive != {1, 2} and time.monotonic() < deadline:
+        algorithm.train()
+    assert algorithm.workers.alive == {1, 2}, "the worker did not come back"
+
+
 def sampled(trajectories) -> list[tuple[str, list[int]]]:
     return [(t.question.id, turn.response_ids.tolist()) for t in trajectories for group in t.groups for turn in group.turns]
 
@@ -54,10 +62,7 @@ def test_the_iteration_is_complete_and_the_same_as_if_nothing_had_happened(algor
     assert result["learner"]["turns"] == 6 * 4
     assert sampled(algorithm.trajectories) == expected
 
-    deadline = time.monotonic() + 240
-    while algorithm.workers.alive != {1, 2} and time.monotonic() < deadline:
-        algorithm.train()
-    assert algorithm.workers.alive == {1, 2}, "the worker did not come back"
+    train_until_all_are_back(algorithm)
     after = process_ids(algorithm)
     assert after[1] != before[1]
     assert after[2] == before[2]
@@ -70,3 +75,30 @@ def test_when_all_workers_die_the_iteration_waits_until_ray_has_restarted_one(al
     assert result["rollout"]["trajectories"] == 6
     assert result["rollout"]["lost_workers"] == lost + 2
     assert {turn.turn.policy_version for turn in algorithm.turns} == {algorithm.policy_version - 1}
+
+
+@pytest.mark.slow
+def test_one_step_off_a_killed_worker_costs_time_but_no_question(algorithm):
+    algorithm.push_weights()
+    train_until_all_are_back(algorithm)
+    before = algorithm.config
+    learner = replace(before.learner, sampler_cap=2.0)
+    algorithm.config = before.copy(copy_frozen=False).training(learner=learner, overlap=1)
+    algorithm.learner_group.build(learner)
+    algorithm.workers.version = -1
+    position, lost, learned = algorithm.data.position, algorithm.workers.lost, []
+    try:
+        for iteration in range(4):
+            result = train_and_kill(algorithm, [process_ids(algorithm)[1]]) if iteration == 1 else algorithm.train()
+            figures = result["rollout"]
+            assert figures["asked_questions"] == figures["returned_questions"] == 6
+            assert figures["staleness_max"] == (iteration > 0)
+            learned += [trajectory.question.id for trajectory in algorithm.trajectories]
+        assert algorithm.workers.lost == lost + 1
+        # Whatever was drawn was learned from once, but for the batch that is ahead.
+        assert algorithm.data.position - position == len(learned) + len(algorithm.ahead.trajectories) == 5 * 6
+    finally:
+        algorithm.questions.settle(algorithm.ahead.asked if algorithm.ahead else [])
+        algorithm.ahead, algorithm.config = None, before
+        algorithm.learner_group.build(before.learner)
+        algorithm.workers.version = -1

@@ -10,6 +10,7 @@ import numpy as np
 
 from retrieval_actors.records import Passage
 from rollout.engines.base import Finished, Response
+from rollout.engines.stats import EngineStats
 
 
 class Script:
@@ -17,7 +18,7 @@ class Script:
 
     def __init__(self, policy, say):
         self.policy, self.say = policy, say
-        self.policy_version, self.sampled_tokens, self.prompts = 3, 0, []
+        self.policy_version, self.stats, self.prompts = 3, EngineStats(), []
         self.finished: deque[Finished] = deque()
 
     def submit(self, request):

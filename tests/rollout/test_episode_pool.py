@@ -54,7 +54,7 @@ def test_searches_that_answer_late_or_in_another_order_change_neither_trajectori
     found = []
     for delays in ((0.0,), (0.05, 0.0, 0.02), (0.0, 0.0, 0.08, 0.01)):
         engine, library = OneByOne(fresh_policy, asks_as_often_as_its_number_says), Library(*delays)
-        pool = EpisodePool(engine, library, low_water=6)
+        pool = EpisodePool(engine, library, slots=6)
         tickets = add_all(pool, questions(20), CONFIG, seed=1)
         _, trajectories = run(pool, tickets)
         found.append((told(trajectories[t] for t in tickets), sorted(library.asked), engine.waited_with))
@@ -63,14 +63,14 @@ def test_searches_that_answer_late_or_in_another_order_change_neither_trajectori
 
 
 def test_however_episodes_share_the_engine_they_are_the_same(fresh_policy):
-    def rolled(engine, join="in_order", low_water=0, tokens=262144):
-        pool = EpisodePool(engine, Library(0.01, 0.0), tokens, join, low_water)
+    def rolled(engine, join="in_order", slots=0, tokens=262144):
+        pool = EpisodePool(engine, Library(0.01, 0.0), tokens, join, slots)
         tickets = add_all(pool, questions(12), CONFIG, seed=1)
         _, trajectories = run(pool, tickets)
         return told(trajectories[t] for t in tickets)
 
     expected = rolled(Script(fresh_policy, asks_as_often_as_its_number_says))
-    for settings in ({"low_water": 4}, {"join": "as_they_come"}, {"tokens": 1}, {"tokens": 500, "low_water": 3}):
+    for settings in ({"slots": 4}, {"join": "as_they_come"}, {"tokens": 1}, {"tokens": 500, "slots": 30}):
         assert rolled(OneByOne(fresh_policy, asks_as_often_as_its_number_says), **settings) == expected
 
 
@@ -78,7 +78,7 @@ def test_searches_are_made_while_the_engine_goes_on(fresh_policy):
     engine, library = OneByOne(fresh_policy, asks_as_often_as_its_number_says, at_once=1), Library(0.05)
     collect = engine.collect
     engine.collect = lambda wait_s=0.0: (time.sleep(0.01), collect())[1]
-    pool = EpisodePool(engine, library, low_water=2)
+    pool = EpisodePool(engine, library, slots=16)
     run(pool, add_all(pool, questions(30), CONFIG, seed=1))
     assert len(library.asked) > 3
     assert pool.timeline.seconds["generate"] > 1.0

@@ -1,0 +1,103 @@
+"""Chunks, stragglers and the questions' ledger, with workers that sleep behind real Ray calls."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from experiments.benchmarks.simulated_workers import SimulatedGroup
+from learner.question_ledger import QuestionLedger
+from learner.question_source import ShuffledQuestions
+from learner.rollout_batch import Batch, Patience
+from learner.rollout_workers import RolloutWorkers
+from rollout.records import Question
+
+
+def questions(*seconds: float) -> list[Question]:
+    return [Question(f"q{i}", str(s), ()) for i, s in enumerate(seconds)]
+
+
+@pytest.fixture(scope="module")
+def workers(ray_cluster):
+    group = SimulatedGroup(3)
+    workers = RolloutWorkers(group, chunk=2, deadline_s=60)
+    workers.push(4, [])
+    yield workers
+    group.close()
+
+
+def ids(trajectories):
+    return [trajectory.question.id for trajectory in trajectories]
+
+
+def test_chunks_are_handed_out_as_they_finish_and_trajectories_keep_the_order_of_the_questions(workers):
+    batch = Batch.of(questions(0.6, 0.6, 0.0, 0.0, 0.1, 0.1, 0.0), 2, seed=0)
+    chunks = [number for number, _ in workers.work(batch)]
+    assert sorted(chunks) == [0, 1, 2, 3]
+    assert chunks[-1] == 0
+    assert ids(batch.trajectories()) == [f"q{i}" for i in range(7)]
+
+
+@pytest.mark.parametrize("patience", [Patience(enough=0.75), Patience(seconds=1.2)])
+def test_stragglers_are_cut_off_by_count_or_by_time_and_what_the_others_of_their_chunk_did_is_kept(workers, patience):
+    batch = Batch.of(questions(0.0, 30.0, 0.1, 0.0, 0.0, 0.1, 0.0, 30.0), 2, seed=0, patience=patience)
+    found = dict(workers.work(batch))
+    assert ids(batch.trajectories()) == ["q0", "q2", "q3", "q4", "q5", "q6"]
+    assert batch.unfinished() == [1, 7]
+    assert {number: ids(trajectories) for number, trajectories in found.items()} == {
+        0: ["q0"], 1: ["q2", "q3"], 2: ["q4", "q5"], 3: ["q6"]
+    }  # fmt: skip
+    assert ids(workers.roll_out(questions(0.0, 0.0, 0.0), seed=1)) == ["q0", "q1", "q2"]  # the workers are free again
+
+
+def test_a_question_that_was_cut_off_often_is_waited_for(workers):
+    batch = Batch.of(questions(0.0, 2.0, 30.0), 1, seed=0, patience=Patience(seconds=0.3), waited_for=[1])
+    list(workers.work(batch))
+    assert batch.unfinished() == [2]
+
+
+def test_without_a_limit_everything_is_waited_for(workers):
+    batch = Batch.of(questions(0.0, 1.5), 1, seed=0)
+    list(workers.work(batch))
+    assert batch.unfinished() == []
+
+
+class Numbers(ShuffledQuestions):
+    """Seven questions in shuffled order, again and again."""
+
+    def __init__(self):
+        super().__init__(range(7), seed=3)
+
+
+@given(st.lists(st.tuples(st.integers(1, 6), st.lists(st.sampled_from(["learned", "late", "open"]), min_size=6, max_size=6)), max_size=8))
+def test_every_question_of_the_source_is_learned_once_whatever_is_cut_off_and_wherever_the_run_is_restarted(plan):
+    ledger, learned = QuestionLedger(Numbers()), []
+    for n, fates in plan:
+        taken = ledger.take(n)
+        assert len(taken) == n
+        by_fate = {fate: [entry for entry, its in zip(taken, fates, strict=False) if its == fate] for fate in ("learned", "late", "open")}
+        ledger.settle(by_fate["learned"])
+        learned += [entry.question for entry in by_fate["learned"]]
+        ledger.cut_off(by_fate["late"])
+        if by_fate["open"]:  # on their way when the run ended
+            state = json.loads(json.dumps(ledger.get_state()))
+            ledger = QuestionLedger(Numbers())
+            ledger.set_state(state)
+    drawn = ledger.source.position
+    ahead = copy.deepcopy(ledger).take(drawn - len(learned)) if drawn > len(learned) else []
+    assert ledger.source.get_state()["position"] == drawn
+    expected = Numbers().next(drawn)
+    assert sorted(learned + [entry.question for entry in ahead]) == sorted(expected)
+
+
+def test_a_ledger_with_nothing_on_its_way_goes_through_the_source_in_its_order():
+    ledger, source = QuestionLedger(Numbers()), Numbers()
+    for n in (3, 5, 4):
+        taken = ledger.take(n)
+        assert [entry.question for entry in taken] == source.next(n)
+        ledger.settle(taken)
+    assert ledger.get_state() == {"source": source.get_state(), "again": [], "asked_again": 0}
