@@ -35,6 +35,7 @@ def wait_for(path: Path, process: subprocess.Popen) -> None:
 
 
 @pytest.mark.timeout(2 * PATIENCE + 30)
+@pytest.mark.slow
 def test_a_killed_run_goes_on_from_its_checkpoint_and_leaves_a_whole_run_folder(tmp_path: Path, start_policy: str):
     run = tmp_path / "runs/smoke"
     with subprocess.Popen(command(tmp_path, start_policy, "train.iterations=3"), cwd=ROOT, stdout=subprocess.DEVNULL) as process:

@@ -65,6 +65,7 @@ def test_a_build_from_a_source_equals_the_build_in_one_process(whole, lines, tmp
     assert sorted(path.name for path in lines.parent.iterdir()) == ["facts.jsonl", "whole"]
 
 
+@pytest.mark.slow
 def test_a_build_that_is_killed_goes_on_and_gives_the_same_manifest(whole, lines, tmp_path):
     out, work = tmp_path / "kb", tmp_path / ".kb.building"
     command = [sys.executable, "-m", "experiments.build_kb", str(lines), str(out), *ARGUMENTS]

@@ -150,6 +150,7 @@ def test_a_missing_folder_is_refused_before_anything_is_loaded():
             check_embedder_name(f"sentence-transformers:{path}")
 
 
+@pytest.mark.slow
 def test_without_a_network_a_cached_model_is_loaded_and_another_says_what_to_do(tmp_path):
     """In a process of its own, whose hub is a port at which nobody listens."""
     code = """
