@@ -75,9 +75,9 @@ def prepare(arguments: list[str], progress: Progress | None = None) -> tuple[Ser
     return served, config
 
 
-def newest_subject(runs: Path = Path(TrainConfig().runs_folder)) -> str:
+def newest_subject(runs: str = "runs") -> str:
     """The folder of the run that wrote a policy last; the shipped policy when there is none."""
-    policies = sorted(runs.glob("*/policy/config.json"), key=lambda path: path.stat().st_mtime)
+    policies = sorted(Path(runs).glob("*/policy/config.json"), key=lambda path: path.stat().st_mtime)
     whole = [path.parents[1] for path in policies if (path.parents[1] / "config.yaml").is_file()]
     return str(whole[-1]) if whole else TrainConfig().train.policy
 
@@ -153,11 +153,10 @@ def main(arguments: list[str]) -> int:
             return 0
         # Ray starts a process for every CPU that it counts; the service needs few of them.
         ray_settings = replace(config.ray, num_cpus=config.ray.num_cpus or max(2, os.cpu_count() or 2))
-        with start_ray(replace(config, ray=ray_settings)), console.status("starting") as status:
-            with serving(served, status.update) as address:
-                status.stop()
-                console.print(f"ready: {address}/ in a browser, {address}/v1 for OpenAI's clients; Ctrl-C ends it", soft_wrap=True)
-                _wait_for_the_end()
+        with start_ray(replace(config, ray=ray_settings)), console.status("starting") as now, serving(served, now.update) as address:
+            now.stop()
+            console.print(f"ready: {address}/ in a browser, {address}/v1 for OpenAI's clients; Ctrl-C ends it", soft_wrap=True)
+            _wait_for_the_end()
     except (ValueError, OSError) as error:
         console.print(f"[red]{escape(str(error))}", soft_wrap=True, highlight=False)
         return 2

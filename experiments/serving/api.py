@@ -40,7 +40,8 @@ EVENTS = {"content": {"text/event-stream": {"schema": {"type": "string"}}}, "des
 
 def build_api(endpoint: Any) -> FastAPI:
     """`endpoint`: the `Endpoint` that answers."""
-    app = FastAPI(title="R1-Router", version="1", description="Answers by routing over knowledge bases, and shows how.", docs_url=None, redoc_url=None)
+    said = "Answers by routing over knowledge bases, and shows how."
+    app = FastAPI(title="R1-Router", version="1", description=said, docs_url=None, redoc_url=None)
     _tell_errors(app)
     _add_questions(app, endpoint)
     _add_information(app, endpoint)
@@ -95,7 +96,9 @@ def _add_information(app: FastAPI, endpoint: Any) -> None:
     async def page() -> Response:
         return HTMLResponse(html, headers=page_headers)
 
-    @app.get("/health", responses={200: {"model": schemas.Health}, 503: {"model": schemas.Health, "description": "not ready yet, or no more"}})
+    @app.get(
+        "/health", responses={200: {"model": schemas.Health}, 503: {"model": schemas.Health, "description": "not ready yet, or no more"}}
+    )
     async def health(request: Request) -> Response:
         """How far the service is: `starting`, `loading`, `ready` (200; all others 503) or `draining`."""
         told = {

@@ -47,6 +47,7 @@ def as_route_request(asked: ChatRequest, model: str) -> RouteRequest:
         seed=asked.seed,
         timeout_s=asked.timeout_s,
         stream=bool(asked.stream),
+        pictures=False,
     )
 
 

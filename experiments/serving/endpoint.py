@@ -213,4 +213,3 @@ async def _within(stream: Any, end: float, deadline_s: float) -> AsyncIterator[d
             return
         except TimeoutError:
             raise too_late(deadline_s) from None
-

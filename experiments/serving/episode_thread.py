@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
+from typing import Any
 
 from experiments.serving.jobs import PolicyReference, RouteJob
 from rollout.config import RolloutConfig
@@ -33,7 +34,7 @@ class _Asker:
     """Who waits for the events of one episode."""
 
     job: RouteJob
-    tell: Callable[[EpisodeEvent | Exception], None]
+    tell: Callable[[EpisodeEvent | Exception], Any]
     ticket: int | None = None
     gone: bool = False
 
@@ -126,8 +127,9 @@ class EpisodeThread:
         self._askers[job.policy][asker.ticket] = asker
 
     def _give_up(self, asker: _Asker) -> None:
-        askers = self._askers.get(asker.job.policy, {})
-        if asker.ticket is not None and askers.pop(asker.ticket, None):
+        askers: dict[int, _Asker] = self._askers.get(asker.job.policy, {})
+        if asker.ticket is not None and asker.ticket in askers:
+            del askers[asker.ticket]
             self._pools[asker.job.policy].cancel(asker.ticket)
 
     def _advance(self, policy: PolicyReference, pool: EpisodePool) -> None:
@@ -142,12 +144,11 @@ class EpisodeThread:
             askers.clear()
             return
         for event in events:
-            asker = askers.get(event.ticket)
-            if asker is None:
+            if event.ticket not in askers:  # given up
                 continue
+            askers[event.ticket].tell(event)
             if event.kind in ("finished", "failed"):
                 del askers[event.ticket]
-            asker.tell(event)
 
     def _let_go(self) -> None:
         """Of policies that were replaced, once nobody waits for them any more."""

@@ -38,7 +38,7 @@ class Gate:
             await self._app(scope, receive, send)
             return
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
-        given = headers.get("x-request-id", "")
+        given = headers.get("x-request-id", "")  # Serve gives every request one, and sends it back with the answer
         request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
         scope["state"]["authorised"] = self._authorised(headers)
@@ -48,7 +48,7 @@ class Gate:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                extra = {"x-request-id": request_id, "x-content-type-options": "nosniff", "cache-control": "no-store"}
+                extra = {"x-content-type-options": "nosniff", "cache-control": "no-store"}
                 message["headers"] = [*message.get("headers", []), *((k.encode(), v.encode()) for k, v in extra.items())]
             await send(message)
 
@@ -70,9 +70,7 @@ class Gate:
             self._metrics.requests.labels(route, str(status)).inc()
             self._metrics.seconds.labels(route).observe(seconds)
             told = scope["state"].get("told", {})
-            self._log.write(
-                request_id=request_id, method=scope["method"], route=route, status=status, seconds=round(seconds, 4), **told
-            )
+            self._log.write(request_id=request_id, method=scope["method"], route=route, status=status, seconds=round(seconds, 4), **told)
 
     def _authorised(self, headers: dict[str, str]) -> bool:
         kind, _, key = headers.get("authorization", "").partition(" ")

@@ -83,7 +83,13 @@ class PathData:
         return {"event": name, "step": len(self._steps) - 1, **more, "seconds": round(spent, 4)}
 
     def _passage(self, passage: Passage) -> dict[str, Any]:
-        told: dict[str, Any] = {"id": passage.id, "title": passage.title, "text": passage.text, "score": round(passage.score, 6), "error": ""}
+        told: dict[str, Any] = {
+            "id": passage.id,
+            "title": passage.title,
+            "text": passage.text,
+            "score": round(passage.score, 6),
+            "error": "",
+        }
         return told | {"image": thumbnail(passage.image) if self._job.pictures and passage.image else None}
 
     def _count(self, group: TurnGroup) -> None:

@@ -45,7 +45,7 @@ class CurrentKnowledgeBases:
 
 
 class Router:
-    async def __init__(self, kbs: Any, rollout: dict[str, Any], policy: PolicyReference, on_gpu: bool):
+    async def __init__(self, kbs: Any, rollout: dict[str, Any], policy: PolicyReference, on_gpu: bool):  # type: ignore[misc]
         """`kbs`: handle of the `KnowledgeBases` deployment."""
         sys.setswitchinterval(SWITCH_S)
         config = RolloutConfig(**rollout)
@@ -83,10 +83,9 @@ class Router:
                     if job.events or told["event"] == "finished":
                         yield told
         except Refusal as refusal:
-            yield {"event": "error", "status": refusal.status, "retry_after_s": refusal.retry_after_s, **refusal.body()}
+            yield _error(refusal)
         except EngineFailedError as failure:
-            refusal = unavailable("engine_failed", f"the engine failed, and was started anew: {failure}")
-            yield {"event": "error", "status": refusal.status, "retry_after_s": refusal.retry_after_s, **refusal.body()}
+            yield _error(unavailable("engine_failed", f"the engine failed, and was started anew: {failure}"))
 
     async def _follow_knowledge_bases(self) -> None:
         while True:
@@ -106,3 +105,7 @@ class Router:
     def __del__(self) -> None:
         if hasattr(self, "_episodes"):
             self._episodes.close()
+
+
+def _error(refusal: Refusal) -> dict[str, Any]:
+    return {"event": "error", "status": refusal.status, "retry_after_s": refusal.retry_after_s, **refusal.body()}
