@@ -8,16 +8,10 @@ import time
 
 import httpx
 import yaml
-from serving_process import POLICY
+from serving_process import POLICY, without_times
 
 from experiments.atlas import KNOWLEDGE_BASES
 from experiments.serve import main, newest_subject
-
-
-def without_times(answer: dict) -> dict:
-    """What has to be equal when the same is asked again."""
-    steps = [step | {"seconds": None} for step in answer["steps"]]
-    return answer | {"id": None, "seconds": None, "steps": steps}
 
 
 def events_of(response: httpx.Response) -> list[dict]:
