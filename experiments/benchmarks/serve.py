@@ -147,6 +147,17 @@ def _schemathesis(url: str, examples: int) -> Row:
     if not command.exists():
         return Row(name, float("nan"), "")
     checks = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
-    asked = [str(command), "run", f"{url}/openapi.json", "--checks", checks, "--max-examples", str(examples), "--no-color", "--phases", "fuzzing"]
+    asked = [
+        str(command),
+        "run",
+        f"{url}/openapi.json",
+        "--checks",
+        checks,
+        "--max-examples",
+        str(examples),
+        "--no-color",
+        "--phases",
+        "fuzzing",
+    ]
     run = subprocess.run(asked, capture_output=True, text=True, timeout=600)
     return Row.of(name.removesuffix(" (at most)"), float(run.returncode != 0), "", bar=0, at_most=True)

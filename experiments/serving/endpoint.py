@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from typing import Any
 
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import RayServeException, RequestCancelledError
 
 from experiments.serving.api import build_api
@@ -70,9 +70,11 @@ class Endpoint:
         async with self._reloading:
             try:
                 await asyncio.wait_for(self._router.broadcast("hold", policy).results_async(), HOLD_S)
-            except (RayError, RayServeException, OSError, ValueError, TimeoutError) as error:
-                reason = str(getattr(error, "cause", None) or error).strip().splitlines()[-1][:300]
+            except RayTaskError as error:
+                reason = str(error.cause).strip().splitlines()[0][:300]
                 raise Refusal(422, "policy_does_not_load", f"policy {policy.folder}: {reason}", "policy") from None
+            except (RayError, RayServeException, TimeoutError):
+                raise unavailable("replica_unavailable", "a router replica is away; nothing has changed, try again") from None
             self._use(policy)
 
     async def drain(self) -> None:
@@ -154,9 +156,9 @@ class Endpoint:
                 return
             except RayTaskError as error:
                 raise Refusal(500, "internal_error", "the router failed on this question; its log says more") from error
-            except (RayActorError, RayServeException) as error:
-                if isinstance(error, RequestCancelledError):
-                    raise unavailable("cancelled", "the question was given up") from error
+            except RequestCancelledError as error:
+                raise unavailable("cancelled", "the question was given up") from error
+            except (RayError, RayServeException):  # its replica has died, or is about to
                 self.metrics.retries.inc()
                 await asyncio.sleep(AGAIN_S)
             finally:

@@ -6,7 +6,6 @@ All questions that are under way share the engine, so concurrent requests are ge
 from __future__ import annotations
 
 import asyncio
-import itertools
 import queue
 import threading
 import time
@@ -23,6 +22,8 @@ from rollout.searches import Searcher
 
 WAIT_S = 0.005
 """How long a tick waits for knowledge bases when there is nothing to generate: a new question waits as long to be seen."""
+LET_GO_AFTER_S = 5.0
+"""How long a policy that was replaced stays at least: a question that was on its way to it still gets there."""
 
 
 class EngineFailedError(RuntimeError):
@@ -50,7 +51,7 @@ class EpisodeThread:
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._loading = threading.Lock()
         self._newest: PolicyReference | None = None
-        self._numbers = itertools.count()
+        self._replaced = 0.0
         self._thread = threading.Thread(target=self._run, name="episodes", daemon=True)
         self._thread.start()
 
@@ -62,15 +63,18 @@ class EpisodeThread:
         """Load the policy unless it is held; blocks. The one asked for last stays, older ones go when their questions have ended."""
         with self._loading:
             if policy not in self._pools:
-                self._pools[policy] = self._pool(self._load(policy))
+                pool = self._pool(self._load(policy))
                 self._askers[policy] = {}
-            self._newest = policy
+                self._pools[policy] = pool
+            if policy != self._newest:
+                self._newest, self._replaced = policy, time.monotonic()
         self._inbox.put(lambda: None)  # wakes the thread up: there may be one to let go
 
     async def run(self, job: RouteJob) -> AsyncGenerator[EpisodeEvent]:
         """What happens to the question, up to `finished` or `failed`. A caller that goes away frees its place in the batch.
         Raises EngineFailedError."""
-        await asyncio.to_thread(self.hold, job.policy) if job.policy not in self._pools else None
+        if job.policy not in self._pools:  # a replica that began after another policy had taken over
+            await asyncio.to_thread(self.hold, job.policy)
         events: asyncio.Queue[EpisodeEvent | Exception] = asyncio.Queue()
         loop, end = asyncio.get_running_loop(), time.monotonic() + job.deadline_s
         asker = _Asker(job, lambda event: loop.call_soon_threadsafe(events.put_nowait, event))
@@ -97,29 +101,32 @@ class EpisodeThread:
     # In the thread ---------------------------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        while True:
-            busy = any(pool.unfinished for pool in list(self._pools.values()))
-            while not (self._inbox.empty() and busy):
-                command = self._inbox.get()
-                if command is None:
-                    for pool in self._pools.values():
-                        pool.close()
-                    return
-                command()
-                busy = any(pool.unfinished for pool in list(self._pools.values()))
-                if not busy and self._inbox.empty():
-                    self._let_go()
+        while self._heard():
             for policy, pool in list(self._pools.items()):
                 if pool.unfinished:
                     self._advance(policy, pool)
             self._let_go()
 
+    def _heard(self) -> bool:
+        """Do what the inbox says; with nothing under way, wait for it. False: it says that this is the end."""
+        while True:
+            idle = not any(pool.unfinished for pool in list(self._pools.values()))
+            try:
+                command = self._inbox.get(block=idle, timeout=LET_GO_AFTER_S if len(self._pools) > 1 else None)
+            except queue.Empty:
+                return True
+            if command is None:
+                for pool in self._pools.values():
+                    pool.close()
+                return False
+            command()
+
     def _add(self, asker: _Asker, end: float) -> None:
         if asker.gone:
             return
         job, pool = asker.job, self._pools.get(asker.job.policy)
-        if pool is None:  # it went between the two threads
-            asker.tell(EngineFailedError(f"policy version {job.policy.version} was just replaced"))
+        if pool is None:
+            asker.tell(EngineFailedError(f"policy version {job.policy.version} was replaced"))
             return
         question = Question(job.request_id, job.question, answers=(), image=job.image)
         left = max(0.0, end - time.monotonic())
@@ -152,7 +159,9 @@ class EpisodeThread:
 
     def _let_go(self) -> None:
         """Of policies that were replaced, once nobody waits for them any more."""
+        if len(self._pools) == 1 or time.monotonic() < self._replaced + LET_GO_AFTER_S:
+            return
         for policy, pool in list(self._pools.items()):
-            if policy != self._newest and not pool.unfinished and self._inbox.empty():
+            if policy != self._newest and not pool.unfinished:
                 pool.close()
                 del self._pools[policy], self._askers[policy]

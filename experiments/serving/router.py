@@ -61,7 +61,7 @@ class Router:
         self._following = asyncio.create_task(self._follow_knowledge_bases())
 
     def _load(self, policy: PolicyReference) -> TransformersEngine:
-        engine = TransformersEngine(Policy.load(policy.folder, device=self._device), batch_tokens=self._config.batch_tokens)
+        engine = load_engine(policy.folder, self._config, self._device)
         engine.policy_version = policy.version
         return engine
 
@@ -105,6 +105,11 @@ class Router:
     def __del__(self) -> None:
         if hasattr(self, "_episodes"):
             self._episodes.close()
+
+
+def load_engine(policy: str, config: RolloutConfig, device: str) -> TransformersEngine:
+    """As a rollout worker loads it."""
+    return TransformersEngine(Policy.load(policy, device=device), batch_tokens=config.batch_tokens)
 
 
 def _error(refusal: Refusal) -> dict[str, Any]:

@@ -70,4 +70,3 @@ def test_the_builder_refuses_to_let_everybody_in(monkeypatch):
     served = {"policy": "p", "policy_version": 0, "retrieval": {}, "rollout": {}, "settings": {"host": "0.0.0.0"}}
     with pytest.raises(RunConfigError, match="lets others in"):
         build(served)
-
