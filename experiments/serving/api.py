@@ -189,7 +189,7 @@ def _tell_errors(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def by_starlette(request: Request, error: HTTPException) -> Response:
-        code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "bad_request")
+        code = {400: "invalid_json", 404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "bad_request")
         refusal = Refusal(error.status_code, code, f"{request.method} {request.url.path[:100]}: {error.detail}")
         return JSONResponse(refusal.body(), error.status_code, dict(error.headers or {}))
 

@@ -40,7 +40,9 @@ def read_picture(url: str, max_pixels: float, param: str) -> Image:
                 raise Refusal(422, "invalid_image", f"image is {width} x {height} pixels: too thin to be looked at", param)
             picture.load()
             picture.convert("RGB")
-    except (binascii.Error, UnidentifiedImageError, OSError, SyntaxError, ValueError, PillowImage.DecompressionBombError):
+    except PillowImage.DecompressionBombError:
+        raise Refusal(413, "image_too_large", f"image has far more than {max_pixels:.0f} pixels", param) from None
+    except (binascii.Error, UnidentifiedImageError, OSError, SyntaxError, ValueError):
         raise Refusal(422, "invalid_image", "image does not decode: expected the base64 of a PNG or JPEG", param) from None
     return Image.of(data)
 

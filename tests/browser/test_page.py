@@ -6,14 +6,13 @@ import io
 import json
 
 import httpx
-import pytest
 from PIL import Image
 
 from experiments.atlas import Atlas
+from experiments.serving.pictures import data_url
 
 QUESTIONS = Atlas("heldout", seed=0, worlds=1, countries=6).questions(64, 0)
 TEXT = next(q.text for q in QUESTIONS if q.family == "text_two_hop")
-TABLE = next(q.text for q in QUESTIONS if q.family == "table")
 PICTURED = next(q for q in QUESTIONS if q.family == "image_text")
 
 
@@ -49,16 +48,37 @@ def test_a_text_question_is_answered_with_its_path_and_its_json(open_page, servi
     picture(page, "text")
 
 
-def test_a_table_is_shown_as_a_table(open_page, picture):
+def path_of(service, question) -> list[str]:
+    """The knowledge bases that the policy asks."""
+    body = {"question": question.text} | ({"image": data_url(question.image.data)} if question.image else {})
+    steps = httpx.post(f"{service.url}/v1/route", json=body, timeout=60).json()["steps"]
+    return [step["kb"] for step in steps if step["kb"]]
+
+
+def test_a_table_is_shown_as_a_table(open_page, service, picture):
+    asked = next(question for question in QUESTIONS if not question.image and "table" in path_of(service, question))
     page = open_page(dark=True)
-    page.locator("#kbs label", has_text="text").nth(0).click()  # tables and pictures are left
-    page.fill("#steps", "1")
-    ask(page, TABLE)
+    ask(page, asked.text)
     answered(page)
-    page.locator("#path summary").first.click()
-    if page.locator("#path .chip", has_text="table").count():
-        assert page.locator("#path table td").count() >= 3
+    card = page.locator("#path > li", has=page.locator(".chip", has_text="table")).first
+    card.locator("summary").click()
+    assert card.locator("table").count() == 3
+    assert card.locator("table").first.locator("td").count() == card.locator("table").first.locator("th").count() > 1
     picture(page, "table-dark")
+
+
+def test_the_route_names_the_knowledge_bases_in_their_order(open_page, service, picture):
+    """The picture `page` is the one in docs/serving.md."""
+    paths = {question: path_of(service, question) for question in QUESTIONS[:24] if question.image}
+    longest = max(paths, key=lambda question: len(set(paths[question])))
+    page = open_page(width=760, height=500)
+    page.set_input_files("#file", {"name": "flag.png", "mimeType": "image/png", "buffer": longest.image.data})
+    page.wait_for_selector("#preview:not([hidden])")
+    ask(page, longest.text)
+    answered(page)
+    assert page.locator("#route .chip").all_inner_texts() == ["question", *paths[longest], "answer"]
+    page.locator("#path summary").first.click()
+    picture(page, "page")
 
 
 def test_an_image_question_shows_pictures_and_can_be_asked_with_a_file(open_page, picture):
@@ -106,30 +126,30 @@ def refuse(status: int, code: str):
     return lambda route: route.fulfill(status=status, content_type="application/json", body=body)
 
 
-@pytest.mark.parametrize(
-    ("handle", "finding", "name"),
-    [
-        (refuse(429, "rate_limit_exceeded"), "busy with other questions", "busy"),
-        (refuse(503, "knowledge_base_unavailable"), "is being restarted", ""),
-        (refuse(504, "deadline_exceeded"), "took too long", ""),
-        (refuse(422, "something_new"), "in the service's own words", ""),
-        (lambda route: route.abort(), "cannot be reached", "unreachable"),
-        (lambda route: route.fulfill(status=200, content_type="text/event-stream", body=""), "cannot be reached", ""),
-        (lambda route: route.fulfill(status=502, content_type="text/html", body="<h1>Bad gateway</h1>"), "cannot be reached", ""),
-    ],
-)
-def test_an_error_is_told_in_words_and_the_question_stays(open_page, picture, handle, finding, name):
+ERRORS = [
+    (refuse(429, "rate_limit_exceeded"), "busy with other questions"),
+    (refuse(503, "knowledge_base_unavailable"), "is being restarted"),
+    (refuse(504, "deadline_exceeded"), "took too long"),
+    (refuse(422, "something_new"), "in the service's own words"),
+    (lambda route: route.abort(), "cannot be reached"),
+    (lambda route: route.fulfill(status=200, content_type="text/event-stream", body=""), "broke off"),
+    (lambda route: route.fulfill(status=502, content_type="text/html", body="<h1>Bad gateway</h1>"), "cannot be reached"),
+]
+
+
+def test_an_error_is_told_in_words_and_the_question_stays(open_page, picture):
     page = open_page()
-    page.route("**/v1/route", handle)
-    ask(page, TEXT)
-    page.wait_for_selector("#error:not([hidden])")
-    assert finding in page.inner_text("#message")
-    assert page.input_value("#question") == TEXT
-    assert page.is_enabled("#ask")
-    if name:
-        picture(page, f"error-{name}")
-    page.unroute("**/v1/route")
-    page.complaints.clear()  # the browser itself notes the failed request
+    for number, (handle, finding) in enumerate(ERRORS):
+        page.route("**/v1/route", handle)
+        ask(page, TEXT)
+        page.wait_for_selector("#error:not([hidden])")
+        assert finding in page.inner_text("#message")
+        assert page.input_value("#question") == TEXT
+        assert page.is_enabled("#ask")
+        assert page.is_hidden("#route")
+        picture(page, f"error-{number}")
+        page.unroute("**/v1/route")
+    page.complaints.clear()  # the browser itself notes the failed requests
     ask(page, TEXT)
     assert answered(page)
     assert page.is_hidden("#error")
