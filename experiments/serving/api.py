@@ -35,7 +35,8 @@ ERRORS: dict[int | str, dict[str, Any]] = {
         504: "no answer by the deadline",
     }.items()
 }
-EVENTS = {"content": {"text/event-stream": {"schema": {"type": "string"}}}, "description": "JSON, or with stream=true server-sent events"}
+EVENT = {"type": "object", "properties": {"event": {"type": "string"}, "data": {"type": "string"}}, "required": ["data"]}
+EVENTS = {"content": {"text/event-stream": {"schema": EVENT}}, "description": "JSON, or with stream=true server-sent events"}
 
 
 def build_api(endpoint: Any) -> FastAPI:

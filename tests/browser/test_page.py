@@ -55,15 +55,32 @@ def path_of(service, question) -> list[str]:
     return [step["kb"] for step in steps if step["kb"]]
 
 
-def test_a_table_is_shown_as_a_table(open_page, service, picture):
-    asked = next(question for question in QUESTIONS if not question.image and "table" in path_of(service, question))
+def told(route, *events: dict) -> None:
+    """Answer a question with these events."""
+    body = "".join(f"event: {event['event']}\ndata: {json.dumps(event)}\n\n" for event in events)
+    route.fulfill(status=200, content_type="text/event-stream", body=body)
+
+
+PLANNED = {"event": "planned", "step": 0, "decision": "retrieve", "thought": "t", "sub_question": "q", "seconds": 0.1}
+FINISHED = {"event": "finished", "answer": "34", "retrievals": 1, "seconds": 0.2, "policy_version": 0, "steps": []}
+PASSAGE = {"id": "p", "title": "", "score": 1.0, "error": "", "image": None}
+
+
+def test_tables_are_shown_as_tables(open_page, picture):
+    """A row of a fictional world, and the form that `retrieval_actors/sources/tables.py` writes."""
+    row = "Kormu statistics | year 1990 | population 98 | area 93"
+    table = "Kormu | Ministers | header: name ; since | row: Ann ; 1990 | row: Bo ; 2001"
     page = open_page(dark=True)
-    ask(page, asked.text)
+    passages = [PASSAGE | {"text": text} for text in (row, table)]
+    searched = {"event": "searched", "step": 0, "passages": passages, "seconds": 0.1}
+    page.route("**/v1/route", lambda route: told(route, PLANNED | {"kb": "table"}, searched, FINISHED))
+    ask(page, TEXT)
     answered(page)
-    card = page.locator("#path > li", has=page.locator(".chip", has_text="table")).first
-    card.locator("summary").click()
-    assert card.locator("table").count() == 3
-    assert card.locator("table").first.locator("td").count() == card.locator("table").first.locator("th").count() > 1
+    cells = [[shown.locator(tag).all_inner_texts() for tag in ("caption", "th", "td")] for shown in page.locator("#path table").all()]
+    assert cells == [
+        [["Kormu statistics"], ["year", "population", "area"], ["1990", "98", "93"]],
+        [["Kormu · Ministers"], ["name", "since"], ["Ann", "1990", "Bo", "2001"]],
+    ]
     picture(page, "table-dark")
 
 
@@ -200,24 +217,18 @@ def test_an_image_can_be_dropped_and_removed(open_page):
 
 def test_what_passages_and_the_policy_say_is_never_run(open_page, picture):
     attack = '<img src=x onerror="window.hacked=1"><script>window.hacked=1</script>'
-    passage = {"id": attack, "title": attack, "text": f"{attack} | header: {attack} | row: {attack}", "score": 1.0, "error": ""}
-    plan = {"event": "planned", "step": 0, "decision": "retrieve", "thought": attack, "sub_question": attack, "seconds": 0.1}
-    finished = {"event": "finished", "answer": attack, "retrievals": 1, "seconds": 0.2, "policy_version": 0, "steps": []}
+    passage = PASSAGE | {"id": attack, "title": attack, "text": f"{attack} | header: {attack} | row: {attack}"}
+    plan = PLANNED | {"thought": attack, "sub_question": attack}
+    passages = [passage | {"image": f"javascript:{attack}"}, passage | {"text": attack}]
     path = [
         plan | {"kb": "table"},
-        {
-            "event": "searched",
-            "step": 0,
-            "passages": [passage | {"image": f"javascript:{attack}"}, passage | {"text": attack}],
-            "seconds": 0.1,
-        },
+        {"event": "searched", "step": 0, "passages": passages, "seconds": 0.1},
         {"event": "answered", "step": 0, "answer_thought": attack, "sub_answer": attack, "seconds": 0.1},
         plan | {"step": 1, "kb": attack},
-        finished,
+        FINISHED | {"answer": attack},
     ]
-    body = "".join(f"event: {event['event']}\ndata: {json.dumps(event)}\n\n" for event in path)
     page = open_page()
-    page.route("**/v1/route", lambda route: route.fulfill(status=200, content_type="text/event-stream", body=body))
+    page.route("**/v1/route", lambda route: told(route, *path))
     ask(page, attack)
     assert answered(page) == attack
     assert page.locator("main img:visible").count() == page.locator("#examples img").count()
