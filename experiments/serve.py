@@ -64,10 +64,15 @@ def prepare(arguments: list[str], progress: Progress | None = None) -> tuple[Ser
         KnowledgeBase.open(folder)
     best = RunFolder(Path(rest[0])).summary().get("best") or {}
     subject = Path(rest[0])
+    retrieval = replace(
+        config.retrieval,
+        folders={name: absolute(folder) for name, folder in folders.items()},
+        deadline_s=min(config.retrieval.deadline_s, settings.deadline_s / 4),  # the caller hears that it is away, not that time is over
+    )
     served = Served(
         policy=absolute(policy),
         policy_version=int(best.get("policy_version", 0)),  # the one that the run found best; 0 for a policy without a run
-        retrieval=asdict(replace(config.retrieval, folders={name: absolute(folder) for name, folder in folders.items()})),
+        retrieval=asdict(retrieval),
         rollout=asdict(replace(config.rollout, temperature=0.0)),
         settings=asdict(replace(settings, model=settings.model or subject.name, api_key=settings.key())),
         examples=questions,

@@ -46,7 +46,10 @@ class Asking:
         return sum(answer.status_code == 200 for answer in self.answers)
 
 
-@pytest.mark.parametrize("title", ["ShardActor", "ServeReplica:router:Router"])
+@pytest.mark.parametrize(
+    "title",
+    ["ShardActor", "ServeReplica:router:Router", pytest.param("ServeReplica:router:KnowledgeBases", marks=pytest.mark.slow)],
+)
 def test_what_is_killed_comes_back_and_no_answer_is_wrong(service, client, text_question, title):
     alone = without_times(client.post("/v1/route", json={"question": text_question.text}).json())
     with Asking(service, text_question.text) as asking:
