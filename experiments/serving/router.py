@@ -20,7 +20,7 @@ from experiments.serving.refusals import Refusal, unavailable
 from retrieval_actors.records import Passage, Query
 from retrieval_actors.retriever import Retriever
 from rollout.config import RolloutConfig
-from rollout.engines.transformers_engine import TransformersEngine
+from rollout.engines.choose import make_engine
 from rollout.policy import Policy
 
 LOOK_AGAIN_S = 2.0
@@ -60,7 +60,7 @@ class Router:
         await asyncio.to_thread(self._episodes.hold, policy)
         self._following = asyncio.create_task(self._follow_knowledge_bases())
 
-    def _load(self, policy: PolicyReference) -> TransformersEngine:
+    def _load(self, policy: PolicyReference) -> Any:
         engine = load_engine(policy.folder, self._config, self._device)
         engine.policy_version = policy.version
         return engine
@@ -107,9 +107,9 @@ class Router:
             self._episodes.close()
 
 
-def load_engine(policy: str, config: RolloutConfig, device: str) -> TransformersEngine:
+def load_engine(policy: str, config: RolloutConfig, device: str) -> Any:
     """As a rollout worker loads it."""
-    return TransformersEngine(Policy.load(policy, device=device), batch_tokens=config.batch_tokens)
+    return make_engine(Policy.load(policy, device=device), config)
 
 
 def _error(refusal: Refusal) -> dict[str, Any]:
