@@ -25,14 +25,14 @@ ERRORS: dict[int | str, dict[str, Any]] = {
         400: "not JSON",
         401: "the API key is missing or wrong",
         404: "no such model or address",
-        408: "the body did not arrive in time",
+        408: "the body did not arrive in time, or no answer within timeout_s",
         413: "body or image too large",
         415: "another content type than JSON, or another image than PNG or JPEG",
         421: "asked by another name than localhost",
         422: "a value that cannot be used",
         429: "too many questions; Retry-After says when to come back",
         503: "loading, draining, or a knowledge base or a replica is away",
-        504: "no answer by the deadline",
+        504: "no answer by the deadline of the service",
     }.items()
 }
 EVENT = {"type": "object", "properties": {"event": {"type": "string"}, "data": {"type": "string"}}, "required": ["data"]}

@@ -121,6 +121,7 @@ class Endpoint:
             policy=self.policy,
             seed=(asked.seed if asked.seed is not None else 0 if asked.temperature == 0 else random.getrandbits(62)) % 2**63,
             deadline_s=min(asked.timeout_s or self.settings.deadline_s, self.settings.deadline_s),
+            deadline_asked=asked.timeout_s is not None and asked.timeout_s < self.settings.deadline_s,
             max_steps=asked.max_steps,
             k=asked.k,
             temperature=asked.temperature,
@@ -136,15 +137,15 @@ class Endpoint:
         A question whose replica dies is asked again: with its seed and policy version it takes the same path, so that events that were already
         handed out are not repeated, and the caller notices nothing but the time.
         """
-        end, told = time.monotonic() + job.deadline_s, 0
+        end, told, late = time.monotonic() + job.deadline_s, 0, too_late(job.deadline_s, job.deadline_asked)
         while True:
             left = end - time.monotonic()
             if left <= 0:
-                raise too_late(job.deadline_s)
+                raise late
             stream = self._router.options(stream=True).answer.remote(replace(job, deadline_s=left))
             try:
                 number = 0
-                async for event in _within(stream, end, job.deadline_s):
+                async for event in _within(stream, end, late):
                     if event["event"] == "error":
                         detail = event["error"]
                         raise Refusal(event["status"], detail["code"], detail["message"], detail["param"], event["retry_after_s"])
@@ -205,8 +206,8 @@ class Endpoint:
         return [{key: card[key] for key in keys} for card in map(asdict, self.catalog)]
 
 
-async def _within(stream: Any, end: float, deadline_s: float) -> AsyncIterator[dict[str, Any]]:
-    """The items of a stream, none later than `end` (by `time.monotonic`). Raises Refusal when it is."""
+async def _within(stream: Any, end: float, late: Refusal) -> AsyncIterator[dict[str, Any]]:
+    """The items of a stream, none later than `end` (by `time.monotonic`). Raises `late` when it is."""
     items = aiter(stream)
     while True:
         try:
@@ -214,4 +215,4 @@ async def _within(stream: Any, end: float, deadline_s: float) -> AsyncIterator[d
         except StopAsyncIteration:
             return
         except TimeoutError:
-            raise too_late(deadline_s) from None
+            raise late from None

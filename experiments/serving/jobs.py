@@ -30,6 +30,8 @@ class RouteJob:
     """Of sampling and of the order in which passages are shown: a request that is tried again gives the same answer."""
     deadline_s: float
     """From now."""
+    deadline_asked: bool = False
+    """The caller set it; else it is the service's."""
     max_steps: int | None = None
     """Retrievals that may be made; None, here and below: as the rollout configuration says."""
     k: int | None = None

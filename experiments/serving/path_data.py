@@ -117,7 +117,7 @@ class PathData:
 
     def _failure(self, error: str) -> Refusal:
         if "deadline" in error:
-            return too_late(self._job.deadline_s)
+            return too_late(self._job.deadline_s, self._job.deadline_asked)
         # What else the pool refuses is a prompt that can never fit.
         return Refusal(422, "context_length_exceeded", error)
 

@@ -31,5 +31,6 @@ def unavailable(code: str, message: str) -> Refusal:
     return Refusal(503, code, message, retry_after_s=2)
 
 
-def too_late(seconds: float) -> Refusal:
-    return Refusal(504, "deadline_exceeded", f"no answer within {seconds:g} s; ask for fewer steps, or later")
+def too_late(seconds: float, asked: bool) -> Refusal:
+    """`asked`: the caller allowed no more (408), not the service (504)."""
+    return Refusal(408 if asked else 504, "deadline_exceeded", f"no answer within {seconds:g} s; ask for fewer steps, or later")
