@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import statistics
-import time
 from dataclasses import asdict
 
 import httpx
@@ -59,21 +57,6 @@ def test_the_page_and_how_far_it_is_can_be_seen_without_the_key():
 
 def test_where_no_key_is_set_none_is_asked_for():
     assert ask("GET", "/v1/models", key="").status_code == 200
-
-
-def test_the_key_is_compared_in_the_same_time_however_much_of_it_is_right():
-    """Digests are compared, in constant time: a guess that is right up to its last letter takes no longer."""
-    endpoint = Endpoint(None, None, asdict(ServeSettings()), key_digest("k" * 64), [])
-    gate = endpoint.__serve_build_asgi_app__()
-
-    def seconds(guess: str) -> float:
-        began = time.perf_counter()
-        for _ in range(2000):
-            assert not gate._authorised({"authorization": f"Bearer {guess}"})
-        return time.perf_counter() - began
-
-    near, far = zip(*((seconds("k" * 63 + "x"), seconds("x" * 64)) for _ in range(7)), strict=True)
-    assert statistics.median(near) / statistics.median(far) == pytest.approx(1, abs=0.5)
 
 
 def test_on_another_address_than_loopback_any_name_will_do():
