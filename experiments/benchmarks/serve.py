@@ -20,8 +20,6 @@ from experiments.benchmarks.row import Row
 from experiments.benchmarks.serve_chaos import chaos_rows
 
 CLIENTS = 32
-EVENT_QUESTIONS = 20
-JSON = {"content-type": "application/json"}
 
 
 def serve_rows(quick: bool) -> Iterator[Row]:
@@ -39,7 +37,7 @@ def serve_rows(quick: bool) -> Iterator[Row]:
             began = time.perf_counter()
             with serving(served) as url:
                 yield Row.of("time to ready, Ray running, two replicas", time.perf_counter() - began, "s")
-                questions = _questions(60)
+                questions = _questions(24 if quick else 60)
                 yield from _speed(url, served, questions, quick)
                 yield from chaos_rows(url, questions, 300 if quick else 10_000)
                 yield _schemathesis(url, 5 if quick else 100)
@@ -60,10 +58,10 @@ def _speed(url: str, served: Any, questions: list[dict[str, Any]], quick: bool) 
     alone.answer(questions[:4], at_once=4)
     asyncio.run(_ask_all(url, questions[:32], CLIENTS))  # both replicas, warm
     single, http, first = [], [], []
-    for body in questions[: 15 if quick else 60]:
+    for body in questions[: 8 if quick else 60]:
         single.append(alone.answer([body], at_once=1))
         http.append(asyncio.run(_ask_all(url, [body], 1)))
-    for body in questions[:EVENT_QUESTIONS]:
+    for body in questions[: 8 if quick else 20]:
         first.append(_first_event(url, body))
     median, base = statistics.median(http), statistics.median(single)
     yield Row.of("a single question, median", 1000 * median, "ms", 1000 * base)
