@@ -1,13 +1,14 @@
 # make train | test | test-all | lint | serve | clean. Each sets up what it needs, once, in .venv.
 # PYTHON=python3.12 picks another Python, EXTRA=gpu the GPU build of FAISS, ARGS="key=value ..." goes to the command,
-# PIP_ARGS to pip: on a machine without a GPU, an --extra-index-url of PyTorch's CPU wheels saves a download of several GB.
+# RUN=FOLDER is what `make serve` serves instead of the newest run.
+# PIP_ARGS goes to pip: on a machine without a GPU, an --extra-index-url of PyTorch's CPU wheels saves a download of several GB.
 
 VENV := .venv
 BIN := $(VENV)/bin
 EXTRA ?= cpu
 PIP_ARGS ?=
 ARGS ?=
-RUN ?= runs/laptop
+RUN ?=
 FITS := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))
 PYTHON ?= $(shell for python in python3 python3.12 python3.11; do $$python -c '$(FITS)' 2>/dev/null && echo $$python && break; done)
 # The stamp's name holds a checksum of what is installed: another pyproject.toml or constraints.txt, another set-up.

@@ -4,6 +4,7 @@ retrieval   exact search, actors, growth, 1M vectors, an HTTP server; then recal
 rollout     sampling siblings together
 learner     shared prefixes, DeepSpeed against a bare loop, its stages, a GPU where there is one;
             weights to the rollout workers and to the disk
+serve       the service: overhead, throughput, and what it survives
 
 A row is one figure, with what it was measured against in the same run (`benchmarks/row.py`).
 """
@@ -25,6 +26,7 @@ from experiments.benchmarks.learner import learner_rows
 from experiments.benchmarks.retrieval import retrieval_rows
 from experiments.benchmarks.rollout import rollout_rows
 from experiments.benchmarks.row import Row
+from experiments.benchmarks.serve import serve_rows
 from experiments.command_settings import read_settings
 from experiments.config import RunConfigError
 from experiments.summary import git_commit, machine
@@ -42,6 +44,7 @@ BENCHMARKS: dict[str, Callable[[bool], Iterator[Row]]] = {
     "retrieval": retrieval_rows,
     "rollout": rollout_rows,
     "learner": learner_rows,
+    "serve": serve_rows,
 }
 
 

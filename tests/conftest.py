@@ -38,3 +38,14 @@ def mounted(tmp_path):
     yield mount
     for place in places:
         subprocess.run(["umount", "-l", place], check=True)
+
+
+@pytest.fixture(scope="session")
+def service(tmp_path_factory):
+    """The service, with limits that a test can reach. One for all tests: it takes a quarter of a minute to get ready."""
+    from serving_process import started
+
+    with started(
+        tmp_path_factory.mktemp("served"), "serve.max_body_mb=1", "serve.max_megapixels=1", "serve.slots=6", "serve.queue=6"
+    ) as service:
+        yield service
