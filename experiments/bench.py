@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -73,8 +74,23 @@ def main(arguments: list[str]) -> int:
     }
     FOLDER.mkdir(exist_ok=True)
     (FOLDER / f"{name}.json").write_text(json.dumps(found, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    (FOLDER / f"{name}.md").write_text(_markdown(found, rows), encoding="utf-8")
     console.print(_table(name, rows))
     return 0
+
+
+def _markdown(found: dict[str, Any], rows: list[Row]) -> str:
+    """The table as docs show it."""
+    lines = ["| figure | value | against | ratio | bar | |", "|---|---|---|---|---|---|"]
+    for row in rows:
+        held = "" if row.holds is None else "holds" if row.holds else "**missed**"
+        value = "–" if row.value != row.value else f"{row.value:,.4g} {row.unit}".strip()
+        numbers = ("" if number is None else f"{number:,.3g}" for number in (row.baseline, row.ratio, row.bar))
+        lines.append(f"| {' | '.join([row.name, value, *numbers, held])} |")
+    commit, _, changes = (found["commit"] or "unknown").partition("+")
+    made_by = f"commit `{commit[:10]}`{' with changes' if changes else ''}"
+    where = ", ".join(f"{key} {value}" for key, value in found["machine"].items())
+    return "\n".join(lines) + f"\n\n{where}; {time.strftime('%d %B %Y')}, {made_by}, {found['seconds']:.0f} s.\n"
 
 
 def _table(name: str, rows: list[Row]) -> Table:
@@ -83,7 +99,7 @@ def _table(name: str, rows: list[Row]) -> Table:
         table.add_column(heading, justify="left" if heading == "figure" else "right")
     for row in rows:
         held = "" if row.holds is None else "[green]holds" if row.holds else "[red]missed"
-        numbers = (f"{row.value:,.1f} {row.unit}", *(f"{x:,.2f}" if x is not None else "–" for x in (row.baseline, row.ratio, row.bar)))
+        numbers = (f"{row.value:,.4g} {row.unit}", *(f"{x:,.2f}" if x is not None else "–" for x in (row.baseline, row.ratio, row.bar)))
         table.add_row(row.name, *numbers, held)
     return table
 
