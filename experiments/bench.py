@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -28,6 +29,7 @@ from experiments.benchmarks.retrieval import retrieval_rows
 from experiments.benchmarks.rollout import rollout_rows
 from experiments.benchmarks.row import Row
 from experiments.benchmarks.serve import serve_rows
+from experiments.cluster import QUIET
 from experiments.command_settings import read_settings
 from experiments.config import RunConfigError
 from experiments.summary import git_commit, machine
@@ -50,6 +52,8 @@ BENCHMARKS: dict[str, Callable[[bool], Iterator[Row]]] = {
 
 
 def main(arguments: list[str]) -> int:
+    for key, value in QUIET.items():  # before a model is loaded, here or in a process that is started from here
+        os.environ.setdefault(key, value)
     console = Console(width=None if sys.stdout.isatty() else 140)
     try:
         name = arguments[0] if arguments and "=" not in arguments[0] else ""
