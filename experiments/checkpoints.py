@@ -15,6 +15,7 @@ from experiments.parts import Run
 from experiments.run_folder import COMPLETE, RunFolder
 from experiments.tally import Tally
 from learner.checkpoint_files import CorruptCheckpointError, facts_of, refuse_damaged
+from learner.deadline import DeadlineError
 from learner.group import MANIFEST
 
 LEARNER = "learner_group"
@@ -84,7 +85,13 @@ class Checkpoints:
 
     def _finish(self, aside: Path, iteration: int, facts: dict[str, Any]) -> None:
         try:
-            while not self._run.parts.algorithm.learner_group.written():
+            learner = self._run.parts.algorithm.learner_group
+            end = time.monotonic() + learner.config.deadline_s
+            while not learner.written():
+                if time.monotonic() > end:
+                    raise DeadlineError(
+                        f"waited {learner.config.deadline_s:g} s for the learners to write {aside}: is its disk still there?"
+                    )
                 time.sleep(POLL_S)
             names = [file.relative_to(aside).as_posix() for file in aside.rglob("*") if file.is_file()]
             facts["files"] = facts_of(aside, [n for n in names if not n.startswith(f"{LEARNER}/") or n == f"{LEARNER}/{MANIFEST}"])
@@ -117,6 +124,7 @@ def resume(run: Run) -> None:
     checkpoint = _chosen(run)
     if checkpoint is None:
         run.folder.forget_after(0)
+        run.folder.abandon_after(0)
         return
     facts = _facts(checkpoint)
     if facts["knowledge_bases"] != run.parts.fingerprints():
@@ -125,6 +133,7 @@ def resume(run: Run) -> None:
     if lost := run.parts.algorithm.learner_group.not_restored:
         run.progress.say(f"warning: {lost}", style="yellow")
     run.folder.forget_after(facts["iteration"])
+    run.folder.abandon_after(facts["iteration"])
     earlier = Tally(**facts["tally"])
     earlier.seconds["set_up"] = earlier.seconds.get("set_up", 0.0) + run.tally.seconds.get("set_up", 0.0)
     run.tally, run.iteration = earlier, facts["iteration"]

@@ -26,10 +26,11 @@ from experiments.evaluation_folder import EvaluationFolder
 from experiments.evaluation_progress import EvaluationProgress
 from experiments.measures import Counts, Interval, by_family, count, kb_shares, summarise
 from experiments.method_comparison import compared, measure
-from experiments.methods import measured_methods
+from experiments.methods import as_measured, measured_methods
 from experiments.progress import Progress
 from experiments.question_file import DataError
 from experiments.run_folder import RunFolder
+from learner.deadline import DeadlineError
 from retrieval_actors.knowledge_base import KnowledgeBaseError
 from retrieval_actors.retriever import Retriever
 from retrieval_actors.start import start_retrieval
@@ -128,7 +129,7 @@ class Evaluator:
         """Each item once, with the routing that is asked for; the same seed every time, so that only the policy differs.
 
         `gold_passages`: question id -> ids of the passages that hold its answer, where the data set names them."""
-        config = replace(self._config.rollout, group_size=1, temperature=self._config.evaluation.temperature, routing=routing)
+        config = replace(as_measured(self._config, self._config.evaluation.temperature), routing=routing)
         if config.mode != "offline":
             config = replace(config, mode="chain")
         found: dict[int, list[Trajectory]] = {}
@@ -153,7 +154,13 @@ class Evaluator:
                 start, part = waiting.popleft()
                 worker = idle.popleft()
                 running[worker.run.remote(self._weights, part, retriever, config, EVALUATION_SEED)] = (start, part, worker)
-            done, _ = ray.wait(list(running), num_returns=1)
+            deadline_s = self._config.learner.deadline_s
+            done, _ = ray.wait(list(running), num_returns=1, timeout=deadline_s)
+            if not done:
+                raise DeadlineError(
+                    f"waited {deadline_s:g} s for an evaluation worker to finish {at_once} questions; evaluation has as many workers as "
+                    "train.num_rollout_workers, beside them: are there free CPUs, and GPUs for train.gpus_per_rollout_worker, for both?"
+                )
             start, part, worker = running.pop(done[0])
             idle.append(worker)
             yield start, part, ray.get(done[0])

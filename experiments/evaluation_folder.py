@@ -115,7 +115,10 @@ def settings_of(config: TrainConfig, policy: str, fingerprints: Mapping[str, str
     tree = dataclasses.asdict(config)
     evaluation = {key: tree["evaluation"][key] for key in ("questions", "validation_questions", "temperature", "samples")}
     files = sorted(file for file in Path(policy).glob("*") if file.suffix in (".safetensors", ".json")) if Path(policy).is_dir() else []
+    read = [tree["rollout"]["prompts"], tree["data"]["path"], tree["data"].get("heldout_path"), tree["prompts"]["from_dataset"]]
+    stamps = {path: [Path(path).stat().st_size, Path(path).stat().st_mtime_ns] for path in read if path and Path(path).is_file()}
     return {
+        "files": stamps,
         "policy": {"path": str(policy), "files": {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in files}},
         "data": {key: value for key, value in tree["data"].items() if key != "kb_folder"},
         "rollout": {

@@ -56,7 +56,7 @@ def iteration_figures(result: Mapping[str, Any], trajectories: Sequence[Trajecto
         **{f"workers_{name}": value for name, value in result.get("workers", {}).items()},
         **knowledge_base_use(trajectories),
     }
-    return {name: value for name, value in row.items() if value is not None}
+    return {name: value for name, value in row.items() if value is not None and value == value}  # RLlib gives NaN for what was not logged
 
 
 def knowledge_base_use(trajectories: Sequence[Trajectory]) -> dict[str, float]:

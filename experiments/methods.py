@@ -54,8 +54,13 @@ def _every(kbs: Sequence[str]) -> Iterable[str]:
             yield SAMPLED
 
 
+def as_measured(config: TrainConfig, temperature: float) -> RolloutConfig:
+    """How the rollout is set where its outcome is measured: one answer a question, no clock, nothing that only a reward asks for."""
+    return replace(config.rollout, group_size=1, temperature=temperature, episode_s=0.0, gold_gains=False)
+
+
 def _measured(name: str, config: TrainConfig) -> Measured:
-    once = replace(config.rollout, group_size=1, temperature=config.evaluation.temperature)
+    once = as_measured(config, config.evaluation.temperature)
     if once.mode != "offline":
         once = replace(once, mode="chain")
     if name == SAMPLED:

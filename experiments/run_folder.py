@@ -132,6 +132,14 @@ class RunFolder:
         """Oldest first; folders that a kill left half-written are not among them."""
         return sorted(path.parent for path in self.checkpoints.glob(f"iteration-*[0-9]/{COMPLETE}"))
 
+    def abandon_after(self, iteration: int) -> None:
+        """Put later checkpoints out of the way, under another name: training goes on from this one, and they are not of its future."""
+        for checkpoint in self.complete_checkpoints():
+            if checkpoint > self.checkpoint_at(iteration):
+                aside = checkpoint.with_name(f"{checkpoint.name}.abandoned")
+                shutil.rmtree(aside, ignore_errors=True)
+                checkpoint.rename(aside)
+
     def drop_checkpoints(self, keep_last: int, keep_best: int) -> None:
         """All but the newest ones and those of the best `score`; of equals the later one is better."""
         checkpoints = self.complete_checkpoints()

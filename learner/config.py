@@ -50,7 +50,7 @@ class LearnerConfig:
     """`clip`: the clipped surrogate of PPO and GRPO. `cispo`: the policy gradient, weighed by the clipped ratio (CISPO)."""
     ratio: str = "token"
     """The probability ratio is that of each `token`, or the geometric mean over the tokens of a `turn` (GSPO; a turn is what is sampled in one
-    piece) or of a `sequence` (all turns of an episode; `rollout.mode=chain`)."""
+    piece) or of a `sequence` (all turns of an episode in the mini-batch; `rollout.mode=chain`)."""
     clip_low: float = 0.2
     """The probability ratio is clipped below at 1 - clip_low."""
     clip_high: float = 0.2

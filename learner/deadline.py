@@ -9,7 +9,7 @@ from typing import Any
 import ray
 
 
-class DeadlineError(TimeoutError):
+class DeadlineError(RuntimeError):
     """Something that was waited for did not happen in time; the message says what."""
 
 

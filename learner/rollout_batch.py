@@ -96,7 +96,7 @@ class Batch:
             return True
         if self.patience.endless or self.waited_for:
             return False
-        late = self.patience.seconds and time.monotonic() - self.began >= self.patience.seconds
+        late = self.found and self.patience.seconds and time.monotonic() - self.began >= self.patience.seconds
         enough = self.patience.enough < 1 and len(self.found) >= math.ceil(self.patience.enough * len(self.questions))
         return bool(late or enough)
 

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import gc
 import logging
-import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -30,8 +29,9 @@ ATTEMPTS = 4
 """A chunk that has cost so many workers their lives will cost the next one its life, too."""
 RETRY_S = 0.5
 """Between two tries to reach a worker that Ray is restarting."""
-SLICE_S = 0.5
-"""Where stragglers are cut off, workers tell what they have finished after so many seconds, not only at the end of a chunk."""
+SLICE_S, LONG_SLICE_S = 0.5, 5.0
+"""Workers tell what they have finished after so many seconds (the former where stragglers are cut off), not only at the end of a chunk: it is not
+lost with them, and one that says nothing at all is noticed."""
 logger = logging.getLogger(__name__)
 
 
@@ -55,6 +55,8 @@ class RolloutWorkers:
         self.losses: list[Lost] = []
         """Each of them: which worker, where, while doing what."""
         self.transfer = WeightTransfer(lambda: self.handles)
+        self.republish: Callable[[], Iterable[PublishedBucket]] | None = None
+        """The buckets of the same version once more, through the object store, for when all workers that were broadcast to are lost."""
         self._joining: dict[ray.ObjectRef, int] = {}
         self._ask_again_at: dict[int, float] = {}
 
@@ -111,7 +113,7 @@ class RolloutWorkers:
     def work(self, batch: Batch) -> Iterator[tuple[int, list[Trajectory]]]:
         """Roll the batch out, and give out each chunk, with its number, as soon as it is finished.
 
-        Raises: what a worker raised; RuntimeError when one chunk keeps killing workers; `DeadlineError` when none finishes anything in time.
+        Raises: what a worker raised; RuntimeError when one chunk keeps killing workers; `DeadlineError` when none is heard of in time.
         """
         with _no_search_for_cycles():
             yield from self._work(batch)
@@ -119,7 +121,7 @@ class RolloutWorkers:
     def _work(self, batch: Batch) -> Iterator[tuple[int, list[Trajectory]]]:
         self.sampling = {}
         self._ask_again_at = dict.fromkeys(set(self.handles) - self.alive - set(self._joining.values()), 0.0)
-        progress, finished = time.monotonic(), 0
+        progress, heard = time.monotonic(), 0
         while not batch.over:
             self._invite()
             self._give_out(batch)
@@ -129,11 +131,11 @@ class RolloutWorkers:
                 else:
                     self._join(answer)
             yield from batch.hand_out()
-            if len(batch.found) > finished:
-                progress, finished = time.monotonic(), len(batch.found)
+            if len(batch.reports) > heard:
+                progress, heard = time.monotonic(), len(batch.reports)
             if time.monotonic() - progress > self.deadline_s:
                 raise DeadlineError(
-                    f"waited {self.deadline_s:g} s for a rollout worker to finish anything: {len(batch.questions) - finished} of "
+                    f"waited {self.deadline_s:g} s to hear from a rollout worker: {len(batch.unfinished())} of "
                     f"{len(batch.questions)} questions are missing, workers {sorted(self.alive)} of {sorted(self.handles)} are alive"
                 )
         yield from batch.hand_out(rest=True)
@@ -151,8 +153,7 @@ class RolloutWorkers:
                 raise RuntimeError(
                     f"{ATTEMPTS} rollout workers died of the same questions ({ids}); out of memory? lower rollout.batch_tokens"
                 )
-            slice_s = math.inf if batch.patience.endless else SLICE_S
-            call = self.handles[worker].begin.remote(questions, self.version, batch.overrides, batch.seed, slice_s)
+            call = self.handles[worker].begin.remote(questions, self.version, batch.overrides, batch.seed, _slice_s(batch))
             self.sampling[call] = worker, chunk
 
     def _collect(self, answer: ray.ObjectRef, batch: Batch) -> None:
@@ -171,12 +172,14 @@ class RolloutWorkers:
         batch.reports.append(worked.report)
         batch.take_in(chunk, worked.finished)
         if worked.unfinished and not batch.over:
-            self.sampling[self.handles[worker].go_on.remote(self.version, SLICE_S)] = worker, chunk
+            self.sampling[self.handles[worker].go_on.remote(self.version, _slice_s(batch))] = worker, chunk
 
     def _invite(self) -> None:
         """Send the weights to workers that are lost, when it is time to try; those that were broadcast are not at hand any more."""
         if any(bucket.ref is None for bucket in self.transfer.buckets):
-            return
+            if self.alive or self._joining or self.republish is None:
+                return
+            self.transfer.buckets = list(self.republish())
         for worker in [worker for worker, at in self._ask_again_at.items() if at <= time.monotonic()]:
             del self._ask_again_at[worker]
             for number in range(len(self.transfer.buckets)):
@@ -221,6 +224,10 @@ class RolloutWorkers:
         self.transfer.forget(worker)
         self._register.set_actor_state(worker, healthy=False)
         self._ask_again_at[worker] = time.monotonic() + ask_again_in
+
+
+def _slice_s(batch: Batch) -> float:
+    return LONG_SLICE_S if batch.patience.endless else SLICE_S
 
 
 @contextmanager

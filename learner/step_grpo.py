@@ -49,6 +49,8 @@ class StepGRPO(Algorithm):
         self.workers = RolloutWorkers(self.env_runner_group, self.config.questions_per_chunk, self.config.deadline_s)
         collective = self.config.learner.transport == "collective"
         self._broadcast = WeightBroadcast(self.learner_group.ranks, self.config.deadline_s) if collective else None
+        if not self.config.overlap:  # beside an update the learner's weights are not those of this version any more
+            self.workers.republish = self.learner_group.publish
         self.trajectories: list[Trajectory] = []
         self.turns: list[ScoredTurn] = []
         self.ahead: Experience | None = None

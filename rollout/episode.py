@@ -62,8 +62,12 @@ ROUTINGS = ("policy", "random", "oracle")
 """Who names the knowledge base of the policy's query. Every other `rollout.routing` is a method of its own (rollout/methods)."""
 
 
-class PromptTooLongError(ValueError):
-    """A question whose prompt does not fit: it fails, the others go on."""
+class QuestionError(ValueError):
+    """A question that cannot be asked: it fails, the others go on."""
+
+
+class PromptTooLongError(QuestionError):
+    """Its prompt does not fit."""
 
 
 @dataclass
@@ -110,7 +114,10 @@ class Surroundings:
 
     def state(self, kind: TurnKind, message: Message, question: Question, history: tuple[Exchange, ...] = (), **more: Any) -> State:
         image = question.image if message.image else None
-        prompt_ids = self.policy.encode(message, image)
+        try:
+            prompt_ids = self.policy.encode(message, image)
+        except ValueError as error:  # its picture does not decode
+            raise QuestionError(f"question {question.id}: {error}") from error
         if len(prompt_ids) > self.config.max_prompt_tokens:
             raise PromptTooLongError(
                 f"question {question.id}: its {kind} prompt has {len(prompt_ids)} tokens, more than rollout.max_prompt_tokens="
@@ -122,7 +129,7 @@ class Surroundings:
 def episode(question: Question, around: Surroundings, rng: random.Random, log: Log) -> Episode:
     """Answer one question. Yields `Sample` (is sent the siblings) and `Look` (is sent the passages); returns the trajectory.
 
-    `log` is filled on the way. Raises `PromptTooLongError`, and ValueError for an unknown `rollout.routing`.
+    `log` is filled on the way. Raises `QuestionError`, and ValueError for an unknown `rollout.routing`.
     """
     if around.config.routing not in ROUTINGS:
         from rollout.methods.registry import find_method  # the methods are written with the parts below

@@ -21,7 +21,7 @@ from typing import Any, Literal
 from retrieval_actors.records import Passage
 from rollout.config import RolloutConfig
 from rollout.engines.base import Finished, Request, Response
-from rollout.episode import Episode, Log, PolicyEngine, PromptTooLongError, Sample, Surroundings, episode, sampling_of, stream, turn_of
+from rollout.episode import Episode, Log, PolicyEngine, QuestionError, Sample, Surroundings, episode, sampling_of, stream, turn_of
 from rollout.records import Question, Step, Trajectory, TurnGroup
 from rollout.searches import Look, Searcher, Searches
 from rollout.timeline import Timeline
@@ -180,7 +180,7 @@ class EpisodePool:
             self._events.append(EpisodeEvent(ticket, "finished", group=running.log.groups[-1], trajectory=stop.value))
             self._width -= self._running.pop(ticket).width
             return
-        except PromptTooLongError as error:
+        except QuestionError as error:
             self._fail(ticket, str(error))
             return
         if isinstance(running.asked, Look):

@@ -17,6 +17,8 @@ from rollout.policy import Policy
 from rollout.prompts import Message
 from rollout.records import Image
 
+TOKENS = 16384
+"""Of one forward pass: a question may have hundreds of right answers."""
 OPENING, CLOSING = "<think></think><answer>", "</answer>"
 """Around the gold answer: the thought is left empty, so that only the answer is asked about."""
 
@@ -28,7 +30,10 @@ def gold_probabilities(policy: Policy, messages: Sequence[Message], image: Image
     prompts = [policy.encode(message, image) for message in messages]
     rows = [(prompt, tokens, first, last) for prompt in prompts for tokens, first, last in spelled]
     pictured = [image if message.image and image is not None else None for message in messages for _ in spelled]
-    chances = [math.exp(mean) for mean in _mean_logprobs(policy, rows, pictured)]
+    longest = max(len(prompt) + len(tokens) for prompt, tokens, _, _ in rows)
+    at_once = max(1, TOKENS // longest)
+    parts = [slice(start, start + at_once) for start in range(0, len(rows), at_once)]
+    chances = [math.exp(mean) for part in parts for mean in _mean_logprobs(policy, rows[part], pictured[part])]
     return [max(chances[start : start + len(spelled)]) for start in range(0, len(chances), len(spelled))]
 
 

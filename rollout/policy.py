@@ -41,6 +41,8 @@ class Policy:
         self.end_token_id: int = tokenizer.eos_token_id
         known = tokenizer.get_vocab()
         self.banned_token_ids = tuple(sorted(known[token] for token in NEVER_SAMPLED if token in known))
+        special = {*tokenizer.all_special_tokens, *(token for token in NEVER_SAMPLED if token in known)}
+        self._special = sorted(special, key=len, reverse=True)
         self.merge: int = image_processor.merge_size
         self._patches: OrderedDict[str, tuple[torch.Tensor, torch.Tensor]] = OrderedDict()
 
@@ -88,16 +90,24 @@ class Policy:
     def encode(self, message: Message, image: Image | None) -> np.ndarray:
         """Prompt token ids (tokens,) int32 of one user message, ready for the response; a picture is one chunk of placeholder tokens."""
         shows = message.image and image is not None
-        content = [{"type": "image"}] * shows + [{"type": "text", "text": message.user}]
+        system, user = self._without_special_tokens(message.system), self._without_special_tokens(message.user)
+        content = [{"type": "image"}] * shows + [{"type": "text", "text": user}]
         if message.image_last:
             content.reverse()
-        turns = [{"role": "system", "content": message.system}] * bool(message.system) + [{"role": "user", "content": content}]
+        turns = [{"role": "system", "content": system}] * bool(system) + [{"role": "user", "content": content}]
         text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
         if image is not None and shows:
             pad = self.tokenizer.convert_ids_to_tokens(self.image_token_id)
             tokens = int(self.patches(image)[1].prod()) // self.merge**2
             text = text.replace(pad, pad * tokens, 1)
         return np.array(self.tokenizer(text, add_special_tokens=False)["input_ids"], np.int32)
+
+    def _without_special_tokens(self, text: str) -> str:
+        """What questions, passages and queries spell like a special token is text: it opens no turn, and stands for no picture."""
+        for token in self._special:
+            if token in text:
+                text = text.replace(token, f"{token[0]} {token[1:]}")
+        return text
 
     def decode(self, response_ids: Sequence[int] | np.ndarray) -> str:
         """Text of a response without its special tokens: for parsing and reading, never for training."""

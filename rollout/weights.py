@@ -103,7 +103,8 @@ class Packer:
                 yield self._bucket(slots, end)
                 slots, end = [], 0
             if len(self._memory[0]) < end + _padded(size):
-                self._memory[0] = self._new(max(self.bucket_bytes, _padded(size)))
+                begun, self._memory[0] = self._memory[0][:end], self._new(max(self.bucket_bytes, _padded(size)))
+                self._memory[0][:end] = begun
             flat = self._memory[0]
             flat[end : end + size].view(tensor.dtype).copy_(tensor.detach().reshape(-1))
             flat[end + size : end + _padded(size)] = 0  # left over from another bucket, it would change the checksum

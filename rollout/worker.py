@@ -44,7 +44,7 @@ class RolloutWorker(EnvRunner, Checkpointable):
         super().__init__(config=config, **kwargs)
         self.config.data = None  # the questions come with each call
         torch.set_num_threads(config.rollout.threads)
-        device = "cuda" if config.num_gpus_per_env_runner else "cpu"
+        device = "cuda" if config.num_gpus_per_env_runner and config.rollout.engine != "vllm" else "cpu"  # vLLM has a copy of its own
         policy = Policy.load(config.policy_path, dtype=config.learner.dtype, device=device)
         self.engine = make_engine(policy, config.rollout)
         self._inbox, self._device = Inbox(), policy.device

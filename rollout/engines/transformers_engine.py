@@ -198,7 +198,14 @@ class TransformersEngine:
             PackedPrompt(end - len(group.request.prompt_ids), end, group.blocks[0].shelf, [block.place for block in group.blocks])
             for group, end in zip(groups, ends.tolist(), strict=True)
         ]
-        hidden = self._forward(self._reader.embeddings(requests), np.concatenate(positions, 1), Prefill(packed))
+        try:
+            hidden = self._forward(self._reader.embeddings(requests), np.concatenate(positions, 1), Prefill(packed))
+        except BaseException:  # to be aborted, or tried again
+            for group in reversed(groups):
+                self._cache.release(group.blocks)
+                group.blocks = []
+                self._waiting.appendleft(group)
+            raise
         logits = self._logits(hidden[torch.from_numpy(ends - 1).to(hidden.device)])
         for group, row, position in zip(groups, logits, positions, strict=True):
             group.logits, group.next_position = row, int(position.max()) + 1

@@ -107,6 +107,10 @@ class VllmEngine:
                 raise one
             found.append(one)
             self._unfinished -= 1
+            self._names[one.ticket].pop()
+            if not self._names[one.ticket]:
+                del self._names[one.ticket]
+                self._given_up.discard(one.ticket)
             self._sampled += len(one.response.ids)
         self._waited_s += time.perf_counter() - began
         return found

@@ -34,7 +34,10 @@ class Method:
 METHODS = {
     "policy": Method("the router", "the policy decides what to ask, where, and when to stop"),
     "random": Method("random routing", "what naming the knowledge base is worth: the policy asks and stops, chance routes"),
-    "oracle": Method("oracle routing", "how much better routes and stops could still make it: both are given from the gold steps"),
+    "oracle": Method(
+        "oracle routing",
+        "how much better routes could still make it: they are given from the gold steps, which also end an episode that has all it needs",
+    ),
     "never_stop": Method("router without stopping", "what stopping is worth: every episode makes all of its searches", never_stop),
     "ircot": Method("interleaved, all knowledge bases", "what routing saves: every query goes to every knowledge base", interleaved),
     "all": Method("all knowledge bases, one answer turn", "what asking step by step is worth: one search of everything", everything),

@@ -97,3 +97,14 @@ def test_trajectories_are_read_back_step_by_step(config: TrainConfig):
 def test_a_folder_that_no_run_has_written_is_refused(tmp_path: Path):
     with pytest.raises(RunConfigError, match=r"config\.yaml is missing"):
         RunFolder.open(tmp_path)
+
+
+def test_checkpoints_of_a_future_that_was_given_up_are_put_aside(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    for iteration in (20, 40, 60):
+        aside = folder.checkpoint_at(iteration).with_name(f"new-{iteration}")
+        aside.mkdir(parents=True)
+        folder.finish_checkpoint(aside, iteration, {"score": None})
+    folder.abandon_after(20)
+    assert [path.name for path in folder.complete_checkpoints()] == ["iteration-000020"]
+    assert (folder.checkpoint_at(60).with_name("iteration-000060.abandoned") / COMPLETE).is_file()
