@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rollout.prompts import Message
+from rollout.message import Message
 from rollout.records import Image, TurnKind
 
 

@@ -17,9 +17,10 @@ from retrieval_actors.records import Passage, Query
 from rollout.config import RolloutConfig
 from rollout.engines.base import Engine, Request, Response, Sampling, generate
 from rollout.gold_belief import gold_probabilities
+from rollout.message import Message
 from rollout.needs import askable_needs, asks_for
 from rollout.policy import Policy
-from rollout.prompts import PROMPT_SETS, Message, parse_answer, parse_plan
+from rollout.prompts import PROMPT_SETS, parse_answer, parse_plan
 from rollout.records import UNKNOWN, Action, Exchange, GoldStep, Image, Question, State, Step, Trajectory, Turn, TurnGroup, TurnKind
 from rollout.searches import Look
 
@@ -58,8 +59,6 @@ class Sample:
 
 
 Episode = Generator[Sample | Look, Any, Trajectory]
-ROUTINGS = ("policy", "random", "oracle")
-"""Who names the knowledge base of the policy's query. Every other `rollout.routing` is a method of its own (rollout/methods)."""
 
 
 class QuestionError(ValueError):
@@ -129,12 +128,8 @@ class Surroundings:
 def episode(question: Question, around: Surroundings, rng: random.Random, log: Log) -> Episode:
     """Answer one question. Yields `Sample` (is sent the siblings) and `Look` (is sent the passages); returns the trajectory.
 
-    `log` is filled on the way. Raises `QuestionError`, and ValueError for an unknown `rollout.routing`.
+    `log` is filled on the way. Raises `QuestionError`.
     """
-    if around.config.routing not in ROUTINGS:
-        from rollout.methods.registry import find_method  # the methods are written with the parts below
-
-        return (yield from find_method(around.config.routing, around.cards)(question, around, rng, log))
     while len(log.history) < around.config.max_steps:
         log.action = _route((yield from plan(question, around, rng, log)), question, log.history, around, rng)
         if log.action is None or log.action.kb is None:
@@ -244,7 +239,7 @@ def _route(
             return Action("", None)
         need = next((need for need in needs if asks_for(action.query, need)), needs[0])
         return action if action.kb is None else replace(action, kb=need.kb)
-    raise ValueError(f"rollout.routing={around.config.routing!r}: expected one of {', '.join(ROUTINGS)}")
+    raise ValueError(f"rollout.routing={around.config.routing!r}: expected policy, random or oracle")
 
 
 def _shown(found: Sequence[Passage], config: RolloutConfig, rng: random.Random) -> tuple[Passage, ...]:

@@ -21,7 +21,8 @@ from typing import Any, Literal
 from retrieval_actors.records import Passage
 from rollout.config import RolloutConfig
 from rollout.engines.base import Finished, Request, Response
-from rollout.episode import Episode, Log, PolicyEngine, QuestionError, Sample, Surroundings, episode, sampling_of, stream, turn_of
+from rollout.episode import Episode, Log, PolicyEngine, QuestionError, Sample, Surroundings, sampling_of, stream, turn_of
+from rollout.methods.registry import find_method
 from rollout.records import Question, Step, Trajectory, TurnGroup
 from rollout.searches import Look, Searcher, Searches
 from rollout.timeline import Timeline
@@ -166,7 +167,8 @@ class EpisodePool:
             around = Surroundings(self.engine.policy, cards, running.config)
             running.log.started = time.perf_counter()
             self._width += running.width
-            running.coroutine = episode(running.question, around, random.Random(running.seed), running.log)
+            way = find_method(running.config.routing, cards)
+            running.coroutine = way(running.question, around, random.Random(running.seed), running.log)
             self._go_on(ticket, None)
             held += running.tokens
 

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from rollout.message import Message
 from rollout.policy import Policy
-from rollout.prompts import Message
 from rollout.records import Image
 
 TOKENS = 16384

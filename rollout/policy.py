@@ -18,7 +18,7 @@ from PIL import Image as PillowImage
 from PIL import UnidentifiedImageError
 from transformers import AutoModelForImageTextToText, AutoTokenizer, PreTrainedTokenizerBase, Qwen2VLImageProcessorPil
 
-from rollout.prompts import Message
+from rollout.message import Message
 from rollout.records import Image
 
 IMAGE_CACHE = 512

@@ -16,23 +16,14 @@ from typing import ClassVar, Protocol
 import yaml
 
 from retrieval_actors.records import Passage
+from rollout.message import Message
+from rollout.recorded_prompts import read_recorded_prompts
 from rollout.records import Action, Exchange
 
 STOP = "None"
 """What a plan turn writes in both places when nothing more is needed."""
 PLAN = re.compile(r"\s*<think>.*?</think>\s*<sub-question>(.*?)</sub-question>\s*<ret>(.*?)</ret>\s*", re.S)
 ANSWER = re.compile(r"\s*<think>.*?</think>\s*<answer>(.*?)</answer>\s*", re.S)
-
-
-@dataclass(frozen=True)
-class Message:
-    """One prompt before the chat template: `image` says whether the question's picture is shown."""
-
-    system: str
-    user: str
-    image: bool
-    image_last: bool = False
-    """The picture stands behind the user's text, not in front of it."""
 
 
 @dataclass(frozen=True)
@@ -109,8 +100,6 @@ class PromptSets(dict[str, Prompts]):
                 f"rollout.prompts is {name!r}; expected {', '.join(SHIPPED)}, a YAML file of prompts, or a published step data set"
             )
         if path.suffix == ".jsonl":
-            from rollout.recorded_prompts import read_recorded_prompts  # written with the message of this file
-
             self[name] = read_recorded_prompts(path)
         else:
             self[name] = read_prompts(path)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from retrieval_actors.records import Passage
-from rollout.prompts import Message
+from rollout.message import Message
 from rollout.records import Exchange
 
 TAGS = {"text": "ter", "text_image": "tir", "table": "tar"}

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
 
-from rollout.episode import ROUTINGS, Episode, Log, Surroundings, episode
+from rollout.episode import Episode, Log, Surroundings, episode
 from rollout.methods.direct import direct
 from rollout.methods.everything import everything, single
 from rollout.methods.interleaved import interleaved
@@ -64,7 +64,7 @@ def expected_names() -> str:
 
 def find_method(name: str, kbs: Collection[str]) -> Way:
     """Raises ValueError for an unknown method, and for a knowledge base that is not there."""
-    if not is_method(name) or name in ROUTINGS:
+    if not is_method(name):
         raise ValueError(f"rollout.routing is {name!r}; expected one of {expected_names()}")
     method, _, kb = name.partition(":")
     if kb and kb not in kbs:

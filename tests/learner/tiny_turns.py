@@ -13,8 +13,8 @@ import torch
 from PIL import Image as PillowImage
 
 from experiments.tiny_policy import tiny_policy, train_tokenizer
+from rollout.message import Message
 from rollout.policy import Policy
-from rollout.prompts import Message
 from rollout.records import Image, Question, ScoredTurn, State, Turn, TurnReward
 
 TEXTS = ["Which knowledge base holds the capital of Kor-mu ?", "The flag shows red and blue stripes .", "1 2 3 4 5 6 7 8 9 0"]

@@ -6,8 +6,8 @@ import torch
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from experiments.flags import draw, png
+from rollout.message import Message
 from rollout.policy import Policy
-from rollout.prompts import Message
 from rollout.records import Image
 
 
