@@ -15,7 +15,7 @@ PICTURES = os.environ.get("PAGE_PICTURES", "")
 """Folder that screenshots are written to; empty: nowhere."""
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # not longer: until it ends, playwright's event loop runs in this thread, and no test can run its own
 def browser() -> Iterator:
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     if not CHROMIUM.exists():
