@@ -79,6 +79,7 @@ def test_logits_of_a_padded_batch_equal_those_of_each_row_alone():
             torch.testing.assert_close(alone, together[owner == i], atol=2e-4, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_minute_fraction_of_cold_start_lowers_the_loss_and_saves_a_policy(tmp_path):
     config = ColdStartConfig(out=str(tmp_path), lifelike=False, minutes=0.3, hidden=64, layers=2, tokens_per_batch=1024, log_every=10)
     train(config, Console(quiet=True))

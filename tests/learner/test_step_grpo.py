@@ -167,6 +167,7 @@ def test_what_was_recorded_is_learned_from_again_with_the_same_outcome_bit_for_b
     algorithm.workers.version = -1
 
 
+@pytest.mark.slow
 def test_live_episodes_train_too_and_tune_runs_the_algorithm(ray_cluster, policy_path, tmp_path):
     from ray import tune
 
