@@ -101,7 +101,8 @@ class LearnerRank(WeightSender):
         self.policy = Policy.load(self.policy_path, dtype=config.dtype, device=str(self.device))
         if weights_of:
             found = consolidated_weights(Path(weights_of), TAG)
-            copy_into(self.policy.model, {name: found[name] for name, _ in self.policy.model.named_parameters()})
+            held = dict(self.policy.model.named_parameters())  # tied weights have two names in a checkpoint, and one in the model
+            copy_into(self.policy.model, {name: tensor for name, tensor in found.items() if name in held})
         self.engine = build_engine(self.policy, config)
         self.reference = build_reference(self.policy_path, self.policy, config) if config.kl_weight and not config.lora_rank else None
         self.kept = self.engine.checkpoint_engine = Snapshot()

@@ -22,6 +22,7 @@ from rollout.engines.shared_prompt_attention import IMPLEMENTATION, Decode, Pack
 from rollout.engines.slots import FEWEST_ROWS, Group, Row, Slots
 from rollout.engines.stats import EngineStats
 from rollout.policy import Policy
+from rollout.weights import copy_into
 
 STEPS = 16
 """Decode steps of one `collect` at most, so that its caller can submit."""
@@ -98,19 +99,8 @@ class TransformersEngine:
                 self._give_back(group)
                 queue.remove(group)
 
-    @torch.no_grad()
     def update_weights(self, version: int, tensors: Mapping[str, torch.Tensor]) -> None:
-        parameters = dict(self.policy.model.named_parameters())
-        if parameters.keys() != tensors.keys():
-            missing, foreign = sorted(parameters.keys() - tensors.keys()), sorted(tensors.keys() - parameters.keys())
-            raise ValueError(f"weights of version {version} do not fit the policy: missing {missing[:3]}, unknown {foreign[:3]}")
-        for name, parameter in parameters.items():
-            if parameter.shape != tensors[name].shape:
-                raise ValueError(
-                    f"weights of version {version}: {name} has shape {tuple(tensors[name].shape)}, not {tuple(parameter.shape)}"
-                )
-        for name, parameter in parameters.items():
-            parameter.copy_(tensors[name])
+        copy_into(self.policy.model, tensors)
         self.policy_version = version
         self._begin_again()
 

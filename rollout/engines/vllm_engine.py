@@ -22,6 +22,7 @@ from torch.multiprocessing.reductions import reduce_tensor
 from rollout.engines.base import Finished, Request, Response
 from rollout.engines.stats import EngineStats
 from rollout.policy import Policy, decode
+from rollout.weights import refuse_other_names
 
 NEVER = -100.0
 """Logit bias of banned tokens: the lowest that vLLM takes."""
@@ -126,13 +127,7 @@ class VllmEngine:
         self._call(self._engine.resume_generation())
 
     def update_weights(self, version: int, tensors: Mapping[str, torch.Tensor]) -> None:
-        parameters = dict(self.policy.model.named_parameters())
-        wrong = [name for name in parameters.keys() | tensors.keys() if name not in tensors or name not in parameters]
-        wrong += [name for name in parameters.keys() & tensors.keys() if parameters[name].shape != tensors[name].shape]
-        if wrong:
-            raise ValueError(
-                f"weights of version {version} do not fit the policy: missing, unknown or of another shape: {sorted(wrong)[:3]}"
-            )
+        refuse_other_names(tensors, dict(self.policy.model.named_parameters()))
         self._call(self._update(version, {name: tensor.detach().cuda().contiguous() for name, tensor in tensors.items()}))
 
     async def _update(self, version: int, tensors: Mapping[str, torch.Tensor]) -> None:

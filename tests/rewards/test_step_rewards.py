@@ -4,35 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scored_episode import CAPITAL, PEOPLE, QUESTION, RETRIEVERS, plan, said, same, turn
 
 from retrieval_actors.records import Passage
 from rewards.config import RewardConfig
 from rewards.judged_turn import plan_needs
 from rewards.scoring import score_trajectory, texts_to_compare
 from rewards.step_rewards import abstain_reward, answer_gold, answer_reward, plan_reward
-from rollout.records import Exchange, GoldStep, Question, State, Trajectory, Turn, TurnGroup
-
-RETRIEVERS = {"Text Retriever": "text", "Text Image Retriever": "text_image", "Table Retriever": "table"}
-CAPITAL = GoldStep("What is the capital of Kormu?", "text", "Tasla", ("Kormu",))
-PEOPLE = GoldStep("How many people lived in Tasla in 2003?", "table", "41", ("Tasla", "2003"))
-QUESTION = Question("q1", "How many people lived in the capital of Kormu in 2003?", ("41",), gold_steps=(CAPITAL, PEOPLE))
-
-
-def same(a: str, b: str) -> float:
-    """A similarity that is easy to work out by hand: 1 for the same text, .9 for any other."""
-    return 1.0 if a == b else 0.9
-
-
-def plan(query: str, retriever: str) -> str:
-    return f"<think>next</think><sub-question>{query}</sub-question><ret>{retriever}</ret>"
-
-
-def said(answer: str) -> str:
-    return f"<think>so</think><answer>{answer}</answer>"
-
-
-def turn(kind: str, text: str) -> Turn:
-    return Turn(kind, np.array([5, 6], np.int32), np.zeros(2, np.float32), "stop", 0, text)
+from rollout.records import Exchange, GoldStep, Question, State, Trajectory, TurnGroup
 
 
 def state(kind: str, question: Question = QUESTION, **seen) -> State:
@@ -196,9 +175,9 @@ def test_a_trajectory_is_scored_sibling_by_sibling():
 @pytest.mark.parametrize("config", [RewardConfig(), RewardConfig(format_weight=0.2), RewardConfig(query_weight=0.5, entity_weight=0.0)])
 def test_the_parts_of_a_reward_add_up_to_it(config):
     scored = score_trajectory(episode(), same, config, RETRIEVERS)
-    for turn in scored:
-        assert sum(turn.reward.parts.values()) == pytest.approx(turn.reward.total)
-    assert {name for turn in scored for name in turn.reward.parts} == {"query", "entity", "routing", "answer", "final", "format"}
+    for judged in scored:
+        assert sum(judged.reward.parts.values()) == pytest.approx(judged.reward.total)
+    assert {name for judged in scored for name in judged.reward.parts} == {"query", "entity", "routing", "answer", "final", "format"}
 
 
 def test_only_texts_that_will_be_compared_are_embedded():
