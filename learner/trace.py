@@ -20,8 +20,8 @@ def chrome_trace(timelines: Mapping[str, Sequence[Span]]) -> dict[str, Any]:
         if name == "driver" and spans:
             spans = [Span("iteration", min(span.start for span in spans), max(span.end for span in spans)), *spans]
         for span in sorted(spans, key=lambda span: (span.start, -span.end)):
-            start, length = round(1e6 * (span.start - begin)), round(1e6 * (span.end - span.start))
-            events.append({"name": span.name, "ph": "X", "pid": 1, "tid": row, "ts": start, "dur": length})
+            start, end = round(1e6 * (span.start - begin)), round(1e6 * (span.end - begin))  # both rounded: spans that nest go on nesting
+            events.append({"name": span.name, "ph": "X", "pid": 1, "tid": row, "ts": start, "dur": end - start})
     return {"traceEvents": events, "displayTimeUnit": "ms"}
 
 

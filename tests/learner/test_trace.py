@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tiny_training import shared_algorithm
 
 from learner.iteration_metrics import worker_metrics
@@ -54,6 +57,17 @@ def test_every_row_of_a_trace_has_its_name_and_its_own_times():
         "worker": [("decode", 600_000, 1_900_000)],
     }
     assert chrome_trace({})["traceEvents"] == []
+
+
+@given(st.lists(st.floats(0, 1e-5), min_size=1, max_size=6))
+def test_spans_that_nest_still_nest_when_their_times_are_rounded(lengths):
+    ends = [0.3e-6 + 1e9]
+    for length in lengths:
+        ends.append(ends[-1] + length)
+    (whole, *parts) = rows(chrome_trace({"driver": [Span("part", start, end) for start, end in pairwise(ends)]}))["driver"]
+    assert min(start for _, start, _ in parts) == whole[1]
+    assert max(end for _, _, end in parts) == whole[2]
+    assert all(before[2] <= after[1] for before, after in pairwise(sorted(parts, key=lambda part: part[1:])))
 
 
 def test_figures_of_the_workers_are_sums_and_shares():
