@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from experiments.benchmarks.library_engine import library_sampling, sample_with_library
 from experiments.benchmarks.row import Row
 from experiments.config import TrainConfig, find_policy
 from experiments.teacher import demonstrations
@@ -37,7 +38,8 @@ def engine_rows(quick: bool) -> Iterator[Row]:
     generate(engine, requests[:2])
     ours = _rate(lambda: _sampled(generate(engine, requests)))
     apart = [replace(request, siblings=1, seed=request.seed * SIBLINGS + j) for request in requests for j in range(SIBLINGS)]
-    yield Row.of(f"{what}, one prefill for siblings, vs one each", ours, "tokens/s", _rate(lambda: _sampled(generate(engine, apart))))
+    own = _rate(lambda: _sampled(generate(engine, apart)))
+    yield Row.of(f"{what}, siblings that share keys and values, vs requests of their own", ours, "tokens/s", own)
     alone = _rate(lambda: sum(library_tokens(library, [request]) for request in one_by_one), best_of=1)
     name = f"{what}, vs model.generate for one sample at a time (of {len(one_by_one)} samples, per token)"
     yield Row.of(name, ours, "tokens/s", alone, bar=15)
@@ -65,41 +67,7 @@ def _sampled(found: Sequence[Sequence[Any]]) -> int:
 
 
 def library_tokens(policy: Policy, requests: Sequence[Request]) -> int:
-    """One response to each prompt by `model.generate`, all in one batch that goes on to the longest; returns the tokens that were asked for."""
-    longest = max(len(request.prompt_ids) for request in requests)
-    ids = torch.full((len(requests), longest), policy.pad_token_id)
-    real = torch.zeros(len(requests), longest, dtype=torch.long)
-    for row, request in enumerate(requests):
-        ids[row, longest - len(request.prompt_ids) :] = torch.from_numpy(request.prompt_ids.astype(np.int64))
-        real[row, longest - len(request.prompt_ids) :] = 1
-    inputs = {"input_ids": ids.to(policy.device), "attention_mask": real.to(policy.device)}
-    pictures = [request.image for request in requests if request.image]
-    if pictures:
-        pixels, grids = policy.pixels(pictures)
-        inputs |= {
-            "pixel_values": pixels,
-            "image_grid_thw": grids,
-            "mm_token_type_ids": (inputs["input_ids"] == policy.image_token_id).int(),
-        }
-    rooms = torch.tensor([request.sampling.max_new_tokens for request in requests])
-    sampling = replace(requests[0].sampling, max_new_tokens=int(rooms.max()))
-    with torch.inference_mode():
-        found = policy.model.generate(**inputs, **_library_sampling(policy, sampling))[:, longest:].cpu()
-    ended = found == policy.end_token_id
-    return int(torch.minimum(torch.where(ended.any(1), ended.int().argmax(1) + 1, found.shape[1]), rooms).sum())
-
-
-def _library_sampling(policy: Policy, sampling: Sampling) -> dict[str, Any]:
-    return {
-        "do_sample": True,
-        "temperature": sampling.temperature,
-        "top_p": sampling.top_p,
-        "top_k": sampling.top_k,
-        "max_new_tokens": sampling.max_new_tokens,
-        "eos_token_id": policy.end_token_id,
-        "pad_token_id": policy.pad_token_id,
-        "suppress_tokens": list(policy.banned_token_ids),
-    }
+    return sum(len(ids) for ids in sample_with_library(policy, requests))
 
 
 def continuous_row(policy: Policy, engine: TransformersEngine, requests: Sequence[Request]) -> Row:
@@ -108,7 +76,7 @@ def continuous_row(policy: Policy, engine: TransformersEngine, requests: Sequenc
 
     logging.getLogger("ContinuousBatchingLogger").setLevel(logging.ERROR)
     prompts = [request.prompt_ids.tolist() for request in requests for _ in range(SIBLINGS)]
-    how = GenerationConfig(**_library_sampling(policy, SAMPLING))
+    how = GenerationConfig(**library_sampling(policy, SAMPLING))
     cache = ContinuousBatchingConfig(num_blocks=2048, page_size=32, max_batch_tokens=2048, use_async_batching=False)
 
     def theirs() -> int:

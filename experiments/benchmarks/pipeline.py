@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +17,8 @@ from experiments.benchmarks.simulated_workers import SimulatedGroup
 from experiments.config import TrainConfig, find_policy, load_config
 from retrieval_actors.records import Passage, Query
 from rollout.config import RolloutConfig
+from rollout.episode_pool import roll_out
+from rollout.records import Question
 
 ANSWERS_AFTER_S = 0.05
 WORKERS = (1, 2, 4, 8, 16, 32, 64)
@@ -24,6 +27,7 @@ OVERLAP_ROUNDS, OVERLAP_ITERATIONS = 2, 3
 
 
 def pipeline_rows(quick: bool) -> Iterator[Row]:
+    yield from upstream_rows(quick)
     yield from busy_rows(quick)
     yield from driver_rows(quick)
     if not quick:
@@ -91,13 +95,56 @@ def busy_rows(quick: bool) -> Iterator[Row]:
     yield Row.of(f"prompts, parsing and bookkeeping, {what}", 100 * report.seconds["encode"] / seconds, "%")
 
 
+def upstream_rows(quick: bool) -> Iterator[Row]:
+    """Trajectories a second, over the same knowledge bases, against the library's ways to generate. What grows with the number of episodes has
+    all of them on both sides; one response at a time does not, and is measured on a few."""
+    import torch
+
+    from experiments.benchmarks.library_engine import ContinuousLibraryEngine, LibraryEngine
+    from rollout.engines.transformers_engine import TransformersEngine
+    from rollout.episode import sampling_of
+    from rollout.policy import Policy
+
+    torch.set_num_threads(1)
+    path = find_policy(TrainConfig().train.policy)
+    policy, library = Policy.load(path), Policy.load(path)  # the library keeps its own attention
+    atlas = Atlas("validation", worlds=1)
+    shelves, questions = SlowShelves(atlas), atlas.questions(8 if quick else 64)
+    config = RolloutConfig(group_size=8)
+    engine = TransformersEngine(policy, config.slots, config.batch_tokens)
+    _rolled_out(questions[:4], engine, shelves, config)  # warm up
+    ours = _rolled_out(questions, engine, shelves, config)
+    what = f"whole episodes, {len(questions)} questions x 8 siblings"
+    few = questions[: 1 if quick else 8]
+    one = _rolled_out(few, LibraryEngine(library, at_once=1), shelves, config)
+    yield Row.of(f"{what}, vs model.generate for one prompt at a time (of {len(few)} questions)", ours, "trajectories/s", one, bar=15)
+    lockstep = _rolled_out(questions, LibraryEngine(library, at_once=8 * len(questions)), shelves, config)
+    yield Row.of(f"{what}, vs model.generate in lockstep, prompts repeated", ours, "trajectories/s", lockstep, bar=3)
+    text = [question for question in questions if not question.image]
+    theirs = ContinuousLibraryEngine(library, sampling_of(config, "plan"))
+    _rolled_out(text[:2], theirs, shelves, config)
+    continuous = _rolled_out(text, theirs, shelves, config)
+    theirs.close()
+    ours = _rolled_out(text, engine, shelves, config)
+    name = f"whole episodes, {len(text)} text questions x 8 siblings, vs the library's continuous batching"
+    yield Row.of(name, ours, "trajectories/s", continuous, bar=2)
+
+
+def _rolled_out(questions: Sequence[Question], engine: Any, shelves: SlowShelves, config: RolloutConfig) -> float:
+    """Trajectories a second."""
+    began = time.perf_counter()
+    found = roll_out(questions, engine, shelves, config, seed=1)
+    seconds = time.perf_counter() - began
+    assert not any(trajectory.error for trajectory in found)
+    return len(found) / seconds
+
+
 def driver_rows(quick: bool) -> Iterator[Row]:
     """CPU seconds of the driver for one trajectory, with workers that sleep instead of sampling; the plot goes to docs/images."""
     from experiments.benchmarks.driver_plot import plot_driver
     from experiments.cluster import start_ray
     from learner.rollout_batch import Batch
     from learner.rollout_workers import RolloutWorkers
-    from rollout.records import Question
 
     found: list[tuple[int, float]] = []
     with start_ray(TrainConfig()):

@@ -181,12 +181,23 @@ class TransformersEngine:
             free -= len(group.outside)
         if not groups:
             return
-        requests = [group.request for group in groups]
+        alike: dict[tuple, list[Group]] = {}
+        """Groups of one prompt (episodes of one question begin alike): read once, copied to the places of each."""
+        for group in groups:
+            request = group.request
+            prompt = request.prompt_ids.tobytes(), request.image.key if request.image else "", group.blocks[0].shelf.lanes
+            alike.setdefault(prompt, []).append(group)
+        requests = [same[0].request for same in alike.values()]
         positions = [self._reader.positions(request) for request in requests]
         ends = np.cumsum([len(request.prompt_ids) for request in requests])
         packed = [
-            PackedPrompt(end - len(group.request.prompt_ids), end, group.blocks[0].shelf, [block.place for block in group.blocks])
-            for group, end in zip(groups, ends.tolist(), strict=True)
+            PackedPrompt(
+                end - len(same[0].request.prompt_ids),
+                end,
+                same[0].blocks[0].shelf,
+                [block.place for group in same for block in group.blocks],
+            )
+            for same, end in zip(alike.values(), ends.tolist(), strict=True)
         ]
         try:
             hidden = self._forward(self._reader.embeddings(requests), np.concatenate(positions, 1), Prefill(packed))
@@ -197,8 +208,9 @@ class TransformersEngine:
                 self._waiting.appendleft(group)
             raise
         logits = self._logits(hidden[torch.from_numpy(ends - 1).to(hidden.device)])
-        for group, row, position in zip(groups, logits, positions, strict=True):
-            group.logits, group.next_position = row, int(position.max()) + 1
+        for same, row, position in zip(alike.values(), logits, positions, strict=True):
+            for group in same:
+                group.logits, group.next_position = row, int(position.max()) + 1
         self._entering += groups
         self._counts["prefilled_tokens"] += int(ends[-1])
         self._counts["prefill_s"] += time.perf_counter() - began

@@ -94,6 +94,15 @@ def test_siblings_that_share_a_prefill_equal_requests_of_their_own(fresh_policy,
     assert apart.stats.prefilled_tokens == 8 * len(requests[3].prompt_ids)
 
 
+def test_requests_of_one_prompt_that_enter_together_are_read_once(fresh_policy, requests):
+    pictured, plain = requests[0], requests[-1]
+    apart = [replace(request, siblings=1, seed=100 + copy) for request in (pictured, plain) for copy in range(6)]
+    expected = [generate(TransformersEngine(fresh_policy), [request])[0] for request in apart]
+    engine = TransformersEngine(fresh_policy)
+    assert_same_bits(generate(engine, apart), expected)
+    assert engine.stats.prefilled_tokens == len(pictured.prompt_ids) + len(plain.prompt_ids)
+
+
 def test_finished_responses_leave_at_once_and_waiting_ones_take_their_slots(fresh_policy, requests):
     text = [replace(request, siblings=4, sampling=Sampling(max_new_tokens=24)) for request in requests]
     engine = TransformersEngine(fresh_policy, slots=16)
