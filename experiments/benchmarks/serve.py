@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,18 @@ CLIENTS = 32
 
 
 def serve_rows(quick: bool) -> Iterator[Row]:
+    questions = _questions(24 if quick else 60)
+    with _service(replicas=1) as (url, served, seconds):
+        yield Row.of("time to ready, Ray running", seconds, "s")
+        yield from _speed(url, served, questions, quick)
+    with _service(replicas=2) as (url, _, _):
+        yield from chaos_rows(url, questions, 300 if quick else 10_000)
+        yield _schemathesis(url, 5 if quick else 100)
+
+
+@contextmanager
+def _service(replicas: int) -> Iterator[tuple[str, Any, float]]:
+    """Its URL, what it serves, and the seconds after which it was ready."""
     from experiments.cluster import start_ray
     from experiments.serve import prepare, serving
 
@@ -31,16 +44,18 @@ def serve_rows(quick: bool) -> Iterator[Row]:
         port = listener.getsockname()[1]
         listener.close()
         arguments = ["experiments/cold_start_policy", f"serve.port={port}", f"serve.request_log={folder}/requests.jsonl"]
-        arguments += [f"data.kb_folder={folder}/kbs", "data.worlds=1", "data.train_questions=8", "serve.replicas=2", "ray.num_cpus=8"]
+        arguments += [
+            f"data.kb_folder={folder}/kbs",
+            "data.worlds=1",
+            "data.train_questions=8",
+            f"serve.replicas={replicas}",
+            "ray.num_cpus=8",
+        ]
         served, config = prepare(arguments)
         with start_ray(config):
             began = time.perf_counter()
             with serving(served) as url:
-                yield Row.of("time to ready, Ray running, two replicas", time.perf_counter() - began, "s")
-                questions = _questions(24 if quick else 60)
-                yield from _speed(url, served, questions, quick)
-                yield from chaos_rows(url, questions, 300 if quick else 10_000)
-                yield _schemathesis(url, 5 if quick else 100)
+                yield url, served, time.perf_counter() - began
 
 
 def _questions(count: int) -> list[dict[str, Any]]:
@@ -56,7 +71,7 @@ def _speed(url: str, served: Any, questions: list[dict[str, Any]], quick: bool) 
     """Both in turns, so that a slower machine is slower for both."""
     alone = InProcess(served)
     alone.answer(questions[:4], at_once=4)
-    asyncio.run(_ask_all(url, questions[:32], CLIENTS))  # both replicas, warm
+    asyncio.run(_ask_all(url, questions[:32], CLIENTS))  # warm
     single, http, first = [], [], []
     for body in questions[: 8 if quick else 60]:
         single.append(alone.answer([body], at_once=1))
@@ -73,7 +88,7 @@ def _speed(url: str, served: Any, questions: list[dict[str, Any]], quick: bool) 
         engine = len(batch) / alone.answer(batch, CLIENTS)
         rates.append((len(batch) / asyncio.run(_ask_all(url, batch, CLIENTS)), engine))
     service, engine = (statistics.median(column) for column in zip(*rates, strict=True))
-    yield Row.of(f"{CLIENTS} clients, two replicas, against one engine in-process", service, "questions/s", engine, bar=0.8)
+    yield Row.of(f"{CLIENTS} clients, one replica, against its engine in-process", service, "questions/s", engine, bar=0.8)
 
 
 def _shuffled(questions: Sequence[dict[str, Any]], count: int, seed: int) -> list[dict[str, Any]]:
