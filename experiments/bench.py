@@ -32,7 +32,7 @@ from experiments.benchmarks.serve import serve_rows
 from experiments.cluster import QUIET
 from experiments.command_settings import read_settings
 from experiments.config import RunConfigError
-from experiments.summary import git_commit, machine
+from experiments.provenance import git_commit, machine
 
 FOLDER = Path("bench")
 

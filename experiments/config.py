@@ -80,9 +80,20 @@ class LoopConfig:
 
 @dataclass
 class TrackingConfig:
+    """Section `tracking`; see docs/tracking.md."""
+
     mlflow: bool = True
+    """Log to MLflow as well; the run folder holds all of it in any case."""
     uri: str = "sqlite:///mlflow.db"
+    """MLflow's store: a local data base, or the address of a server."""
     experiment: str = "r1-router"
+    """Name of the experiment that the run belongs to, made if need be."""
+    parent: str = ""
+    """Name of a sweep: MLflow shows all runs that name it under one parent run."""
+    model: str = "r1-router"
+    """The policy is registered as MODEL-DATASET, and copied to the store; empty: neither."""
+    patience_s: float = 60.0
+    """The end of a run waits at most so long for MLflow; iterations never wait."""
 
 
 @dataclass

@@ -21,9 +21,9 @@ from experiments.datasets import Dataset
 from experiments.iteration_figures import iteration_figures
 from experiments.parts import build_parts
 from experiments.progress import Progress
+from experiments.provenance import git_commit, machine
 from experiments.run_folder import RunFolder
 from experiments.stop import Stop
-from experiments.summary import git_commit, machine
 from experiments.tally import Tally
 from experiments.tracking import Tracker
 from learner.group import LearnerGroup
@@ -71,7 +71,7 @@ class HalfRun:
         row = iteration_figures(result, trajectories, turns)
         self.tally.add(row)
         self.folder.add_metrics(row)
-        self.tracker.log(row, self.iteration)
+        self.tracker.update()
         self.progress.iteration(row, sum(self.tally.seconds.values()))
 
     def finish(self, policy_version: int) -> None:

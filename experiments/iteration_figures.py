@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -27,6 +28,7 @@ def iteration_figures(result: Mapping[str, Any], trajectories: Sequence[Trajecto
     groups = learned.get("groups", 0)
     row = {
         "iteration": int(result["training_iteration"]),
+        "finished": round(time.time(), 3),
         "policy_version": int(learned.get("policy_version", 0)),
         "reward": _mean([turn.reward.total for turn in turns]),
         "reward_plan": rewards.get("plan"),

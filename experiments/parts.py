@@ -12,7 +12,7 @@ from experiments.evaluate import Evaluator
 from experiments.progress import Progress
 from experiments.run_folder import RunFolder
 from experiments.tally import Tally
-from experiments.tracking import Tracker
+from experiments.tracking.tracker import Tracker
 from learner.question_source import ShuffledQuestions
 from learner.step_grpo import StepGRPO
 from learner.step_grpo_config import StepGRPOConfig
@@ -38,6 +38,11 @@ class Parts:
     def fingerprints(self) -> dict[str, str]:
         """Of the training knowledge bases: a checkpoint belongs to them."""
         return {card.name: card.fingerprint for card in self.retriever.catalog}
+
+    def all_fingerprints(self) -> dict[str, dict[str, str]]:
+        """Of the knowledge bases of training and of those of evaluation."""
+        evaluation = {card.name: card.fingerprint for card in self.evaluation_retriever.catalog}
+        return {"training": self.fingerprints(), "evaluation": evaluation}
 
     def close(self) -> None:
         self.evaluator.close()

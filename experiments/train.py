@@ -15,6 +15,7 @@ from experiments.cluster import start_ray
 from experiments.collapse_watch import how_it_stopped, tell
 from experiments.config import RunConfigError, TrainConfig, find_policy, load_config, resolved_yaml
 from experiments.datasets import Dataset, load_dataset
+from experiments.fingerprints import write_fingerprints
 from experiments.halves import dump, dumped_iterations, learn_only, roll_out_only
 from experiments.iteration_figures import iteration_figures
 from experiments.measuring import measure_end, measure_start, note_stop
@@ -64,7 +65,7 @@ def train(run: Run, stop: Stop) -> None:
                 with tally.timed("validate"):
                     row |= keep_if_best(run)
             run.folder.add_metrics(row)
-            run.tracker.log(row, run.iteration)
+            run.tracker.update()
             run.progress.iteration(row, tally.seconds["train"])
             best = settings.keep_best and tally.best.get("iteration") == run.iteration
             if last or stop.asked or best or _due(run.iteration, settings.checkpoint_every):
@@ -81,6 +82,7 @@ def whole_run(config: TrainConfig, dataset: Dataset, policy: str, console: Conso
         tracker = Tracker(config, folder.path, progress.say)
         with tally.timed("set_up"):
             parts = build_parts(config, dataset, policy, progress)
+        write_fingerprints(folder.path, config.data.name, dataset, parts.all_fingerprints())
         run = Run(config, dataset, folder, parts, progress, tracker, tally)
         outcome = "FAILED"
         try:
@@ -94,7 +96,6 @@ def whole_run(config: TrainConfig, dataset: Dataset, policy: str, console: Conso
                 return STOPPED
             measure_end(run)
             write_report(folder)
-            tracker.log_results(folder.path, folder.summary(), run.iteration)
             outcome = "FINISHED"
         finally:
             tracker.finish(outcome)

@@ -1,0 +1,101 @@
+"""Which runs a command line means: folders, names, ids of MLflow, filters.
+
+    python -m experiments.compare laptop runs/seed1 4f0c...e1 "params.`train.seed` = '2'"
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.comparison.runs import ComparedRun, named
+from experiments.config import RunConfigError, TrackingConfig
+from experiments.tracking.artifacts import MANIFEST
+from experiments.tracking.identity import identity, note
+from experiments.tracking.store import bound_waiting, connect
+
+RUN_ID = re.compile(r"[0-9a-f]{32}")
+FILTER = re.compile(r"^\s*(metrics?|params?|tags?|attributes?|datasets?)\.\S+.*(=|<|>|like|in)|^\s*(run_name|status|run_id|start_time)\s*(=|!=|<|>|like)", re.I)
+NEEDED = ("config.yaml", "summary.json", "metrics.jsonl", "fingerprints.json", "trajectories/after.parquet")
+"""Artifacts that a comparison reads."""
+
+
+def is_filter(argument: str) -> bool:
+    """Whether it is in MLflow's filter language: "metrics.`after/f1_recall` > 0.5"."""
+    return bool(FILTER.match(argument))
+
+
+def chosen_runs(arguments: Sequence[str], runs_folder: Path, tracking: TrackingConfig, downloads: Path) -> list[ComparedRun]:
+    """In the order of the arguments, each once; without any, all of `runs_folder`. Runs whose folder is not on this machine are read from MLflow,
+    into `downloads`. Raises RunConfigError, one line, for what cannot be found."""
+    local = sorted(path.parent for path in runs_folder.glob("*/config.yaml"))
+    if not arguments and not local:
+        raise RunConfigError(f"no runs in {runs_folder}/; make train makes one, or name the folders of runs")
+    folders: list[Path] = [] if arguments else local
+    for argument in arguments:
+        folders += _meant(argument, local, tracking, downloads)
+    return named(folders)
+
+
+def _meant(argument: str, local: Sequence[Path], tracking: TrackingConfig, downloads: Path) -> Iterable[Path]:
+    if is_filter(argument):
+        return _found(argument, local, tracking, downloads)
+    for path in (Path(argument), *(folder for folder in local if folder.name == argument)):
+        if (path / "config.yaml").is_file():
+            return [path]
+    if RUN_ID.fullmatch(argument):
+        return [path for path in local if identity(path).get("run_id") == argument] or [_by_id(argument, local, tracking, downloads)]
+    names = ", ".join(path.name for path in local[:12]) or "none"
+    raise RunConfigError(
+        f"{argument}: no run folder, no run of that name ({names}), no run id of 32 hex digits, and no filter such as \"params.`train.seed` = '1'\""
+    )
+
+
+def _found(filter_string: str, local: Sequence[Path], tracking: TrackingConfig, downloads: Path) -> list[Path]:
+    client = _client(tracking)
+    try:
+        experiment = client.get_experiment_by_name(tracking.experiment)
+        runs = client.search_runs([experiment.experiment_id], filter_string=filter_string, max_results=100) if experiment else []
+    except Exception as error:
+        raise RunConfigError(f"{filter_string}: MLflow at {tracking.uri} says: {' '.join(str(error).split())[:300]}") from None
+    kept = [run for run in runs if "run_key" in run.data.tags]  # not the parents of sweeps, nor earlier comparisons
+    if not kept:
+        raise RunConfigError(f"{filter_string}: no run of experiment {tracking.experiment} at {tracking.uri} fits")
+    return [_place(client, run, local, downloads) for run in kept]
+
+
+def _by_id(run_id: str, local: Sequence[Path], tracking: TrackingConfig, downloads: Path) -> Path:
+    client = _client(tracking)
+    try:
+        return _place(client, client.get_run(run_id), local, downloads)
+    except RunConfigError:
+        raise
+    except Exception as error:
+        raise RunConfigError(f"{run_id}: MLflow at {tracking.uri} says: {' '.join(str(error).split())[:300]}") from None
+
+
+def _place(client: Any, run: Any, local: Sequence[Path], downloads: Path) -> Path:
+    """The folder of this run: here, by its key, or what the comparison needs of it from MLflow."""
+    key, name = run.data.tags.get("run_key"), run.info.run_name
+    for path in (*local, Path(run.data.tags.get("run_folder", ""))):
+        if key and identity(path).get("key") == key:
+            return path
+    place = downloads / f"{name}-{run.info.run_id[:6]}"
+    place.mkdir(parents=True, exist_ok=True)
+    there = {MANIFEST} & {entry.path for entry in client.list_artifacts(run.info.run_id)}
+    if not there:
+        raise RunConfigError(f"{run.info.run_id} ({name}): its folder is not on this machine, and its files are not in MLflow")
+    for file in NEEDED:
+        folder = Path(file).parent.as_posix()
+        if file in {entry.path for entry in client.list_artifacts(run.info.run_id, None if folder == "." else folder)}:
+            client.download_artifacts(run.info.run_id, file, str(place))
+    outcome = run.info.status if run.info.status in ("FINISHED", "FAILED", "KILLED") else ""
+    note(place, key=key, run_id=run.info.run_id, outcome=outcome)
+    return place
+
+
+def _client(tracking: TrackingConfig) -> Any:
+    bound_waiting()
+    return connect(tracking)
