@@ -4,7 +4,7 @@ RUN is a run folder, a name in runs/, the id of an MLflow run, or a filter in ML
 with. Without any, all of runs/. Writes comparison.html, curves.png and comparison.json, and logs them to MLflow where one of the runs is there.
 
     python -m experiments.compare laptop seed1 seed2
-    python -m experiments.compare "metrics.`after/f1_recall` > 0.6" uri=http://mlflow:5000
+    python -m experiments.compare "metrics.`heldout/f1_recall` > 0.6" uri=http://mlflow:5000
 """
 
 from __future__ import annotations
@@ -86,7 +86,9 @@ def main(arguments: list[str]) -> int:
             console.print(f"in MLflow: run {record(found, files, store)}", soft_wrap=True, highlight=False)
         except Exception as error:  # whatever MLflow raises: the comparison is made, and on disk
             said_so = " ".join(str(error).split())[:200]
-            console.print(f"MLflow at {store.uri}: {type(error).__name__}: {said_so}; the page is there all the same", style="yellow", markup=False)
+            console.print(
+                f"MLflow at {store.uri}: {type(error).__name__}: {said_so}; the page is there all the same", style="yellow", markup=False
+            )
     return 0
 
 

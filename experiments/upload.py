@@ -77,7 +77,9 @@ def main(arguments: list[str]) -> int:
             sent, run_id = upload(folder, settings)
         except Exception as error:  # whatever MLflow raises; the user may try again
             said = " ".join(str(error).split())[:300]
-            console.print(f"error: {folder.path}: {type(error).__name__}: {said}", style="red", soft_wrap=True, markup=False, highlight=False)
+            console.print(
+                f"error: {folder.path}: {type(error).__name__}: {said}", style="red", soft_wrap=True, markup=False, highlight=False
+            )
             return FAILED
         new = [f"{sent.points:,} figures" if sent.points else "", f"{sent.files} files" if sent.files else "", *sent.versions]
         what = ", ".join(filter(None, new)) or "nothing was missing"

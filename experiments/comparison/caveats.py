@@ -9,6 +9,8 @@ from experiments.comparison.runs import ComparedRun
 from experiments.measures import MEASURES
 from experiments.result_tables import HEADINGS
 
+FEWEST = 10
+"""Fewer shared questions than this are no comparison."""
 UNEQUAL = 1.1
 """Runs whose sampled turns differ by more than this factor are not said to have had the same training."""
 DECIDE_THE_MEASURING = ("evaluation.temperature", "rollout.max_steps", "rollout.passages", "rollout.max_new_tokens", "rollout.prompts")
@@ -60,15 +62,16 @@ def _other_questions(runs: Sequence[ComparedRun]) -> list[str]:
             continue
         if not first.questions or not run.questions:
             without = " and ".join(found.name for found in (first, run) if not found.questions)
-            lines.append(f"{run.name} and {first.name}: no paired differences, as {without} kept nothing question by question (trajectories/after.parquet)")
+            lines.append(
+                f"{run.name} and {first.name}: no paired differences, as {without} kept nothing question by question (trajectories/after.parquet)"
+            )
             continue
         common, asked = len(same_questions(first, run)), (len(first.questions), len(run.questions))
         if not common:
             lines.append(f"{run.name} and {first.name} were measured on different questions: they are not compared")
         elif common < max(asked):
-            lines.append(
-                f"{run.name} and {first.name} share {common} questions ({asked[1]} and {asked[0]} were asked): differences are over the shared ones"
-            )
+            use = "differences are over the shared ones" if common >= FEWEST else f"too few to compare them, fewer than {FEWEST}"
+            lines.append(f"{run.name} and {first.name} share {common} questions ({asked[1]} and {asked[0]} were asked): {use}")
     return lines
 
 

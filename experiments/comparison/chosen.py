@@ -1,6 +1,6 @@
 """Which runs a command line means: folders, names, ids of MLflow, filters.
 
-    python -m experiments.compare laptop runs/seed1 4f0c...e1 "params.`train.seed` = '2'"
+python -m experiments.compare laptop runs/seed1 4f0c...e1 "params.`train.seed` = '2'"
 """
 
 from __future__ import annotations
@@ -17,13 +17,16 @@ from experiments.tracking.identity import identity, note
 from experiments.tracking.store import bound_waiting, connect
 
 RUN_ID = re.compile(r"[0-9a-f]{32}")
-FILTER = re.compile(r"^\s*(metrics?|params?|tags?|attributes?|datasets?)\.\S+.*(=|<|>|like|in)|^\s*(run_name|status|run_id|start_time)\s*(=|!=|<|>|like)", re.I)
+FILTER = re.compile(
+    r"^\s*(metrics?|params?|tags?|attributes?|datasets?)\.\S+.*(=|<|>|like|in)|^\s*(run_name|status|run_id|start_time)\s*(=|!=|<|>|like)",
+    re.I,
+)
 NEEDED = ("config.yaml", "summary.json", "metrics.jsonl", "fingerprints.json", "trajectories/after.parquet")
 """Artifacts that a comparison reads."""
 
 
 def is_filter(argument: str) -> bool:
-    """Whether it is in MLflow's filter language: "metrics.`after/f1_recall` > 0.5"."""
+    """Whether it is in MLflow's filter language: "metrics.`heldout/f1_recall` > 0.5"."""
     return bool(FILTER.match(argument))
 
 

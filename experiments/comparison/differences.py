@@ -8,15 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from experiments.comparison.caveats import same_questions
+from experiments.comparison.caveats import FEWEST, same_questions
 from experiments.comparison.runs import ComparedRun
 from experiments.measures import MEASURES, paired_difference
 from experiments.significance import holm, permutation_p
 
 TESTED = ("f1_recall", "exact_match", "routing_accuracy", "stop_accuracy", "retrievals_per_question")
 """Measures that get a p value."""
-FEWEST = 10
-"""Fewer shared questions than this are no comparison."""
 UNIMPORTANT = frozenset({"name", "runs_folder", "train.resume", "learner.seed"})
 """Settings that differ without meaning anything (`learner.seed` follows `train.seed`)."""
 

@@ -37,9 +37,12 @@ def as_json(found: Comparison) -> dict[str, Any]:
     """For `comparison.json`."""
     return {
         "runs": [
-            {"name": run.name, "run_id": run.run_id, "state": run.state, "iterations": run.iterations, "after": run.after} for run in found.runs
+            {"name": run.name, "run_id": run.run_id, "state": run.state, "iterations": run.iterations, "after": run.after}
+            for run in found.runs
         ],
         "caveats": found.caveats,
-        "differences": [{"run": d.run.name, "minus": found.runs[0].name, "questions": d.questions, "figures": d.figures} for d in found.differences],
+        "differences": [
+            {"run": d.run.name, "minus": found.runs[0].name, "questions": d.questions, "figures": d.figures} for d in found.differences
+        ],
         "settings": found.settings,
     }

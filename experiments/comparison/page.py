@@ -51,8 +51,9 @@ def _final(found: Comparison) -> str:
     )
     known = {run.name: figure for run in measured if (figure := run.after.get("f1_recall", {})).get("value") is not None}
     chart = interval_chart({name: (f["value"], f["low"], f["high"]) for name, f in known.items()}, label="F1-Recall with 95 % intervals")
-    return f"<h2>Final figures</h2><p>Each run's best policy on its held-out questions; 95 % bootstrap intervals over questions.</p>{chart}" + _table(
-        ["measure", *(run.name for run in measured)], rows
+    return (
+        f"<h2>Final figures</h2><p>Each run's best policy on its held-out questions; 95 % bootstrap intervals over questions.</p>{chart}"
+        + _table(["measure", *(run.name for run in measured)], rows)
     )
 
 
@@ -88,23 +89,32 @@ def _curves(found: Comparison) -> str:
     drawn = found.runs[:DRAWN]
     charts = [
         line_chart(
-            {run.name: points for run in drawn if (points := points_of(run.metrics, key))},
+            {run.name: points_of(run.metrics, key) for run in drawn},  # a run without points keeps its colour, too
             label=label,
-            low=0 if key in FROM_ZERO_TO_ONE else None,
+            low=0,
             high=1 if key in FROM_ZERO_TO_ONE else None,
         )
         for key, label in CURVES.items()
-        if all(points_of(run.metrics, key) for run in drawn[:1]) or any(points_of(run.metrics, key) for run in drawn)
     ]
     left = f" The first {DRAWN} of {len(found.runs)} runs." if len(found.runs) > DRAWN else ""
     shown = "".join(chart for chart in charts if chart)
-    return f"<h2>How they learned</h2><p>Thin: each iteration. Thick: moving mean.{left}</p><div class='figures'>{shown}</div>" if shown else ""
+    return (
+        f"<h2>How they learned</h2><p>Thin: each iteration. Thick: moving mean.{left}</p><div class='figures'>{shown}</div>"
+        if shown
+        else ""
+    )
 
 
 def _runs(found: Comparison) -> str:
     def row(run: ComparedRun) -> str:
         seconds = run.summary.get("seconds", {}).get("train")
-        facts = [run.state, run.iterations, f"{run.summary.get('turns', 0):,}", f"{seconds:,.0f}" if seconds else "–", run.run_id[:8] or "–"]
+        facts = [
+            run.state,
+            run.iterations,
+            f"{run.summary.get('turns', 0):,}",
+            f"{seconds:,.0f}" if seconds else "–",
+            run.run_id[:8] or "–",
+        ]
         return f"<tr><td>{escape(run.name)}</td>{''.join(f'<td>{escape(str(fact))}</td>' for fact in facts)}</tr>"
 
     return "<h2>The runs</h2>" + _table(["run", "state", "iterations", "turns", "train s", "MLflow run"], "".join(map(row, found.runs)))

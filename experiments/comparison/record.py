@@ -38,7 +38,9 @@ def record(found: Comparison, files: Sequence[Path], tracking: TrackingConfig) -
     }
     logged = earlier[0].data.metrics if earlier else {}
     values = {
-        f"difference_{allowed(d.run.name).replace('/', '-')}/{name}": figure["value"] for d in found.differences for name, figure in d.figures.items()
+        f"difference_{allowed(d.run.name).replace('/', '-')}/{name}": figure["value"]
+        for d in found.differences
+        for name, figure in d.figures.items()
     }
     new = [Metric(name, value, 0, 0) for name, value in values.items() if logged.get(name) != value]
     client.log_batch(run_id, metrics=new, tags=[RunTag(key, value) for key, value in tags.items()])

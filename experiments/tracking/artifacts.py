@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from experiments.tracking.plots import plot_curves
 from experiments.tracking.run_description import measures_table
 
 MANIFEST = "files.json"
-TABLE = "tables/measures.json"
+TABLE, PICTURE = "tables/measures.json", "plots/curves.png"
+MADE_OF = {TABLE: "summary.json", PICTURE: "metrics.jsonl"}
+"""What is made here, from which file: made again when that file has changed."""
 TABLES_TAG = "mlflow.loggedArtifacts"
 """By which MLflow's pages find tables."""
 
@@ -33,10 +36,12 @@ def artifact_files(folder: RunFolder, with_policy: bool) -> dict[str, Path]:
 def send_artifacts(client: Any, run_id: str, folder: RunFolder, with_policy: bool) -> int:
     """How many files were sent."""
     with tempfile.TemporaryDirectory() as made:
-        files = artifact_files(folder, with_policy) | _made_files(folder, Path(made))
-        there = _there(client, run_id)
+        files, there = artifact_files(folder, with_policy), _there(client, run_id)
         digests = {path: file_digest(file) for path, file in files.items()}
-        new = {path: file for path, file in files.items() if there.get(path) != digests[path]}
+        digests |= {path: digests[source] for path, source in MADE_OF.items() if source in digests}
+        new = {path: files.get(path, Path(made) / Path(path).name) for path in digests if there.get(path) != digests[path]}
+        _make(folder, {path: file for path, file in new.items() if path in MADE_OF})
+        new = {path: file for path, file in new.items() if file.exists()}
         for path, file in new.items():
             parent = Path(path).parent.as_posix()
             client.log_artifact(run_id, str(file), None if parent == "." else parent)
@@ -52,16 +57,12 @@ def file_digest(file: Path) -> str:
         return hashlib.file_digest(content, "sha256").hexdigest()[:16]
 
 
-def _made_files(folder: RunFolder, made: Path) -> dict[str, Path]:
-    rows, summary, found = folder.metrics(), folder.summary(), {}
-    if rows:
-        found["plots/curves.png"] = made / "curves.png"
-        plot_curves({summary.get("name", folder.path.name): rows}, found["plots/curves.png"])
-    table = measures_table(summary)
-    if table["data"]:
-        found[TABLE] = made / "measures.json"
-        found[TABLE].write_text(json.dumps(table), encoding="utf-8")
-    return found
+def _make(folder: RunFolder, wanted: Mapping[str, Path]) -> None:
+    """What there is nothing for is not made."""
+    if PICTURE in wanted and (rows := folder.metrics()):
+        plot_curves({folder.path.name: rows}, wanted[PICTURE])
+    if TABLE in wanted and (table := measures_table(folder.summary()))["data"]:
+        wanted[TABLE].write_text(json.dumps(table), encoding="utf-8")
 
 
 def _there(client: Any, run_id: str) -> dict[str, str]:

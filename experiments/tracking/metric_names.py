@@ -17,9 +17,8 @@ SECTIONS = {
     "retrieval": "what the knowledge bases did: searches, cache, errors",
     "learner": "loss, gradient norm, entropy (nats), ratios, log-probability gap to the rollout (nats)",
     "validation": "greedy, on questions that choose the best policy",
-    "before": "the policy that training started from, greedy, on held-out questions",
-    "after": "the best policy, greedy, on the same held-out questions",
-    "difference": "after minus before; intervals are in tables/measures.json",
+    "heldout": "greedy, on held-out questions: at step 0 the policy that training started from, at the last step the best one",
+    "heldout_gain": "the second minus the first, paired; intervals are in the description and in tables/measures.json",
     "f1_recall_by_method": "F1-Recall of each way of routing on the held-out questions",
     "seconds": "wall-clock seconds of the parts of an iteration",
     "workers": "health of the rollout workers",
@@ -49,6 +48,7 @@ _BY_PREFIX = {
     "validation_": "validation",
     "reward_": "reward",
 }
+_PLACE = {section: place for place, section in enumerate(SECTIONS)}
 _NO_METRICS = frozenset({"iteration", "finished"})
 """The step and its time."""
 
@@ -64,19 +64,22 @@ def metric_name(key: str) -> str:
 
 
 def iteration_metrics(row: Mapping[str, Any]) -> dict[str, float]:
-    """A line of metrics.jsonl under MLflow's names. Numbers only: whatever else, and what is no finite number, is left out."""
-    return {metric_name(key): float(value) for key, value in row.items() if key not in _NO_METRICS and is_number(value)}
+    """A line of metrics.jsonl under MLflow's names, in the order of the sections: MLflow shows the first one first. Numbers only: whatever else,
+    and what is no finite number, is left out."""
+    found = {metric_name(key): float(value) for key, value in row.items() if key not in _NO_METRICS and is_number(value)}
+    return dict(sorted(found.items(), key=lambda item: _PLACE[item[0].split("/")[0]]))
 
 
 def result_metrics(summary: Mapping[str, Any]) -> Iterable[tuple[dict[str, float], int]]:
-    """(metrics, step) of what summary.json holds: before at step 0, the rest at the last iteration."""
+    """(metrics, step) of what summary.json holds: before at step 0, after at the last iteration. What has one value is at step 0: MLflow draws it
+    as a bar."""
     last = int(summary.get("iterations") or 0)
-    for when, step in (("before", 0), ("after", last), ("difference", last)):
+    for section, when, step in (("heldout", "before", 0), ("heldout", "after", last), ("heldout_gain", "difference", 0)):
         figures = summary.get(when, {})
-        yield {f"{when}/{name}": value for name, value in _values(figures.get("overall", figures)).items()}, step
+        yield {f"{section}/{name}": value for name, value in _values(figures.get("overall", figures)).items()}, step
     by_method = {"policy": summary.get("after", {})} | dict(summary.get("baselines") or {})
     values = {method.replace(":", "-"): _values(found.get("overall", {})) for method, found in by_method.items()}
-    yield {f"f1_recall_by_method/{method}": found["f1_recall"] for method, found in values.items() if "f1_recall" in found}, last
+    yield {f"f1_recall_by_method/{method}": found["f1_recall"] for method, found in values.items() if "f1_recall" in found}, 0
 
 
 def seconds_of(rows: Sequence[Mapping[str, Any]], end: float) -> list[float]:

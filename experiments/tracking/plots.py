@@ -18,14 +18,15 @@ CURVES = {
     "validation_f1_recall": "F1-Recall on validation questions",
     "entropy": "entropy, nats",
     "grad_norm": "gradient norm",
-    "tokens_per_second": "sampled tokens per second",
+    "tokens_per_second": "sampled tokens per second, thousands",
 }
 """Key of metrics.jsonl -> what it is called above its curve."""
 
 
 def points_of(rows: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float, float]]:
-    """(iteration, value) wherever there is a number."""
-    return [(float(row["iteration"]), float(row[key])) for row in rows if is_number(row.get(key))]
+    """(iteration, value in the unit that `CURVES` names) wherever there is a number."""
+    unit = 1000.0 if key == "tokens_per_second" else 1.0
+    return [(float(row["iteration"]), float(row[key]) / unit) for row in rows if is_number(row.get(key))]
 
 
 def plot_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], file: Path) -> None:

@@ -1,7 +1,7 @@
 """The best policy of a run in MLflow's model registry: a version of `MODEL-DATASET`, with the alias `best`.
 
-    folder = mlflow.artifacts.download_artifacts("models:/r1-router-atlas@best")     # Hugging Face format; the newest: r1-router-atlas/latest
-    Policy.load(folder)     # or AutoModelForImageTextToText.from_pretrained(folder)
+folder = mlflow.artifacts.download_artifacts("models:/r1-router-atlas@best")     # Hugging Face format; the newest: r1-router-atlas/latest
+Policy.load(folder)     # or AutoModelForImageTextToText.from_pretrained(folder)
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ def register_policy(client: Any, run_id: str, folder: RunFolder, tracking: Track
         return []
     if not client.search_registered_models(filter_string=f"name = '{name}'"):
         client.create_registered_model(
-            name, description=f"Policies that decide when and where to retrieve, trained on `{settings.get('data.name')}`; Hugging Face format."
+            name,
+            description=f"Policies that decide when and where to retrieve, trained on `{settings.get('data.name')}`; Hugging Face format.",
         )
     after = summary["after"]
     heldout = read_fingerprints(folder.path).get("dataset", {}).get("splits", {}).get("heldout", {}).get("fingerprint", "")
     tags = {
-        "policy": digest,
         JUDGED_BY: str(after["overall"][JUDGED_BY]["value"]),
-        "heldout_questions": str(after["questions"]),
-        "heldout": heldout,
         "iteration": str(summary.get("best", {}).get("iteration", summary.get("iterations"))),
+        "policy": digest,
+        **({"heldout": heldout} if heldout else {}),
     }
     figure = after["overall"][JUDGED_BY]
     measured = "not measured" if figure["value"] is None else f"{figure['value']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"
@@ -58,7 +58,7 @@ def register_policy(client: Any, run_id: str, folder: RunFolder, tracking: Track
         source=f"{client.get_run(run_id).info.artifact_uri}/policy",
         run_id=run_id,
         tags=tags,
-        description=f"Run `{summary.get('name')}`, iteration {tags['iteration']}: F1-Recall {measured} on {after['questions']} held-out questions.",
+        description=f"Run {summary.get('name')}, iteration {tags['iteration']}: F1-Recall {measured} on {after['questions']} held-out questions.",
     )
     _set_best(client, name)
     return [f"{name} {version.version}"]

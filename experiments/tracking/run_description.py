@@ -32,7 +32,9 @@ def flat_yaml(file: Path) -> dict[str, Any]:
     def walk(prefix: str, value: Any) -> dict[str, Any]:
         if not isinstance(value, dict) or not value:
             return {prefix: value}
-        return {key: leaf for name, child in value.items() for key, leaf in walk(f"{prefix}.{name}" if prefix else str(name), child).items()}
+        return {
+            key: leaf for name, child in value.items() for key, leaf in walk(f"{prefix}.{name}" if prefix else str(name), child).items()
+        }
 
     return walk("", yaml.safe_load(file.read_text(encoding="utf-8")) or {})
 
@@ -89,10 +91,11 @@ def inputs(folder: Path) -> list[Any]:
 def description(folder: Path, summary: Mapping[str, Any]) -> str:
     """Markdown for the top of a run's page."""
     settings = flat_yaml(folder / "config.yaml")
-    lines = [
+    lines = [_headline(summary)] if "after" in summary else []
+    lines.append(
         f"**{settings.get('name', folder.name)}**: data `{settings.get('data.name')}`, mode `{settings.get('rollout.mode')}`, "
         f"group size {settings.get('rollout.group_size')}, seed {settings.get('train.seed')}, from `{settings.get('train.policy')}`"
-    ]
+    )
     if summary.get("iterations") is not None:
         lines.append(
             f"{summary['iterations']} iterations, {summary.get('turns', 0):,} turns, {summary.get('sampled_tokens', 0):,} sampled tokens, "
@@ -107,10 +110,18 @@ def description(folder: Path, summary: Mapping[str, Any]) -> str:
             for name in IN_THE_DESCRIPTION
             if name in before and name in after and name in change
         ]
-        lines += ["", "Artifacts: `report.html` (all of it to look at), `plots/`, `tables/`, `trajectories/`, `policy/` (Hugging Face format)."]
+        lines += [
+            "",
+            "Artifacts: `report.html` (all of it to look at), `plots/`, `tables/`, `trajectories/`, `policy/` (Hugging Face format).",
+        ]
     elif summary:
         lines.append("Not measured after training: it was stopped, failed, or is still going on.")
     return "\n".join(line if line.startswith("|") or not line else line + "  " for line in lines)
+
+
+def _headline(summary: Mapping[str, Any]) -> str:
+    before, after, change = summary["before"]["overall"], summary["after"]["overall"], summary["difference"]
+    return f"F1-Recall {shown(before['f1_recall'])} → {shown(after['f1_recall'])} (paired {shown(change['f1_recall'], signed=True)})"
 
 
 def measures_table(summary: Mapping[str, Any]) -> dict[str, list[Any]]:

@@ -6,6 +6,7 @@ The folder is the truth, and the only queue: a running run and `python -m experi
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -68,7 +69,9 @@ class RunUpload:
         else:
             rows = self.folder.metrics()
             began = seconds_of(rows, self._end())[0] if rows else time.time()
-            first = {"run_key": key} | ({"mlflow.parentRunId": parent} if (parent := parent_run(self._client, experiment, self.tracking)) else {})
+            first = {"run_key": key, "mlflow.user": os.environ.get("USER", "")} | (
+                {"mlflow.parentRunId": parent} if (parent := parent_run(self._client, experiment, self.tracking)) else {}
+            )
             name = settings.get("name", self.folder.path.name)
             run = self._client.create_run(experiment, start_time=int(began * 1000), run_name=name, tags=first)
         self._tags = dict(run.data.tags)

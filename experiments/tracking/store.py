@@ -16,6 +16,9 @@ EXPERIMENT_NOTE = "One run for each run folder (tag `run_folder`); sweeps are pa
     f"- **{section}**: {what}" for section, what in SECTIONS.items()
 )
 
+EXPERIMENT_TAGS = {"mlflow.note.content": EXPERIMENT_NOTE, "mlflow.experimentKind": "custom_model_development"}
+"""The kind makes MLflow open its pages for training, not those for prompts and traces."""
+
 
 def bound_waiting(seconds: int = REQUEST_S, retries: int = 1) -> None:
     """Short timeouts and few retries in the place of MLflow's minutes, no pictures of progress, no reports to its makers.
@@ -51,7 +54,7 @@ def experiment_id(client: Any, tracking: TrackingConfig) -> str:
     if tracking.uri.startswith("sqlite:///"):
         beside = (Path(tracking.uri.removeprefix("sqlite:///")).resolve().parent / "mlruns" / tracking.experiment).as_uri()
     try:
-        return client.create_experiment(tracking.experiment, artifact_location=beside, tags={"mlflow.note.content": EXPERIMENT_NOTE})
+        return client.create_experiment(tracking.experiment, artifact_location=beside, tags=EXPERIMENT_TAGS)
     except Exception:
         if found := client.get_experiment_by_name(tracking.experiment):  # another run was quicker
             return found.experiment_id

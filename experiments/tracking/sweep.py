@@ -1,7 +1,7 @@
 """Parent and child runs: all runs that say `tracking.parent=NAME` stand under one run of that name in MLflow's list.
 
-    with sweep(tracking, "alpha-beta"):     # optional: the first child makes the parent as well
-        tune.Tuner(...).fit()               # each trial with tracking.parent=alpha-beta
+with sweep(tracking, "alpha-beta"):     # optional: the first child makes the parent as well
+    tune.Tuner(...).fit()               # each trial with tracking.parent=alpha-beta
 """
 
 from __future__ import annotations

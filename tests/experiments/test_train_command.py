@@ -88,7 +88,7 @@ def test_a_killed_run_goes_on_from_its_checkpoint_and_leaves_a_whole_run_folder(
     client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
     (tracked,) = client.search_runs([client.get_experiment_by_name("r1-router").experiment_id])
     assert tracked.info.status == "FINISHED"
-    assert [point.step for point in client.get_metric_history(tracked.info.run_id, "reward")][-1] == 3
+    assert [point.step for point in client.get_metric_history(tracked.info.run_id, "reward/all")][-1] == 3
 
 
 @pytest.mark.slow
