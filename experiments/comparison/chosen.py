@@ -12,7 +12,7 @@ from typing import Any
 
 from experiments.comparison.runs import ComparedRun, named
 from experiments.config import RunConfigError, TrackingConfig
-from experiments.tracking.artifacts import MANIFEST
+from experiments.tracking.artifacts import files_there
 from experiments.tracking.identity import identity, note
 from experiments.tracking.store import bound_waiting, connect
 
@@ -85,15 +85,14 @@ def _place(client: Any, run: Any, local: Sequence[Path], downloads: Path) -> Pat
     for path in (*local, Path(run.data.tags.get("run_folder", ""))):
         if key and identity(path).get("key") == key:
             return path
-    place = downloads / f"{name}-{run.info.run_id[:6]}"
-    place.mkdir(parents=True, exist_ok=True)
-    there = {MANIFEST} & {entry.path for entry in client.list_artifacts(run.info.run_id)}
+    there = files_there(client, run.info.run_id)
     if not there:
         raise RunConfigError(f"{run.info.run_id} ({name}): its folder is not on this machine, and its files are not in MLflow")
+    place = downloads / f"{name}-{run.info.run_id[:6]}"
     for file in NEEDED:
-        folder = Path(file).parent.as_posix()
-        if file in {entry.path for entry in client.list_artifacts(run.info.run_id, None if folder == "." else folder)}:
-            client.download_artifacts(run.info.run_id, file, str(place))
+        if file in there:
+            (place / file).parent.mkdir(parents=True, exist_ok=True)
+            client.download_artifacts(run.info.run_id, file, str((place / file).parent))
     outcome = run.info.status if run.info.status in ("FINISHED", "FAILED", "KILLED") else ""
     note(place, key=key, run_id=run.info.run_id, outcome=outcome)
     return place

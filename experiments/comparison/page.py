@@ -17,8 +17,10 @@ from experiments.tracking.plots import CURVES, points_of
 
 MORE_COLOURS = """
 :root { --series-5: #b5497f; --series-6: #8a7a1f; --series-7: #3d6b35; --series-8: #5a5fc7; --series-9: #a03c3c; }
-@media (prefers-color-scheme: dark) { :root { --series-5: #ef93bf; --series-6: #d3c15d; --series-7: #94c98a; --series-8: #a6a9f5; --series-9: #e99a9a; } }
-.mind { background: var(--card); border: 1px solid var(--line); border-left: 4px solid var(--series-1); border-radius: 12px; padding: 12px 18px; margin: 20px 0; }
+@media (prefers-color-scheme: dark) { :root { --series-5: #ef93bf; --series-6: #d3c15d; --series-7: #94c98a; --series-8: #a6a9f5;
+  --series-9: #e99a9a; } }
+.mind { background: var(--card); border: 1px solid var(--line); border-left: 4px solid var(--series-1); border-radius: 12px; padding: 12px 18px;
+  margin: 20px 0; }
 .mind ul { margin: 6px 0; padding-left: 20px; } td.long { white-space: normal; overflow-wrap: anywhere; }
 """
 DRAWN = 10

@@ -1,4 +1,4 @@
-"""What MLflow gets to know of a run, while it runs (`Tracker`) or afterwards (`RunUpload`): both send what the run folder holds and MLflow lacks."""
+"""What MLflow gets to know of a run, while it runs (`Tracker`) or afterwards (`RunUpload`): what the run folder holds and MLflow lacks."""
 
 from experiments.tracking.run_upload import RunUpload
 from experiments.tracking.sweep import sweep

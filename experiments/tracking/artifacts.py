@@ -36,7 +36,7 @@ def artifact_files(folder: RunFolder, with_policy: bool) -> dict[str, Path]:
 def send_artifacts(client: Any, run_id: str, folder: RunFolder, with_policy: bool) -> int:
     """How many files were sent."""
     with tempfile.TemporaryDirectory() as made:
-        files, there = artifact_files(folder, with_policy), _there(client, run_id)
+        files, there = artifact_files(folder, with_policy), files_there(client, run_id)
         digests = {path: file_digest(file) for path, file in files.items()}
         digests |= {path: digests[source] for path, source in MADE_OF.items() if source in digests}
         new = {path: files.get(path, Path(made) / Path(path).name) for path in digests if there.get(path) != digests[path]}
@@ -65,7 +65,8 @@ def _make(folder: RunFolder, wanted: Mapping[str, Path]) -> None:
         wanted[TABLE].write_text(json.dumps(table), encoding="utf-8")
 
 
-def _there(client: Any, run_id: str) -> dict[str, str]:
+def files_there(client: Any, run_id: str) -> dict[str, str]:
+    """Artifact path -> digest of what was sent; empty where nothing was."""
     if MANIFEST not in {entry.path for entry in client.list_artifacts(run_id)}:
         return {}
     with tempfile.TemporaryDirectory() as place:

@@ -37,7 +37,6 @@ def plot_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], file: Path) -> 
     across = min(3, len(drawn))
     down = -(-len(drawn) // across)
     figure = Figure(figsize=(4.6 * across, 3.1 * down + 0.5), layout="constrained")
-    figure.get_layout_engine().set(hspace=0.06, wspace=0.04)  # type: ignore[union-attr]
     for place, (key, label) in enumerate(drawn.items()):
         axes = figure.add_subplot(down, across, place + 1)
         for number, (name, rows) in enumerate(runs.items()):

@@ -20,8 +20,8 @@ IN_THE_DESCRIPTION = ("f1_recall", "exact_match", "routing_accuracy", "stop_accu
 
 
 def parameters(folder: Path) -> dict[str, str]:
-    """Every setting of config.yaml under its dotted key, sorted, in a form that MLflow takes. Settings of the code at that time: a folder need not be
-    readable as a configuration of today."""
+    """Every setting of config.yaml under its dotted key, sorted, in a form that MLflow takes. Settings of the code at that time: a folder need not
+    be readable as a configuration of today."""
     found = flat_yaml(folder / "config.yaml")
     return {allowed(key): cut(str(value)) for key, value in sorted(found.items())}
 

@@ -1,6 +1,7 @@
 """From a run folder to its run in MLflow: whatever is there and not yet here is sent, and nothing twice.
 
-The folder is the truth, and the only queue: a running run and `python -m experiments.upload` do the same, the one after each iteration, the other once.
+The folder is the truth, and the only queue: a running run and `python -m experiments.upload` do the same, after each
+iteration, or once.
 """
 
 from __future__ import annotations

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mlflow import MlflowClient
 from made_run import begun, config_in, finished
+from mlflow import MlflowClient
 
 from experiments.compare import main
 from experiments.comparison.chosen import is_filter
