@@ -120,7 +120,7 @@ class LearnerConfig:
     gpus_per_learner: float = 0.0
     """GPUs that Ray sets aside for one learner; 0: learn on the CPU."""
     resource: str = ""
-    """Custom Ray resource of the nodes that learners should run on; empty: any node (in a run: those with the resource `learner`, where there are)."""
+    """Custom Ray resource of the nodes that learners should run on; empty: any node, or those with the resource `learner` where there are any."""
     environment: dict[str, str] = field(default_factory=dict)
     """Environment variables of the learner processes (`NCCL_SOCKET_IFNAME`, ...)."""
     seed: int = 0

@@ -5,11 +5,12 @@ from __future__ import annotations
 import functools
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ray
 from ray.exceptions import RayActorError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from retrieval_actors.build import Progress
 from retrieval_actors.circuit_breaker import CircuitBreaker
@@ -18,7 +19,7 @@ from retrieval_actors.embedder_actor import EmbedderActor
 from retrieval_actors.embedders import check_embedder_name, model_of
 from retrieval_actors.knowledge_base import KnowledgeBase, KnowledgeBaseError
 from retrieval_actors.lexical_actor import LexicalActor
-from retrieval_actors.memory_plan import MemoryPlan, plan_memory, words_of
+from retrieval_actors.memory_plan import MemoryPlan, plan_memory, spread, words_of
 from retrieval_actors.reranker import check_reranker_name
 from retrieval_actors.reranker_actor import RerankerActor
 from retrieval_actors.retriever import RetrievalUnavailableError, Retriever
@@ -51,16 +52,21 @@ def start_retrieval(
     if config.reranker:
         check_reranker_name(config.reranker)
     _check_gpus(config, sum(base.card.shards for base in opened))
-    plan = plan_memory(
-        opened, config.replicas, [int(node["Resources"].get("memory", 0)) for node in ray.nodes() if node["Alive"]], config.hybrid
-    )
+    offered = {
+        node["NodeID"]: int(node["Resources"].get("memory", 0))
+        for node in ray.nodes()
+        if node["Alive"] and (not config.resource or config.resource in node["Resources"])
+    }
+    if not offered:
+        raise KnowledgeBaseError(f"retrieval.resource is {config.resource!r}, which no node has: start nodes with it, or leave it empty")
+    plan = plan_memory(opened, config.replicas, list(offered.values()), config.hybrid)
     if announce and plan.needs:
         announce(plan)
     if plan.refusal():
         raise KnowledgeBaseError(plan.refusal())
     for base in opened:
         base.verify(functools.partial(progress, f"checking the files of {base.card.name}") if progress else None)
-    retriever = _started(config, opened, list(names), plan, models_of)
+    retriever = _started(config, opened, list(names), plan, spread(plan.needs, offered), models_of)
     try:
         ray.get(retriever.log.adopt.remote(retriever), timeout=config.deadline_s)
         _wait_until_ready(retriever, progress)
@@ -82,7 +88,12 @@ def running_retrievals() -> dict[str, Any]:
 
 
 def _started(
-    config: RetrievalConfig, opened: Sequence[KnowledgeBase], names: list[str], plan: MemoryPlan, models_of: Retriever | None
+    config: RetrievalConfig,
+    opened: Sequence[KnowledgeBase],
+    names: list[str],
+    plan: MemoryPlan,
+    nodes: Mapping[tuple[str, int], Sequence[str]],
+    models_of: Retriever | None,
 ) -> Retriever:
     lent = {name: models_of.embedders[name] for name in names if name in models_of.embedders} if models_of else {}
     reranker = models_of.reranker if models_of else None
@@ -108,8 +119,9 @@ def _started(
             config.gpu_float16,
         )
         needs = {"num_cpus": config.cpus_per_shard, "num_gpus": config.gpus_per_shard, "memory": memory[base.card.name, number]}
-        start = ray.remote(ShardActor).options(**needs, **placement).remote
-        return tuple(start(*arguments) for _ in range(config.replicas))
+        places = [NodeAffinitySchedulingStrategy(node, soft=True, _spill_on_unavailable=True) for node in nodes[base.card.name, number]]
+        start = ray.remote(ShardActor).options(**needs, **placement)
+        return tuple(start.options(scheduling_strategy=place).remote(*arguments) for place in places)
 
     def words(base: KnowledgeBase) -> Any:
         needs = {"num_cpus": config.cpus_per_shard, "memory": memory[words_of(base.card.name), 0]}

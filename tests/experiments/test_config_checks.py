@@ -7,6 +7,7 @@ import pytest
 from experiments.config import CONFIGS, RunConfigError, TrainConfig, load_config
 
 COLOCATED = ["train.placement=colocated", "train.num_rollout_workers=1"]
+SHARES = ["train.gpus_per_rollout_worker=0.6", "learner.gpus_per_learner=0.3", "train.gpus_per_evaluation_worker=0.1"]
 GPUS = ["learner.gpus_per_learner=1", "train.gpus_per_rollout_worker=1"]
 
 TYPES = [
@@ -148,9 +149,7 @@ def test_a_learner_and_a_rollout_worker_share_a_gpu_only_by_shares_that_fit(sett
 
 
 def test_shares_that_fit_are_taken():
-    config = load_config(
-        [*COLOCATED, "train.gpus_per_rollout_worker=0.6", "learner.gpus_per_learner=0.3", "train.gpus_per_evaluation_worker=0.1"]
-    )
+    config = load_config([*COLOCATED, *SHARES])
     assert config.evaluation_gpus == 0.1
 
 
