@@ -98,6 +98,8 @@ class ClusterConfig:
     """CPUs that Ray counts with; 0: those of the machine, at least as many as the actors of a run ask for. Unused under RAY_ADDRESS."""
     object_store_mb: int = 512
     """Memory for what the processes hand each other."""
+    gpu_gib: float = 80.0
+    """Memory of one GPU, in GiB: what a dry run compares with."""
     join_s: float = 0.0
     """Seconds to wait for nodes that are still joining the cluster, before a run that finds no place there is refused."""
 

@@ -63,10 +63,6 @@ def _learned(config: TrainConfig) -> Iterator[Derived]:
         "micro-batches of an update",
         micro_batches(math.ceil(in_update / learner.num_learners), rollout.max_prompt_tokens, longest, rollout.group_size, _room(config)),
         f"on each rank; rows cut to learner.tokens_per_micro_batch={_room(config)}",
-        f"a prompt of rollout.max_prompt_tokens={rollout.max_prompt_tokens} leaves no room for a response of {longest} tokens: such rows go alone, "
-        f"and longer than learner.tokens_per_micro_batch={_room(config)}"
-        if rollout.max_prompt_tokens + longest > _room(config)
-        else "",
     )
     yield Derived("updates in all", config.train.iterations * learner.updates_per_iteration, "train.iterations x updates")
 

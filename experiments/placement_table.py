@@ -67,7 +67,9 @@ def plan_table(plan: Plan, nodes: Sequence[Node]) -> RenderableType:
     """Who runs where, and what each node is left with."""
     roles = Table(title="who runs where", box=None, padding=(0, 2, 0, 0), title_justify="left")
     for name in ("role", "processes", "CPUs", "GPUs", "memory", "nodes"):
-        roles.add_column(name, justify="right" if name in ("processes", "CPUs", "GPUs", "memory") else "left", no_wrap=name != "nodes")
+        roles.add_column(
+            name, justify="right" if name in ("processes", "CPUs", "GPUs", "memory") else "left", no_wrap=name not in ("role", "nodes")
+        )
     for placed in plan.placed:
         ask = placed.ask
         where = ", ".join(f"{node} x {count}" if count > 1 else node for node, count in sorted(placed.nodes.items())[:MOST_ROWS])

@@ -127,7 +127,7 @@ def _retrieval(config: TrainConfig, roles: RoleResources, knowledge_bases: Seque
             shard,
             count=SHARDS_TO_BE_BUILT * retrieval.replicas,
             memory=PROCESS_BYTES,
-            detail=f"{source.name}, built first: {source.folder}",
+            detail=f"{source.folder.parent.name}/{source.name}, built first",
         )
 
 
