@@ -97,14 +97,14 @@ def gpus_of(config: TrainConfig, shares: dict[str, GpuShare]) -> dict[str, list[
     workers = [shares["rollout"]] if train.gpus_per_rollout_worker else []
     if config.evaluation_gpus and config.evaluation_gpus + train.gpus_per_rollout_worker <= 1:
         workers.append(shares["evaluation"])
-    found = {"a GPU of a rollout worker": workers} if workers else {}
+    found = {"rollout GPU": workers} if workers else {}
     if config.evaluation_gpus and shares["evaluation"] not in workers:
-        found["a GPU of an evaluation worker"] = [shares["evaluation"]]
+        found["evaluation GPU"] = [shares["evaluation"]]
     if learner.gpus_per_learner:
         if train.placement == "colocated":
             found = {"every GPU": [shares["learner"], *workers]}
         else:
-            found["a GPU of a learner"] = [shares["learner"]]
+            found["learner GPU"] = [shares["learner"]]
     return found
 
 

@@ -67,9 +67,8 @@ def plan_table(plan: Plan, nodes: Sequence[Node]) -> RenderableType:
     """Who runs where, and what each node is left with."""
     roles = Table(title="who runs where", box=None, padding=(0, 2, 0, 0), title_justify="left")
     for name in ("role", "processes", "CPUs", "GPUs", "memory", "nodes"):
-        roles.add_column(
-            name, justify="right" if name in ("processes", "CPUs", "GPUs", "memory") else "left", no_wrap=name not in ("role", "nodes")
-        )
+        text = name in ("role", "nodes")
+        roles.add_column(name, justify="left" if text else "right", no_wrap=not text)
     for placed in plan.placed:
         ask = placed.ask
         where = ", ".join(f"{node} x {count}" if count > 1 else node for node, count in sorted(placed.nodes.items())[:MOST_ROWS])

@@ -30,6 +30,7 @@ class RoleResources:
     learner: str = ""
     rollout: str = ""
     retrieval: str = ""
+    retrieval_on_gpu: str = ""
     rewards: str = ""
 
     @classmethod
@@ -39,6 +40,7 @@ class RoleResources:
             learner=config.learner.resource or _if_there("learner", there),
             rollout=_if_there("rollout", there),
             retrieval=config.retrieval.resource or _if_there("retrieval", there),
+            retrieval_on_gpu=config.retrieval.gpu_resource or config.retrieval.resource or _if_there("rollout", there),
             rewards=_if_there("rewards", there),
         )
 
@@ -53,7 +55,7 @@ def with_roles(config: TrainConfig, roles: RoleResources) -> TrainConfig:
     return replace(
         config,
         learner=replace(config.learner, resource=roles.learner),
-        retrieval=replace(config.retrieval, resource=roles.retrieval),
+        retrieval=replace(config.retrieval, resource=roles.retrieval, gpu_resource=roles.retrieval_on_gpu),
     )
 
 
@@ -102,7 +104,7 @@ def _retrieval(config: TrainConfig, roles: RoleResources, knowledge_bases: Seque
         1,
         retrieval.cpus_per_embedder,
         retrieval.gpus_per_embedder,
-        resource=roles.retrieval,
+        resource=roles.retrieval_on_gpu if retrieval.gpus_per_embedder else roles.retrieval,
         setting="retrieval.gpus_per_embedder or retrieval.cpus_per_embedder",
     )
     yield from (replace(one, detail=model) for model in models)
@@ -114,6 +116,7 @@ def _retrieval(config: TrainConfig, roles: RoleResources, knowledge_bases: Seque
         count=retrieval.replicas,
         cpus=retrieval.cpus_per_shard,
         gpus=retrieval.gpus_per_shard,
+        resource=roles.retrieval_on_gpu if retrieval.gpus_per_shard else roles.retrieval,
         setting="retrieval.replicas or retrieval.gpus_per_shard",
     )
     names = Counter(source.name for sources in knowledge_bases for source in sources)

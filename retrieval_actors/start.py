@@ -52,13 +52,14 @@ def start_retrieval(
     if config.reranker:
         check_reranker_name(config.reranker)
     _check_gpus(config, sum(base.card.shards for base in opened))
+    resource = config.resource_of(config.gpus_per_shard)
     offered = {
         node["NodeID"]: int(node["Resources"].get("memory", 0))
         for node in ray.nodes()
-        if node["Alive"] and (not config.resource or config.resource in node["Resources"])
+        if node["Alive"] and (not resource or resource in node["Resources"])
     }
     if not offered:
-        raise KnowledgeBaseError(f"retrieval.resource is {config.resource!r}, which no node has: start nodes with it, or leave it empty")
+        raise KnowledgeBaseError(f"retrieval.resource is {resource!r}, which no node has: start nodes with it, or leave it empty")
     plan = plan_memory(opened, config.replicas, list(offered.values()), config.hybrid)
     if announce and plan.needs:
         announce(plan)
@@ -99,9 +100,12 @@ def _started(
     reranker = models_of.reranker if models_of else None
     # A call to a dead actor fails at once, so that a replica can be asked: `fan_out` tries again.
     placement: dict[str, Any] = {"max_restarts": -1, "max_task_retries": 0, "scheduling_strategy": "SPREAD"}
-    if config.resource:
-        placement["resources"] = {config.resource: 0.001}
-    models = {"num_cpus": config.cpus_per_embedder, "num_gpus": config.gpus_per_embedder, **placement}
+
+    def reserved(cpus: float, gpus: float) -> dict[str, Any]:
+        resource = config.resource_of(gpus)
+        return {"num_cpus": cpus, "num_gpus": gpus, "resources": {resource: 0.001} if resource else {}, **placement}
+
+    models = reserved(config.cpus_per_embedder, config.gpus_per_embedder)
     start_embedder = ray.remote(EmbedderActor).options(**models).remote
     processes = {
         model: start_embedder([name for name in names if model_of(name) == model], config.cache_size, config.embed_threads)
@@ -118,14 +122,14 @@ def _started(
             config.gpus_per_shard > 0,
             config.gpu_float16,
         )
-        needs = {"num_cpus": config.cpus_per_shard, "num_gpus": config.gpus_per_shard, "memory": memory[base.card.name, number]}
+        needs = reserved(config.cpus_per_shard, config.gpus_per_shard)
         places = [NodeAffinitySchedulingStrategy(node, soft=True, _spill_on_unavailable=True) for node in nodes[base.card.name, number]]
-        start = ray.remote(ShardActor).options(**needs, **placement)
+        start = ray.remote(ShardActor).options(**needs, memory=memory[base.card.name, number])
         return tuple(start.options(scheduling_strategy=place).remote(*arguments) for place in places)
 
     def words(base: KnowledgeBase) -> Any:
-        needs = {"num_cpus": config.cpus_per_shard, "memory": memory[words_of(base.card.name), 0]}
-        return ray.remote(LexicalActor).options(**needs, **placement).remote(str(base.folder.resolve()), base.fingerprint)
+        needs = reserved(config.cpus_per_shard, 0) | {"memory": memory[words_of(base.card.name), 0]}
+        return ray.remote(LexicalActor).options(**needs).remote(str(base.folder.resolve()), base.fingerprint)
 
     if config.reranker and not reranker:
         reranker = ray.remote(RerankerActor).options(**models).remote(config.reranker, config.embed_threads)
