@@ -42,7 +42,7 @@ class PolicyShape:
 def policy_shape(path: str, learner: LearnerConfig) -> PolicyShape:
     """Raises RunConfigError when neither its folder nor its shapes are here."""
     found = find_policy(path)
-    folder = Path(found) if (Path(found) / "config.json").is_file() else _cached(found)
+    folder = Path(found) if (Path(found) / "config.json").is_file() else cached(found)
     if folder:
         config = AutoConfig.from_pretrained(folder)
     elif found.rpartition("/")[2].lower() in PUBLISHED:
@@ -138,7 +138,7 @@ def _picture_tokens(policy: Policy) -> Finding:
     return Finding("picture tokens", f"{found} for 56 x 56 pixels")
 
 
-def _cached(name: str) -> Path | None:
+def cached(name: str) -> Path | None:
     """The folder of a model in the local hub cache."""
     found = try_to_load_from_cache(name, "config.json") if name.count("/") == 1 else None
     return Path(found).parent if isinstance(found, str) else None
