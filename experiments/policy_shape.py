@@ -87,8 +87,9 @@ def examine_policy(shape: PolicyShape, context: int) -> Iterator[Finding]:
         return
     policy = Policy(shape.model, tokenizer, processor)
     yield _tokenizer(policy)
-    yield _chat_template(policy)
-    yield _picture_tokens(policy)
+    yield (template := _chat_template(policy))
+    if template.status == "ok":
+        yield _picture_tokens(policy)
 
 
 def _tokenizer(policy: Policy) -> Finding:
