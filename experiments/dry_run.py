@@ -76,7 +76,8 @@ def _data(config: TrainConfig) -> tuple[Dataset | None, list[Finding]]:
 def _built(config: TrainConfig, shape: PolicyShape, console: Console) -> Iterator[Finding]:
     """The learner's objects, and the memory of every process that holds the policy."""
     alone = counted(policy_shape(config.train.policy, replace(config.learner, lora_rank=0)).model)
-    numbers, saved, memory = learner_memory(shape.model, config)
+    not_checkpointed = replace(config.learner, gradient_checkpointing=False)
+    numbers, saved, memory = learner_memory(policy_shape(config.train.policy, not_checkpointed).model, config)
     trained = [parameter for parameter in shape.model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=learning_rate(config.learner, 0), weight_decay=config.learner.weight_decay)
     stage = engine_settings(config.learner)["zero_optimization"]["stage"]

@@ -43,7 +43,7 @@ class GpuShare:
 
 
 def learner_memory(model: Any, config: TrainConfig) -> tuple[Counted, SavedBytes, RankMemory]:
-    """`model`: on the meta device, as it will be trained. Counted with the longest micro-batch, full of response tokens, and a picture for each
+    """`model`: as `saved_bytes` takes it. Counted with the longest micro-batch, full of response tokens, and a picture for each
     `rollout.max_prompt_tokens`."""
     longest = max(map(config.rollout.longest, ("plan", "answer", "final")))
     tokens = max(config.learner.tokens_per_micro_batch, config.rollout.max_prompt_tokens + longest)  # a longer row goes alone

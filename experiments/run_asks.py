@@ -36,9 +36,13 @@ class RoleResources:
     @classmethod
     def of(cls, config: TrainConfig, there: Collection[str]) -> RoleResources:
         """`there`: custom resources of the cluster. `learner.resource` and `retrieval.resource` name others, and are asked for in any case."""
+        rollout = _if_there("rollout", there)
+        learner = config.learner.resource or _if_there("learner", there)
+        if config.train.placement == "colocated":  # the same nodes for both
+            learner = rollout = config.learner.resource or rollout
         return cls(
-            learner=config.learner.resource or _if_there("learner", there),
-            rollout=_if_there("rollout", there),
+            learner=learner,
+            rollout=rollout,
             retrieval=config.retrieval.resource or _if_there("retrieval", there),
             retrieval_on_gpu=config.retrieval.gpu_resource or config.retrieval.resource or _if_there("rollout", there),
             rewards=_if_there("rewards", there),

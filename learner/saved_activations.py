@@ -61,7 +61,8 @@ def _attention(
 
 
 def saved_bytes(model: Any, tokens: int, predicted: int, patches: int = 0) -> SavedBytes:
-    """`model`: a Qwen2.5-VL model on the meta device, frozen and adapted as it will be trained. `tokens`: of the micro-batch; `predicted`: of
+    """`model`: a Qwen2.5-VL model on the meta device, frozen and adapted as it will be trained, but without checkpointing, which keeps next to
+    nothing of a layer: `SavedBytes.kept` knows of it. `tokens`: of the micro-batch; `predicted`: of
     them; `patches`: of its pictures, before they are merged. The model's attention is another one afterwards."""
     ALL_ATTENTION_FUNCTIONS.register(NAME, _attention)
     text, vision = model.model.language_model, model.model.visual
@@ -70,14 +71,13 @@ def saved_bytes(model: Any, tokens: int, predicted: int, patches: int = 0) -> Sa
     hidden = torch.empty(1, tokens, text.config.hidden_size, dtype=dtype, device="meta", requires_grad=True)
     size = getattr(text.config, "head_dim", None) or text.config.hidden_size // text.config.num_attention_heads
     turned = torch.empty(1, tokens, size, dtype=dtype, device="meta")
-    # `forward`, not a call: a call would do checkpointing by itself, and keep next to nothing.
-    layer = kept_by(model, lambda: text.layers[0].forward(hidden, attention_mask=None, position_embeddings=(turned, turned)))
+    layer = kept_by(model, lambda: text.layers[0](hidden, attention_mask=None, position_embeddings=(turned, turned)))
     trained = patches > 0 and any(parameter.requires_grad for parameter in vision.parameters())
     seen, block = torch.empty(patches, vision.config.hidden_size, dtype=dtype, device="meta", requires_grad=True), 0
     if trained:
         rotated = torch.empty(patches, vision.config.hidden_size // vision.config.num_heads, dtype=dtype, device="meta")
         bounds = torch.tensor([0, patches], dtype=torch.int32)
-        block = kept_by(model, lambda: vision.blocks[0].forward(seen, cu_seqlens=bounds, position_embeddings=(rotated, rotated)))
+        block = kept_by(model, lambda: vision.blocks[0](seen, cu_seqlens=bounds, position_embeddings=(rotated, rotated)))
     head = kept_by(model, lambda: F.log_softmax(model.lm_head(text.norm(hidden[0, :predicted])).float(), -1))
     at_its_height = predicted * model.lm_head.out_features * HEAD_BYTES
     return SavedBytes(

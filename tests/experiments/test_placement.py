@@ -13,6 +13,14 @@ from experiments.placement import Ask, Node, place
 from experiments.run_asks import RoleResources, asks_of
 
 GIB = 2**30
+COLOCATED = [
+    "train.placement=colocated",
+    "learner.num_learners=2",
+    "train.num_rollout_workers=2",
+    "train.gpus_per_rollout_worker=0.6",
+    "learner.gpus_per_learner=0.3",
+    "train.gpus_per_evaluation_worker=0.1",
+]
 
 
 def of_a_run(*settings: str, there: tuple[str, ...] = ()) -> list[Ask]:
@@ -100,16 +108,11 @@ def test_roles_run_on_the_nodes_that_name_them_and_anywhere_where_none_does():
 
 def test_colocated_pairs_share_each_gpu():
     plan = place(
-        of_a_run(
-            "train.placement=colocated",
-            "learner.num_learners=2",
-            "train.num_rollout_workers=2",
-            "train.gpus_per_rollout_worker=0.6",
-            "learner.gpus_per_learner=0.3",
-            "train.gpus_per_evaluation_worker=0.1",
-        ),
+        of_a_run(*COLOCATED),
         node := [Node("a", 16, 2)],
     )
+    roles = RoleResources.of(load_config(COLOCATED), ("learner", "rollout"))
+    assert (roles.learner, roles.rollout) == ("rollout", "rollout")
     assert not plan.refusal
     assert node[0].shares == pytest.approx([0.0, 0.0])
 

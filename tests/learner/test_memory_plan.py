@@ -105,12 +105,11 @@ def test_activations_are_what_autograd_keeps_of_a_real_forward_pass():
 
 
 def test_checkpointing_keeps_the_hidden_states_and_one_layer():
-    plain, checkpointed = (
-        saved_bytes(policy_shape(save_tiny_policy(), LearnerConfig(gradient_checkpointing=on)).model, 512, 64, 16) for on in (False, True)
-    )
-    assert plain == checkpointed  # what one layer keeps does not depend on it
+    plain = saved_bytes(policy_shape(save_tiny_policy(), LearnerConfig()).model, 512, 64, 16)
     assert plain.boundary == 512 * 64 * 4
     assert plain.kept(True) == plain.layers * plain.boundary + plain.vision_blocks * plain.vision_boundary + max(plain.layer, plain.head)
+    checkpointed = saved_bytes(policy_shape(save_tiny_policy(), LearnerConfig(gradient_checkpointing=True)).model, 512, 64, 16)
+    assert checkpointed.layer == plain.boundary  # so is it with the library's own
     assert plain.kept(False) > plain.kept(True)
 
 
