@@ -19,7 +19,7 @@ from rich.console import Console
 from experiments.config import REPOSITORY, RunConfigError, TrainConfig, load_config
 from experiments.datasets import Dataset, load_dataset
 from experiments.findings import Finding, any_fails, findings_table, verdict
-from experiments.kb_findings import examine_folder, examine_knowledge_bases
+from experiments.kb_findings import examine_folder, examine_knowledge_bases, sources_of
 from experiments.question_file import DataError
 from experiments.reachable import examine_mlflow, examine_policy_source, examine_ports, examine_ray
 
@@ -51,11 +51,10 @@ def examine(config: TrainConfig, constraints: Path = REPOSITORY / "constraints.t
     yield from examine_ray(config, dataset)
     yield from examine_ports()
     yield examine_policy_source(config)
-    if dataset is not None:
-        distinct = {source.folder: source for source in (*dataset.training_kbs, *dataset.evaluation_kbs)}
-        yield from examine_knowledge_bases(config, list(distinct.values()))
-        others = {manifest.parent for manifest in Path(config.data.kb_folder).glob("**/kb.json")} - distinct.keys()
-        yield from (examine_folder(folder.name, folder, can_be_built=True) for folder in sorted(others))
+    sources = sources_of(config, dataset)
+    yield from examine_knowledge_bases(config, sources)
+    others = {manifest.parent for manifest in Path(config.data.kb_folder).glob("**/kb.json")} - {source.folder for source in sources}
+    yield from (examine_folder(folder.name, folder, can_be_built=True) for folder in sorted(others))
     yield examine_mlflow(config)
 
 

@@ -20,7 +20,7 @@ from experiments.datasets import Dataset, load_dataset
 from experiments.derived_numbers import derived_table
 from experiments.findings import Finding, any_fails, findings_table, verdict
 from experiments.gpu_memory import GpuShare, fits, gpus_of, learner_memory, learner_share, memory_table, sampler_share
-from experiments.kb_findings import examine_knowledge_bases
+from experiments.kb_findings import examine_knowledge_bases, sources_of
 from experiments.placement import Node, Plan, place
 from experiments.placement_table import knowledge_bases_of, plan_table
 from experiments.policy_shape import PolicyShape, examine_policy, policy_shape
@@ -51,9 +51,7 @@ def dry_run(config: TrainConfig, console: Console) -> bool:
         findings.append(Finding("policy", "missing", str(error)))
     except ValueError as error:  # adapters for layers that there are not
         findings.append(Finding("learner", "cannot be built", str(error)))
-    if dataset is not None:
-        distinct = {source.folder: source for source in (*dataset.training_kbs, *dataset.evaluation_kbs)}
-        findings += examine_knowledge_bases(config, list(distinct.values()))
+    findings += examine_knowledge_bases(config, sources_of(config, dataset))
     findings.append(_placement(config, dataset, console))
     console.print(findings_table(findings), highlight=False)
     console.print(f"dry run: {verdict(findings)}; nothing was started", highlight=False)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from experiments.config import TrainConfig
-from experiments.datasets import KnowledgeBaseSource
+from experiments.datasets import Dataset, KnowledgeBaseSource
 from experiments.findings import Finding
 from experiments.run_folder import COMPLETE
 from retrieval_actors.embedders import check_embedder_name
@@ -24,6 +24,13 @@ def examine_knowledge_bases(config: TrainConfig, sources: Sequence[KnowledgeBase
         yield examine_folder(source.name, source.folder, source.passages is not None, config.retrieval.hybrid)
     if config.train.resume != "none":
         yield from _of_checkpoint(config, sources)
+
+
+def sources_of(config: TrainConfig, dataset: Dataset | None) -> list[KnowledgeBaseSource]:
+    """Every folder once; those of the configuration where the data set itself could not be read."""
+    found = (*dataset.training_kbs, *dataset.evaluation_kbs) if dataset else ()
+    named = [] if dataset else [KnowledgeBaseSource(name, Path(folder)) for name, folder in config.retrieval.folders.items()]
+    return list({source.folder: source for source in (*found, *named)}.values())
 
 
 def examine_folder(name: str, folder: Path, can_be_built: bool = False, hybrid: bool = False) -> Finding:

@@ -54,6 +54,7 @@ def test_a_paper_configuration_fits_its_gpus_and_says_what_has_to_be_brought(fil
         failed = {line.split()[1] for line in text.splitlines() if line.startswith("fail")}
         assert failed <= {"data", "knowledge"}, text
         assert "r1_router_questions.jsonl" in text
+        assert "set retrieval.folders.text_image" in " ".join(text.split())
 
 
 def test_one_gpu_is_shared_and_its_memory_is_enough():
