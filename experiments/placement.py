@@ -106,7 +106,8 @@ class Plan:
 
 def place(asks: Sequence[Ask], nodes: Iterable[Node]) -> Plan:
     """The nodes are used up. What finds no place is named with what was asked for, what is there, and which settings to change."""
-    nodes, placed = list(nodes), []
+    nodes = list(nodes)
+    placed: list[Placed] = []
     for ask in asks:
         found: Counter[str] = Counter()
         for done in range(ask.count):
