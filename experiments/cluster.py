@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from experiments.config import TrainConfig
+from experiments.run_asks import RoleResources, asks_of, cpus_of
 
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -22,9 +23,7 @@ QUIET = {
 
 def cpus_asked_for(config: TrainConfig) -> int:
     """CPUs that the actors of a run reserve. On a machine with fewer they share: Ray counts them, it does not pin them."""
-    workers = config.train.num_rollout_workers * 1.5
-    learners = config.learner.num_learners * config.learner.cpus_per_learner
-    return int(workers + learners) + 4
+    return int(cpus_of(asks_of(config, RoleResources(), []))) + 4
 
 
 @contextmanager

@@ -18,15 +18,12 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from experiments.config_checks import check
 from experiments.data_config import DataConfig, EvaluationConfig, PromptsConfig
-from learner.config import LearnerConfig, check_overlap, check_rollout
+from learner.config import LearnerConfig
 from retrieval_actors.config import RetrievalConfig
-from rewards.composition import RewardError, composed_of
 from rewards.config import RewardConfig
-from rewards.terms.information_gain import INFORMATION_GAIN
 from rollout.config import RolloutConfig
-from rollout.methods.registry import expected_names, is_method
-from rollout.prompts import PROMPT_SETS
 
 CONFIGS = Path(__file__).parent / "configs"
 REPOSITORY = Path(__file__).parents[1]
@@ -50,6 +47,14 @@ class LoopConfig:
     """Processes that sample; each holds a copy of the policy."""
     gpus_per_rollout_worker: float = 0.0
     """GPUs that Ray sets aside for one of them; 0: sample on the CPU."""
+    gpus_per_evaluation_worker: float | None = None
+    """The same for the evaluation workers, of which there are as many, each with a policy of its own; null: like a rollout worker."""
+    placement: str = "apart"
+    """`apart`: learners have GPUs of their own. `colocated`: on every GPU one learner and one rollout worker, by the shares
+    `learner.gpus_per_learner` and `train.gpus_per_rollout_worker`."""
+    dry_run: bool = False
+    """Check everything, build every object with its real shapes but without memory, print the plan and what fits on a GPU, and end: no GPU, no
+    weights, no Ray."""
     overlap: int = 0
     """0: roll out, then learn. 1: the next batch is rolled out while this one is learned from, one policy version behind; it needs
     `learner.sampler_cap`."""
@@ -104,6 +109,10 @@ class ClusterConfig:
     """CPUs that Ray counts with; 0: those of the machine, at least as many as the actors of a run ask for. Unused under RAY_ADDRESS."""
     object_store_mb: int = 512
     """Memory for what the processes hand each other."""
+    gpu_gib: float = 80.0
+    """Memory of one GPU, in GiB: what a dry run compares with."""
+    join_s: float = 0.0
+    """Seconds to wait for nodes that are still joining the cluster, before a run that finds no place there is refused."""
 
 
 @dataclass
@@ -122,6 +131,12 @@ class TrainConfig:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     ray: ClusterConfig = field(default_factory=ClusterConfig)
 
+    @property
+    def evaluation_gpus(self) -> float:
+        """GPUs of one evaluation worker."""
+        given = self.train.gpus_per_evaluation_worker
+        return self.train.gpus_per_rollout_worker if given is None else given
+
 
 def load_config(arguments: list[str]) -> TrainConfig:
     """The configuration that `[CONFIG.yaml] [key=value ...]` says. A bare file name is also looked for among the shipped ones.
@@ -137,12 +152,13 @@ def load_config(arguments: list[str]) -> TrainConfig:
         try:
             tree = OmegaConf.merge(tree, layer)
         except OmegaConfBaseException as error:
-            raise RunConfigError(f"{source}: {getattr(error, 'full_key', '') or ''}: {str(error).splitlines()[0]}") from None
+            raise RunConfigError(f"{source}: {_of_wrong_type(layer, error)}") from None
     try:
         config = typing.cast(TrainConfig, OmegaConf.to_object(tree))
-    except ValueError as error:
+        check(config)
+    except (ValueError, OmegaConfBaseException) as error:
         raise RunConfigError(str(error).splitlines()[0]) from None
-    return _checked(config)
+    return config
 
 
 def resolved_yaml(config: TrainConfig) -> str:
@@ -218,91 +234,32 @@ def _check_keys(layer: DictConfig, schema: type, source: str, prefix: str = "") 
             _check_keys(child, typing.cast(type, types[key]), source, f"{prefix}{key}.")
 
 
+def _of_wrong_type(layer: DictConfig, error: OmegaConfBaseException) -> str:
+    """The key, what was found there, and what kind of value belongs there."""
+    key = str(getattr(error, "full_key", "") or "")
+    kind: Any = TrainConfig
+    for name in key.split("."):
+        found = typing.get_type_hints(kind).get(name.partition("[")[0]) if dataclasses.is_dataclass(kind) else None
+        if found is None:
+            break
+        kind = found
+    said = str(error).splitlines()[0]
+    try:
+        return f"{key} is {OmegaConf.select(layer, key)!r}; expected {_in_words(kind)}"
+    except OmegaConfBaseException:
+        return f"{key}: {said}"
+
+
+def _in_words(kind: Any) -> str:
+    """A type as an error message names it."""
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    inner = [_in_words(part) for part in typing.get_args(kind) if part is not type(None)]
+    if typing.get_origin(kind) is dict:
+        return f"{{key: {inner[-1]}, ...}}"
+    if typing.get_origin(kind) in (list, tuple):
+        return f"[{inner[0]}, ...]"
+    return words.get(kind) or (f"{inner[0]}, or null" if inner else "another kind of value")
+
+
 def _fields(kind: Any) -> list[str]:
     return [f.name for f in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else []
-
-
-def _checked(config: TrainConfig) -> TrainConfig:
-    """What can be seen to be wrong without opening a file."""
-    rules = [
-        (config.rollout.mode in ("branch", "chain", "offline"), "rollout.mode", config.rollout.mode, "branch, chain or offline"),
-        (config.rollout.engine in ("transformers", "vllm"), "rollout.engine", config.rollout.engine, "transformers or vllm"),
-        (config.rollout.slots > 0, "rollout.slots", config.rollout.slots, "at least 1"),
-        (is_method(config.rollout.routing), "rollout.routing", config.rollout.routing, f"one of {expected_names()}"),
-        (config.train.iterations > 0, "train.iterations", config.train.iterations, "at least 1"),
-        (config.train.questions_per_iteration > 0, "train.questions_per_iteration", config.train.questions_per_iteration, "at least 1"),
-        (config.train.num_rollout_workers > 0, "train.num_rollout_workers", config.train.num_rollout_workers, "at least 1"),
-        (config.train.keep_last > 0, "train.keep_last", config.train.keep_last, "at least 1"),
-        (config.train.keep_best >= 0, "train.keep_best", config.train.keep_best, "0 or more"),
-        (config.evaluation.questions > 0, "evaluation.questions", config.evaluation.questions, "at least 1"),
-        (
-            sum([config.train.rollout_only, bool(config.train.replay_rollouts), config.train.resume != "none"]) <= 1,
-            "train",
-            "rollout_only, replay_rollouts, resume",
-            "at most one of them: half a run has no checkpoints, and one half is not the other",
-        ),
-        (
-            not (config.train.replay_rollouts and config.train.dump_rollouts),
-            "train.dump_rollouts",
-            config.train.dump_rollouts,
-            "none with train.replay_rollouts: there is nothing new to write",
-        ),
-        (0 < config.rollout.enough <= 1, "rollout.enough", config.rollout.enough, "a share above 0, up to 1"),
-        (config.rollout.straggler_s >= 0, "rollout.straggler_s", config.rollout.straggler_s, "seconds, or 0 for never"),
-        (
-            set(config.rollout.max_new_tokens_by_kind) <= {"plan", "answer", "final"},
-            "rollout.max_new_tokens_by_kind",
-            dict(config.rollout.max_new_tokens_by_kind),
-            "keys among plan, answer and final",
-        ),
-        (bool(config.name) and not set(config.name) & set("/\\"), "name", config.name, "a name without slashes"),
-    ]
-    rules += [
-        (all(map(is_method, found)), f"evaluation.{key}", list(found), f"some of {expected_names()}")
-        for key, found in (("baselines", config.evaluation.baselines), ("start_baselines", config.evaluation.start_baselines))
-    ]
-    retrieval = dataclasses.asdict(config.retrieval)
-    rules += [
-        (retrieval[key] >= 1, f"retrieval.{key}", retrieval[key], "at least 1")
-        for key in ("replicas", "failures_to_open", "search_threads", "embed_threads", "rerank_candidates")
-    ]
-    rules += [(config.retrieval.deadline_s > 0, "retrieval.deadline_s", config.retrieval.deadline_s, "seconds above 0")]
-    for holds, key, found, expected in rules:
-        if not holds:
-            raise RunConfigError(f"{key} is {found!r}; expected {expected}")
-    if config.prompts.from_dataset:
-        config.rollout.prompts = config.prompts.from_dataset
-    try:
-        PROMPT_SETS[config.rollout.prompts]
-    except ValueError as error:
-        raise RunConfigError(str(error)) from None
-    _check_terms(config)
-    recorded = config.data.name == "recorded_steps"
-    if recorded != (config.rollout.mode == "offline"):
-        raise RunConfigError(
-            f"rollout.mode={config.rollout.mode} does not go with data.name={config.data.name}; recorded steps are for offline"
-        )
-    try:
-        check_rollout(config.learner, config.rollout.mode, config.rollout.group_size)
-        check_overlap(config.train.overlap, config.learner)
-    except ValueError as error:
-        raise RunConfigError(str(error)) from None
-    return config
-
-
-def _check_terms(config: TrainConfig) -> None:
-    try:
-        terms = composed_of(config.reward.terms)
-    except RewardError as error:
-        raise RunConfigError(str(error)) from None
-    config.rollout.gold_gains |= INFORMATION_GAIN.name in config.reward.terms
-    if config.rollout.gold_gains and config.rollout.engine != "transformers":
-        raise RunConfigError(
-            f"reward.terms.information_gain does not go with rollout.engine={config.rollout.engine}; it asks the policy in place"
-        )
-    for term in terms:
-        if term.needs_chain and config.rollout.mode != "chain":
-            raise RunConfigError(
-                f"reward.terms.{term.name} does not go with rollout.mode={config.rollout.mode}; it judges what came of a turn, which is known of "
-                "every sibling in chain mode only"
-            )

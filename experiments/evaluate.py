@@ -29,6 +29,7 @@ from experiments.method_comparison import compared, measure
 from experiments.methods import as_measured, measured_methods
 from experiments.progress import Progress
 from experiments.question_file import DataError
+from experiments.run_asks import CPUS_PER_ROLLOUT_WORKER, on_nodes_with
 from experiments.run_folder import RunFolder
 from learner.deadline import DeadlineError
 from retrieval_actors.knowledge_base import KnowledgeBaseError
@@ -80,9 +81,9 @@ class Evaluation:
 class EvaluationWorker:
     """Holds a policy of its own: evaluation never touches the weights that are being trained, nor their knowledge bases."""
 
-    def __init__(self, policy: str, config: RolloutConfig, device: str):
+    def __init__(self, policy: str, config: RolloutConfig, device: str, dtype: str):
         torch.set_num_threads(config.threads)
-        self._device, self._config = device, config
+        self._device, self._config, self._dtype = device, config, dtype
         self._held: str | int = ""
         self._hold(policy)
 
@@ -96,7 +97,7 @@ class EvaluationWorker:
         """Said with every call, because a worker that Ray has restarted holds the policy that it began with."""
         if isinstance(weights, str):
             if weights != self._held:
-                self._engine = make_engine(Policy.load(weights, device=self._device), self._config)
+                self._engine = make_engine(Policy.load(weights, dtype=self._dtype, device=self._device), self._config)
                 self._held = weights
         elif weights.checksum != self._held:
             self._engine.update_weights(weights.version, unpack(weights))
@@ -106,13 +107,15 @@ class EvaluationWorker:
 class Evaluator:
     """The evaluation workers of a run."""
 
-    def __init__(self, policy: str, config: TrainConfig):
+    def __init__(self, policy: str, config: TrainConfig, resource: str = ""):
+        """`resource`: custom resource of the nodes that they run on; empty: any."""
         self._config = config
         self._weights: Any = policy
-        gpus = config.train.gpus_per_rollout_worker
+        gpus, resources = config.evaluation_gpus, on_nodes_with(resource)
         actor: Any = ray.remote(EvaluationWorker)
-        placed = actor.options(num_cpus=0.5, num_gpus=gpus, max_restarts=-1, max_task_retries=2)
-        self._workers = [placed.remote(policy, config.rollout, "cuda" if gpus else "cpu") for _ in range(config.train.num_rollout_workers)]
+        placed = actor.options(num_cpus=CPUS_PER_ROLLOUT_WORKER, num_gpus=gpus, resources=resources, max_restarts=-1, max_task_retries=2)
+        arguments = policy, config.rollout, "cuda" if gpus else "cpu", config.learner.dtype
+        self._workers = [placed.remote(*arguments) for _ in range(config.train.num_rollout_workers)]
 
     def use(self, weights: Weights) -> None:
         """What the next `run` measures: a policy folder, or weights of the architecture that the workers hold."""

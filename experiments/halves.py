@@ -20,6 +20,7 @@ from experiments.config import RunConfigError, TrainConfig
 from experiments.datasets import Dataset
 from experiments.iteration_figures import iteration_figures
 from experiments.parts import build_parts
+from experiments.placement_table import placed_or_refused
 from experiments.progress import Progress
 from experiments.provenance import git_commit, machine
 from experiments.run_folder import RunFolder
@@ -124,8 +125,9 @@ def learn_only(config: TrainConfig, policy: str, console: Console) -> int:
     """
     recorded = dumped_iterations(config.train.replay_rollouts)[: config.train.iterations]
     with half_run(config, console, len(recorded)) as (run, stop):
+        placed, _ = placed_or_refused(config, None, run.progress.console)
         run.progress.phase("start learner")
-        learner = LearnerGroup(replace(config.learner, seed=config.train.seed), policy)
+        learner = LearnerGroup(replace(placed.learner, seed=config.train.seed), policy)
         run.progress.phase("train")
         for place in recorded:
             trajectories, turns = read_rollouts(place)

@@ -9,7 +9,9 @@ from typing import Any
 from experiments.config import TrainConfig
 from experiments.datasets import Dataset, ensure_knowledge_bases
 from experiments.evaluate import Evaluator
+from experiments.placement_table import placed_or_refused
 from experiments.progress import Progress
+from experiments.run_asks import CPUS_PER_REWARD_ACTOR, CPUS_PER_ROLLOUT_WORKER, on_nodes_with
 from experiments.run_folder import RunFolder
 from experiments.tally import Tally
 from experiments.tracking.tracker import Tracker
@@ -20,8 +22,6 @@ from retrieval_actors.memory_plan import MemoryPlan
 from retrieval_actors.retriever import Retriever
 from retrieval_actors.start import start_retrieval
 from rewards.actor import start_reward_actor
-
-CPUS_PER_ROLLOUT_WORKER = 0.5
 
 
 @dataclass(frozen=True)
@@ -67,11 +67,16 @@ class Run:
 
 
 def build_parts(config: TrainConfig, dataset: Dataset, policy: str, progress: Progress) -> Parts:
-    """Ray has to be running. Knowledge bases that are not there yet are built; what can start side by side does."""
+    """Ray has to be running. Knowledge bases that are not there yet are built; what can start side by side does.
+
+    Raises RunConfigError for what the cluster has no room for, before anything is built or started.
+    """
+    config, roles = placed_or_refused(config, dataset, progress.console)
     progress.phase("knowledge bases")
     folders = [ensure_knowledge_bases(sources, progress.detail) for sources in (dataset.training_kbs, dataset.evaluation_kbs)]
     progress.phase("start retrieval, rewards, rollout workers, learner")
-    evaluator = Evaluator(policy, config)
+    # On GPUs it comes last, as it does in the plan: Ray fills the fullest GPU first, and small shares of one would take the room of larger ones.
+    evaluator = None if config.evaluation_gpus else Evaluator(policy, config, roles.rollout)
 
     def announce(plan: MemoryPlan) -> None:
         progress.say(plan.line(), style="dim")
@@ -79,13 +84,15 @@ def build_parts(config: TrainConfig, dataset: Dataset, policy: str, progress: Pr
     retrievers = [start_retrieval(replace(config.retrieval, folders=folders[0]), announce=announce)]
     if folders[1] != folders[0]:
         retrievers.append(start_retrieval(replace(config.retrieval, folders=folders[1]), announce=announce, models_of=retrievers[0]))
-    reward_actor = start_reward_actor(retrievers[0], config.reward)
-    algorithm = algorithm_config(config, dataset.train, policy, retrievers[0], reward_actor).build_algo()
-    return Parts(algorithm, evaluator, retrievers[0], retrievers[-1])
+    reward_actor = start_reward_actor(retrievers[0], config.reward, CPUS_PER_REWARD_ACTOR, roles.rewards)
+    algorithm = algorithm_config(config, dataset.train, policy, retrievers[0], reward_actor, roles.rollout).build_algo()
+    return Parts(algorithm, evaluator or Evaluator(policy, config, roles.rollout), retrievers[0], retrievers[-1])
 
 
-def algorithm_config(config: TrainConfig, items: Sequence[Any], policy: str, retriever: Retriever, reward_actor: Any) -> StepGRPOConfig:
-    """The run's settings in the form that RLlib takes."""
+def algorithm_config(
+    config: TrainConfig, items: Sequence[Any], policy: str, retriever: Retriever | None, reward_actor: Any, resource: str = ""
+) -> StepGRPOConfig:
+    """The run's settings in the form that RLlib takes. `resource`: custom resource of the nodes that rollout workers run on; empty: any."""
     questions = config.train.questions_per_iteration
     return (
         StepGRPOConfig()
@@ -93,6 +100,7 @@ def algorithm_config(config: TrainConfig, items: Sequence[Any], policy: str, ret
             num_env_runners=config.train.num_rollout_workers,
             num_cpus_per_env_runner=CPUS_PER_ROLLOUT_WORKER,
             num_gpus_per_env_runner=config.train.gpus_per_rollout_worker,
+            custom_resources_per_env_runner=on_nodes_with(resource),
         )
         .training(
             policy_path=policy,

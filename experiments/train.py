@@ -15,6 +15,8 @@ from experiments.cluster import start_ray
 from experiments.collapse_watch import how_it_stopped, tell
 from experiments.config import RunConfigError, TrainConfig, find_policy, load_config, resolved_yaml
 from experiments.datasets import Dataset, load_dataset
+from experiments.derived_numbers import derived_table
+from experiments.dry_run import dry_run
 from experiments.fingerprints import write_fingerprints
 from experiments.halves import dump, dumped_iterations, learn_only, roll_out_only
 from experiments.iteration_figures import iteration_figures
@@ -134,11 +136,15 @@ def _due(iteration: int, every: int) -> bool:
 def main(arguments: list[str]) -> int:
     console = Console(width=None if sys.stdout.isatty() else 120)
     try:
+        if (config := load_config(arguments)).train.dry_run:
+            console.print(resolved_yaml(config), style="dim", markup=False, highlight=False)
+            return 0 if dry_run(config, console) else WRONG_INPUT
         config, dataset, policy = check(arguments)
     except (RunConfigError, DataError, KnowledgeBaseError) as error:
         console.print(f"error: {error}", style="red", soft_wrap=True, markup=False, highlight=False)
         return WRONG_INPUT
     console.print(resolved_yaml(config), style="dim", markup=False, highlight=False)
+    console.print(derived_table(config), highlight=False)
     try:
         if dataset is None:
             return learn_only(config, policy, console)

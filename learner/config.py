@@ -119,6 +119,8 @@ class LearnerConfig:
     """CPUs that Ray sets aside for one learner."""
     gpus_per_learner: float = 0.0
     """GPUs that Ray sets aside for one learner; 0: learn on the CPU."""
+    resource: str = ""
+    """Custom Ray resource of the nodes that learners should run on; empty: any node, or those with the resource `learner` where there are any."""
     environment: dict[str, str] = field(default_factory=dict)
     """Environment variables of the learner processes (`NCCL_SOCKET_IFNAME`, ...)."""
     seed: int = 0
@@ -142,12 +144,14 @@ class LearnerConfig:
         for key in POSITIVE:
             if not getattr(self, key) > 0:
                 raise ValueError(f"learner.{key} is {getattr(self, key)}; it must be greater than 0")
-        for key in ("clip_low", "clip_high", "kl_weight", "entropy_weight", "max_mismatch", "resample_limit", "lora_rank"):
+        for key in NOT_NEGATIVE:
             if not getattr(self, key) >= 0:
                 raise ValueError(f"learner.{key} is {getattr(self, key)}; it must not be negative")
         for key in ("clip_low", "discount", "lr_floor", "overlong_buffer"):
             if not 0 <= getattr(self, key) <= 1:
                 raise ValueError(f"learner.{key} is {getattr(self, key)}; it must lie between 0 and 1")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"learner.betas is {list(self.betas)}; both must lie between 0 and 1, below 1")
         self._check_combinations()
         self._check_engine()
 
@@ -212,6 +216,8 @@ class LearnerConfig:
 
 
 POSITIVE = "lr constant_tokens updates_per_iteration tokens_per_micro_batch lora_alpha num_learners threads deadline_s bucket_bytes".split()
+NOT_NEGATIVE = """warmup_iterations weight_decay max_grad_norm clip_low clip_high kl_weight entropy_weight max_mismatch resample_limit lora_rank
+episode_weight step_weight overlong_weight cpus_per_learner gpus_per_learner seed""".split()
 CHOICES: dict[str, tuple[object, ...]] = {
     "step_comparison": ("reward", "return"),
     "baseline": ("mean", "leave_one_out", "shrunk"),
@@ -230,40 +236,6 @@ CHOICES: dict[str, tuple[object, ...]] = {
     "transport": ("object_store", "collective"),
 }
 """Key -> its values. The functions behind the names are in tables of their own; a test holds both together."""
-
-
-def check_rollout(learner: LearnerConfig, mode: str, group_size: int) -> None:
-    """Whether what is sampled can be learned from in this way. Raises ValueError with both keys, what was found and what is expected."""
-    if group_size < 2 and learner.baseline != "shrunk":
-        raise ValueError(
-            f"rollout.group_size is {group_size} with learner.baseline={learner.baseline}: nothing to compare a turn with; expected "
-            "at least 2, or learner.baseline=shrunk with learner.normalisation=none"
-        )
-    if mode == "chain":
-        return
-    if learner.step_weight == 0 and learner.baseline != "shrunk":
-        raise ValueError(
-            f"learner.step_weight is 0 with rollout.mode={mode}, which makes one episode of a question: nothing to compare it with; expected "
-            "rollout.mode=chain"
-        )
-    for key, value in (("step_comparison", "return"), ("ratio", "sequence")):
-        if getattr(learner, key) == value:
-            raise ValueError(
-                f"learner.{key}={value} needs whole episodes side by side, rollout.mode={mode} samples siblings; expected rollout.mode=chain"
-            )
-
-
-def check_overlap(overlap: int, learner: LearnerConfig) -> None:
-    """Raises ValueError unless what is learned from old weights' turns is corrected for that."""
-    if overlap not in (0, 1):
-        raise ValueError(
-            f"train.overlap is {overlap}; it must be 0 (each batch is sampled with the newest weights) or 1 (one version older)"
-        )
-    if overlap and not learner.sampler_cap:
-        raise ValueError(
-            "train.overlap is 1 with learner.sampler_cap=0: turns are sampled one policy version before they are learned from, which has to be "
-            "corrected for; expected learner.sampler_cap of at least 1 (2 is usual)"
-        )
 
 
 def _one_of(key: str, found: object, allowed: tuple[object, ...]) -> None:

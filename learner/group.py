@@ -53,6 +53,7 @@ class LearnerGroup:
         self.steps: list[Span] = []
         """When the optimizer steps of the last update were made."""
         options: dict[str, Any] = {"num_cpus": config.cpus_per_learner, "num_gpus": config.gpus_per_learner}
+        options["resources"] = {config.resource: 0.001} if config.resource else {}
         options["runtime_env"] = {"env_vars": dict(config.environment)}
         actor = ray.remote(**options)(LearnerRank)
         self._ranks = [actor.remote(rank, config.num_learners, config, self.policy_path) for rank in range(config.num_learners)]

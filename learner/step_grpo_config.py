@@ -12,7 +12,8 @@ from ray.rllib.connectors.module_to_env import ModuleToEnvPipeline
 from ray.rllib.core.rl_module.multi_rl_module import MultiRLModuleSpec
 from ray.rllib.utils.checkpoints import Checkpointable
 
-from learner.config import LearnerConfig, check_overlap, check_rollout
+from learner.config import LearnerConfig
+from learner.config_checks import check_overlap, check_rollout
 from learner.group import LearnerGroup
 from learner.question_source import QuestionSource
 from rollout.config import RolloutConfig

@@ -42,4 +42,11 @@ class RetrievalConfig:
     gpus_per_embedder: float = 0.0
     """GPUs for each embedder and for the reranker; 0: CPU."""
     resource: str = ""
-    """Custom Ray resource of the nodes that retrieval should run on; empty: any node."""
+    """Custom Ray resource of the nodes that retrieval should run on; empty: any node (in a run: those with `retrieval`, where there are any)."""
+    gpu_resource: str = ""
+    """The same for what has a GPU: embedders with `gpus_per_embedder`, shards with `gpus_per_shard`; empty: `resource` (in a run: nodes with
+    `rollout`, where there are any)."""
+
+    def resource_of(self, gpus: float) -> str:
+        """Custom resource of the nodes of a process that uses so much of a GPU."""
+        return self.gpu_resource if gpus and self.gpu_resource else self.resource

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from retrieval_actors.knowledge_base import LEXICAL, KnowledgeBase
@@ -81,6 +81,24 @@ def plan_memory(bases: Sequence[KnowledgeBase], replicas: int, nodes: Sequence[i
             passages = sum(sizes[entry["passages_file"]] for entry in base.manifest["shards"])
             needs.append(ShardNeed(words_of(base.card.name), 0, "BM25", base.card.passages, words, passages, replicas=1))
     return MemoryPlan(tuple(needs), sum(nodes), max(nodes, default=0))
+
+
+def spread(needs: Sequence[ShardNeed], nodes: Mapping[str, int]) -> dict[tuple[str, int], list[str]]:
+    """(knowledge base, shard) -> node of each replica: the largest first, each to the node with most memory left, and the replicas of a shard to
+    different nodes where there are several. `nodes`: node -> bytes that it offers."""
+    left, found = dict(nodes), {}
+    for need in sorted(needs, key=lambda need: -need.resident_bytes):
+        places: list[str] = []
+        for _ in range(need.replicas if left else 0):
+            places.append(roomiest(left, places))
+            left[places[-1]] -= need.resident_bytes
+        found[need.kb, need.shard] = places
+    return found
+
+
+def roomiest(left: Mapping[str, int], taken: Collection[str]) -> str:
+    """The node with most memory left, one that is not taken where there is one; of equals the first by name."""
+    return max(sorted(left), key=lambda node: (node not in taken, left[node]))
 
 
 def words_of(kb: str) -> str:

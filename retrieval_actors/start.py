@@ -5,11 +5,12 @@ from __future__ import annotations
 import functools
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ray
 from ray.exceptions import RayActorError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from retrieval_actors.build import Progress
 from retrieval_actors.circuit_breaker import CircuitBreaker
@@ -18,7 +19,7 @@ from retrieval_actors.embedder_actor import EmbedderActor
 from retrieval_actors.embedders import check_embedder_name, model_of
 from retrieval_actors.knowledge_base import KnowledgeBase, KnowledgeBaseError
 from retrieval_actors.lexical_actor import LexicalActor
-from retrieval_actors.memory_plan import MemoryPlan, plan_memory, words_of
+from retrieval_actors.memory_plan import MemoryPlan, plan_memory, spread, words_of
 from retrieval_actors.reranker import check_reranker_name
 from retrieval_actors.reranker_actor import RerankerActor
 from retrieval_actors.retriever import RetrievalUnavailableError, Retriever
@@ -51,16 +52,22 @@ def start_retrieval(
     if config.reranker:
         check_reranker_name(config.reranker)
     _check_gpus(config, sum(base.card.shards for base in opened))
-    plan = plan_memory(
-        opened, config.replicas, [int(node["Resources"].get("memory", 0)) for node in ray.nodes() if node["Alive"]], config.hybrid
-    )
+    resource = config.resource_of(config.gpus_per_shard)
+    offered = {
+        node["NodeID"]: int(node["Resources"].get("memory", 0))
+        for node in ray.nodes()
+        if node["Alive"] and (not resource or resource in node["Resources"])
+    }
+    if not offered:
+        raise KnowledgeBaseError(f"retrieval.resource is {resource!r}, which no node has: start nodes with it, or leave it empty")
+    plan = plan_memory(opened, config.replicas, list(offered.values()), config.hybrid)
     if announce and plan.needs:
         announce(plan)
     if plan.refusal():
         raise KnowledgeBaseError(plan.refusal())
     for base in opened:
         base.verify(functools.partial(progress, f"checking the files of {base.card.name}") if progress else None)
-    retriever = _started(config, opened, list(names), plan, models_of)
+    retriever = _started(config, opened, list(names), plan, spread(plan.needs, offered), models_of)
     try:
         ray.get(retriever.log.adopt.remote(retriever), timeout=config.deadline_s)
         _wait_until_ready(retriever, progress)
@@ -82,15 +89,23 @@ def running_retrievals() -> dict[str, Any]:
 
 
 def _started(
-    config: RetrievalConfig, opened: Sequence[KnowledgeBase], names: list[str], plan: MemoryPlan, models_of: Retriever | None
+    config: RetrievalConfig,
+    opened: Sequence[KnowledgeBase],
+    names: list[str],
+    plan: MemoryPlan,
+    nodes: Mapping[tuple[str, int], Sequence[str]],
+    models_of: Retriever | None,
 ) -> Retriever:
     lent = {name: models_of.embedders[name] for name in names if name in models_of.embedders} if models_of else {}
     reranker = models_of.reranker if models_of else None
     # A call to a dead actor fails at once, so that a replica can be asked: `fan_out` tries again.
     placement: dict[str, Any] = {"max_restarts": -1, "max_task_retries": 0, "scheduling_strategy": "SPREAD"}
-    if config.resource:
-        placement["resources"] = {config.resource: 0.001}
-    models = {"num_cpus": config.cpus_per_embedder, "num_gpus": config.gpus_per_embedder, **placement}
+
+    def reserved(cpus: float, gpus: float) -> dict[str, Any]:
+        resource = config.resource_of(gpus)
+        return {"num_cpus": cpus, "num_gpus": gpus, "resources": {resource: 0.001} if resource else {}, **placement}
+
+    models = reserved(config.cpus_per_embedder, config.gpus_per_embedder)
     start_embedder = ray.remote(EmbedderActor).options(**models).remote
     processes = {
         model: start_embedder([name for name in names if model_of(name) == model], config.cache_size, config.embed_threads)
@@ -107,13 +122,14 @@ def _started(
             config.gpus_per_shard > 0,
             config.gpu_float16,
         )
-        needs = {"num_cpus": config.cpus_per_shard, "num_gpus": config.gpus_per_shard, "memory": memory[base.card.name, number]}
-        start = ray.remote(ShardActor).options(**needs, **placement).remote
-        return tuple(start(*arguments) for _ in range(config.replicas))
+        needs = reserved(config.cpus_per_shard, config.gpus_per_shard)
+        places = [NodeAffinitySchedulingStrategy(node, soft=True, _spill_on_unavailable=True) for node in nodes[base.card.name, number]]
+        start = ray.remote(ShardActor).options(**needs, memory=memory[base.card.name, number])
+        return tuple(start.options(scheduling_strategy=place).remote(*arguments) for place in places)
 
     def words(base: KnowledgeBase) -> Any:
-        needs = {"num_cpus": config.cpus_per_shard, "memory": memory[words_of(base.card.name), 0]}
-        return ray.remote(LexicalActor).options(**needs, **placement).remote(str(base.folder.resolve()), base.fingerprint)
+        needs = reserved(config.cpus_per_shard, 0) | {"memory": memory[words_of(base.card.name), 0]}
+        return ray.remote(LexicalActor).options(**needs).remote(str(base.folder.resolve()), base.fingerprint)
 
     if config.reranker and not reranker:
         reranker = ray.remote(RerankerActor).options(**models).remote(config.reranker, config.embed_threads)

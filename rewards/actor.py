@@ -71,10 +71,11 @@ class RewardActor:
         return os.getpid()
 
 
-def start_reward_actor(retriever: Retriever, config: RewardConfig, num_cpus: float = 0.1) -> Any:
-    """Handle of a new `RewardActor`, which Ray restarts when it dies.
+def start_reward_actor(retriever: Retriever, config: RewardConfig, num_cpus: float = 0.1, resource: str = "") -> Any:
+    """Handle of a new `RewardActor`, which Ray restarts when it dies. `resource`: custom resource of the nodes it may run on; empty: any.
 
     The handle of the retriever travels as bytes: Ray cannot promise to restart an actor whose arguments hold handles of others.
     """
-    actor = ray.remote(RewardActor).options(num_cpus=num_cpus, max_restarts=-1, max_task_retries=2)
+    resources = {resource: 0.001} if resource else {}
+    actor = ray.remote(RewardActor).options(num_cpus=num_cpus, resources=resources, max_restarts=-1, max_task_retries=2)
     return actor.remote(ray.cloudpickle.dumps(retriever), config)

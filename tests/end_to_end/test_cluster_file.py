@@ -1,4 +1,4 @@
-"""The cluster file, read as Ray's launcher reads it."""
+"""The cluster files, read as those read them who start the clusters: Ray's launcher, and KubeRay's operator."""
 
 from __future__ import annotations
 
@@ -6,10 +6,16 @@ from pathlib import Path
 
 import pytest
 import yaml
-from jsonschema import ValidationError
+from jsonschema import Draft202012Validator, ValidationError
 from ray.autoscaler._private.util import prepare_config, validate_config
 
+from experiments.config import CONFIGS, load_config
+from experiments.dry_run import cluster_file_nodes, placed_on
+from experiments.placement import Node
+
 CLUSTER = Path(__file__).parents[2] / "ray_cluster.yaml"
+KUBERAY = CONFIGS / "kuberay"
+PAPER = ("paper_3b.yaml", "paper_7b.yaml")
 
 
 def test_ray_accepts_the_cluster_file():
@@ -26,3 +32,157 @@ def test_there_is_a_place_for_every_room():
 def test_a_misspelt_key_would_be_found():
     with pytest.raises(ValidationError, match="max_worker"):
         validate_config(prepare_config(yaml.safe_load(CLUSTER.read_text()) | {"max_worker": 1}))
+
+
+def test_the_set_up_installs_this_repository_with_the_pinned_versions():
+    commands = " ".join(yaml.safe_load(CLUSTER.read_text())["setup_commands"])
+    assert "constraints.txt" in commands
+    assert "-e '~/r1-router[gpu]'" in commands
+
+
+@pytest.mark.parametrize("file", PAPER)
+def test_the_nodes_that_are_started_have_a_place_for_the_paper_configurations(file):
+    plan = placed_on(load_config([file]), None, cluster_file_nodes(CLUSTER))
+    assert not plan.refusal
+    where = {placed.ask.role: {node.split(" ")[0] for node in placed.nodes} for placed in plan.placed}
+    assert where == {
+        "learner": {"learner"},
+        "rollout": {"rollout"},
+        "evaluation": {"rollout"},
+        "embedder": {"rollout"},
+        "rewards": {"retrieval"},
+    }
+
+
+@pytest.mark.parametrize("file", PAPER)
+def test_rollout_and_evaluation_workers_come_in_pairs(file):
+    plan = placed_on(load_config([file]), None, cluster_file_nodes(CLUSTER))
+    assert {(placed.ask.role, max(placed.nodes.values())) for placed in plan.placed if placed.ask.role in ("rollout", "evaluation")} == {
+        ("rollout", 1),
+        ("evaluation", 1),
+    }
+
+
+def test_fewer_nodes_would_not_do():
+    nodes = [node for node in cluster_file_nodes(CLUSTER) if node.name != "rollout 1"]
+    assert "1 of 4 rollout find no place" in placed_on(load_config(["paper_3b.yaml"]), None, nodes).refusal
+
+
+# KubeRay. The published schemas of the two resources have some ten thousand lines, most of them Kubernetes' own pod template; below is the part
+# that is ours to get wrong: which keys there are (KubeRay 1.5) and what kind of value belongs there.
+TEXTS = {"type": "object", "additionalProperties": {"type": "string"}}
+CONTAINER = {
+    "type": "object",
+    "required": ["name", "image", "resources"],
+    "additionalProperties": False,
+    "properties": {
+        "name": {"type": "string"},
+        "image": {"type": "string"},
+        "ports": {"type": "array", "items": {"type": "object", "required": ["containerPort"]}},
+        "resources": {"type": "object", "required": ["requests", "limits"]},
+        "volumeMounts": {"type": "array", "items": {"type": "object", "required": ["name", "mountPath"]}},
+    },
+}
+TEMPLATE = {
+    "type": "object",
+    "required": ["spec"],
+    "properties": {
+        "spec": {
+            "type": "object",
+            "required": ["containers"],
+            "additionalProperties": False,
+            "properties": {
+                "containers": {"type": "array", "minItems": 1, "items": CONTAINER},
+                "volumes": {"type": "array", "items": {"type": "object", "required": ["name"]}},
+            },
+        }
+    },
+}
+GROUP = {
+    "type": "object",
+    "required": ["groupName", "template", "rayStartParams", "replicas", "minReplicas", "maxReplicas"],
+    "additionalProperties": False,
+    "properties": {
+        "groupName": {"type": "string"},
+        "template": TEMPLATE,
+        "rayStartParams": TEXTS,
+        "numOfHosts": {"type": "integer"},
+        **{key: {"type": "integer", "minimum": 0} for key in ("replicas", "minReplicas", "maxReplicas")},
+    },
+}
+RAY_CLUSTER = {
+    "type": "object",
+    "required": ["headGroupSpec", "rayVersion"],
+    "additionalProperties": False,
+    "properties": {
+        "rayVersion": {"type": "string"},
+        "authOptions": {"type": "object", "properties": {"mode": {"enum": ["disabled", "token"]}}, "additionalProperties": False},
+        "enableInTreeAutoscaling": {"type": "boolean"},
+        "headGroupSpec": {
+            "type": "object",
+            "required": ["template", "rayStartParams"],
+            "additionalProperties": False,
+            "properties": {"template": TEMPLATE, "rayStartParams": TEXTS, "serviceType": {"type": "string"}},
+        },
+        "workerGroupSpecs": {"type": "array", "items": GROUP},
+    },
+}
+RAY_JOB = {
+    "type": "object",
+    "required": ["entrypoint", "rayClusterSpec"],
+    "additionalProperties": False,
+    "properties": {
+        "entrypoint": {"type": "string"},
+        "rayClusterSpec": RAY_CLUSTER,
+        "submissionMode": {"enum": ["K8sJobMode", "HTTPMode", "InteractiveMode", "SidecarMode"]},
+        "runtimeEnvYAML": {"type": "string"},
+        "shutdownAfterJobFinishes": {"type": "boolean"},
+        "backoffLimit": {"type": "integer"},
+        "ttlSecondsAfterFinished": {"type": "integer"},
+        "activeDeadlineSeconds": {"type": "integer"},
+    },
+}
+MANIFESTS = {"ray_cluster.yaml": ("RayCluster", RAY_CLUSTER), "ray_job.yaml": ("RayJob", RAY_JOB)}
+
+
+@pytest.mark.parametrize("file", MANIFESTS)
+def test_a_manifest_has_the_keys_of_its_resource(file):
+    manifest, (kind, schema) = yaml.safe_load((KUBERAY / file).read_text()), MANIFESTS[file]
+    assert (manifest["apiVersion"], manifest["kind"]) == ("ray.io/v1", kind)
+    Draft202012Validator(schema).validate(manifest["spec"])
+    misspelt = manifest["spec"] | {"rayVersions": "2"}
+    assert [error.message for error in Draft202012Validator(schema).iter_errors(misspelt)]
+
+
+def spec_of(file: str) -> dict:
+    spec = yaml.safe_load((KUBERAY / file).read_text())["spec"]
+    return spec.get("rayClusterSpec", spec)
+
+
+@pytest.mark.parametrize("file", MANIFESTS)
+@pytest.mark.parametrize("config", PAPER)
+def test_the_pods_have_a_place_for_the_paper_configurations(file, config):
+    nodes = []
+    for group in spec_of(file)["workerGroupSpecs"]:
+        (container,) = group["template"]["spec"]["containers"]
+        limits = container["resources"]["limits"]
+        custom = yaml.safe_load(yaml.safe_load(group["rayStartParams"]["resources"]).replace('\\"', '"'))
+        nodes += [
+            Node(f"{group['groupName']} {i}", limits["cpu"], limits.get("nvidia.com/gpu", 0), resources=frozenset(custom))
+            for i in range(group["replicas"])
+        ]
+    assert not placed_on(load_config([config]), None, nodes).refusal
+
+
+def test_the_cluster_files_name_the_ray_that_is_pinned():
+    pinned = next(line for line in (CLUSTER.parent / "constraints.txt").read_text().splitlines() if line.startswith("ray=="))
+    for file in MANIFESTS:
+        assert f"ray=={spec_of(file)['rayVersion']}" == pinned
+        assert f"rayproject/ray:{pinned.removeprefix('ray==')}" in (KUBERAY / file).read_text()
+
+
+def test_the_job_of_the_manifest_is_a_run_that_is_understood():
+    words = yaml.safe_load((KUBERAY / "ray_job.yaml").read_text())["spec"]["entrypoint"].split()
+    assert words[:3] == ["python", "-m", "experiments.train"]
+    config = load_config(words[3:])
+    assert (config.name, config.train.resume, config.ray.join_s) == ("paper_3b", "auto", 600)

@@ -2,7 +2,8 @@ from dataclasses import replace
 
 import pytest
 
-from learner.config import CHOICES, LearnerConfig, check_rollout
+from learner.config import CHOICES, LearnerConfig
+from learner.config_checks import check_rollout
 from learner.step_grpo_config import StepGRPOConfig
 from rollout.config import RolloutConfig
 

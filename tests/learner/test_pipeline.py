@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from tiny_training import shared_algorithm
 
-from learner.config import LearnerConfig, check_overlap
+from learner.config import LearnerConfig
+from learner.config_checks import check_overlap
 from learner.experience import Experience
 from learner.pipeline import one_step_off
 
