@@ -14,6 +14,7 @@ from experiments.config import RunConfigError
 from experiments.parts import Run
 from experiments.run_folder import COMPLETE, RunFolder
 from experiments.tally import Tally
+from learner.advantages import turn_advantages
 from learner.checkpoint_files import CorruptCheckpointError, facts_of, refuse_damaged
 from learner.deadline import DeadlineError
 from learner.group import MANIFEST
@@ -64,7 +65,11 @@ class Checkpoints:
         try:
             with learner.only_snapshots():
                 run.parts.algorithm.save_to_path(aside)
-            run.folder.write_trajectories(f"iteration-{run.iteration:06d}", run.parts.algorithm.trajectories)
+            turns = run.parts.algorithm.turns
+            advantages = turn_advantages(turns, run.parts.algorithm.config.learner).advantages if turns else ()
+            run.folder.write_trajectories(
+                f"iteration-{run.iteration:06d}", run.parts.algorithm.trajectories, turns=turns, advantages=advantages
+            )
             learner.write(aside.absolute() / LEARNER)
         except OSError as error:
             self._failed(error)
