@@ -25,7 +25,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from experiments.config import RunConfigError, TrainConfig, load_config, resolved_yaml
-from experiments.trajectory_rows import PICTURE_SCHEMA, TRAJECTORY_SCHEMA, picture_rows, sibling_groups, trajectory_row
+from experiments.passage_pictures import Pictures
+from experiments.trajectory_rows import NO_PICTURES, PICTURE_SCHEMA, TRAJECTORY_SCHEMA, picture_rows, sibling_groups, trajectory_row
 from rollout.records import ScoredTurn, Trajectory
 
 COMPLETE = "complete.json"
@@ -116,16 +117,17 @@ class RunFolder:
         counts: Sequence[dict[str, Any]] = (),
         turns: Sequence[ScoredTurn] = (),
         advantages: Sequence[float] | np.ndarray = (),
+        pictures: Pictures = NO_PICTURES,
     ) -> None:
         """`name`: `before`, `after`, or `iteration-000020`; `counts`: the measures of each, for paired differences after a restart; `turns`: how
-        all siblings were scored; `advantages`: what was learned from each of these turns."""
+        all siblings were scored; `advantages`: what was learned from each of these turns; `pictures`: of passages that carry none."""
         groups = sibling_groups(trajectories, turns, advantages)
-        rows = [trajectory_row(trajectory, mine) for trajectory, mine in zip(trajectories, groups, strict=True)]
+        rows = [trajectory_row(trajectory, mine, pictures) for trajectory, mine in zip(trajectories, groups, strict=True)]
         for row, counted in zip(rows, counts, strict=False):
             row["counts"] = json.dumps(_plain(counted))
-        pictures = pa.Table.from_pylist(picture_rows(trajectories), schema=PICTURE_SCHEMA)
+        shown = pa.Table.from_pylist(picture_rows(trajectories, pictures), schema=PICTURE_SCHEMA)
         self.pictures.mkdir(parents=True, exist_ok=True)
-        pq.write_table(pictures, self.pictures / f"{name}.parquet")
+        pq.write_table(shown, self.pictures / f"{name}.parquet")
         pq.write_table(pa.Table.from_pylist(rows, schema=TRAJECTORY_SCHEMA), self.trajectories / f"{name}.parquet", compression="zstd")
 
     def read_trajectories(self, name: str) -> list[dict[str, Any]]:

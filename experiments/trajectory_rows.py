@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from experiments.passage_pictures import Pictures
 from experiments.serving.pictures import small_picture
 from rollout.needs import askable_needs
 from rollout.prompts import parse_answer
 from rollout.records import Exchange, Image, ScoredTurn, Trajectory, TurnGroup
 
+NO_PICTURES: Pictures = {}
 TRAJECTORY_SCHEMA = pa.schema(
     [
         ("question_id", pa.string()),
@@ -44,8 +46,8 @@ PICTURE_SCHEMA = pa.schema([("key", pa.string()), ("data", pa.binary())])
 """Pictures of passages, small, each once; the key is the hash of the picture as the knowledge base holds it."""
 
 
-def trajectory_row(trajectory: Trajectory, groups: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
-    """The trunk of an episode; of a recorded turn, its first response. `groups`: of `sibling_groups`."""
+def trajectory_row(trajectory: Trajectory, groups: Sequence[dict[str, Any]] = (), pictures: Pictures = NO_PICTURES) -> dict[str, Any]:
+    """The trunk of an episode; of a recorded turn, its first response. `groups`: of `sibling_groups`; `pictures`: of passages that carry none."""
     question = trajectory.question
     recorded = trajectory.groups[-1].turns[0] if trajectory.groups and not trajectory.error and trajectory.final is None else None
     last = trajectory.final or recorded
@@ -60,7 +62,7 @@ def trajectory_row(trajectory: Trajectory, groups: Sequence[dict[str, Any]] = ()
             if question.gold_steps is None
             else [{"query": gold.query, "kb": gold.kb, "answer": gold.answer} for gold in question.gold_steps]
         ),
-        "steps": _json(_steps(trajectory)),
+        "steps": _json(_steps(trajectory, pictures)),
         "final": last.text if last else "",
         "answer": trajectory.answer or (parse_answer(recorded.text) or "" if recorded else ""),
         "groups": _json(list(groups)),
@@ -72,7 +74,7 @@ def trajectory_row(trajectory: Trajectory, groups: Sequence[dict[str, Any]] = ()
     }
 
 
-def _steps(trajectory: Trajectory) -> list[dict[str, Any]]:
+def _steps(trajectory: Trajectory, pictures: Pictures) -> list[dict[str, Any]]:
     gold, history, steps = trajectory.question.gold_steps, list[Exchange](), []
     for step in trajectory.steps:
         knows = gold is not None and step.plan is not None
@@ -86,7 +88,7 @@ def _steps(trajectory: Trajectory) -> list[dict[str, Any]]:
                 "passages": [
                     {
                         **{"id": p.id, "title": p.title, "text": p.text, "kb": p.kb, "score": round(p.score, 4), "error": p.error},
-                        "picture": Image.of(p.image).key if p.image else "",
+                        "picture": Image.of(data).key if (data := p.image or pictures.get((p.kb, p.id))) else "",
                     }
                     for p in step.passages
                 ],
@@ -99,9 +101,10 @@ def _steps(trajectory: Trajectory) -> list[dict[str, Any]]:
     return steps
 
 
-def picture_rows(trajectories: Iterable[Trajectory]) -> list[dict[str, Any]]:
-    """Of every picture that a passage shows: once, and no larger than a page needs it. What does not decode is left out."""
-    found = {picture for trajectory in trajectories for step in trajectory.steps for p in step.passages if (picture := p.image)}
+def picture_rows(trajectories: Iterable[Trajectory], pictures: Pictures = NO_PICTURES) -> list[dict[str, Any]]:
+    """Of every picture of a passage: once, and no larger than a page needs it. What does not decode is left out."""
+    passages = (p for trajectory in trajectories for step in trajectory.steps for p in step.passages)
+    found = {data for p in passages if (data := p.image or pictures.get((p.kb, p.id)))}
     small = {Image.of(data).key: small_picture(data) for data in found}
     return [{"key": key, "data": data} for key, data in sorted(small.items()) if data]
 

@@ -38,7 +38,7 @@ def browser_data(folder: RunFolder, kbs: Sequence[str], at_most: int = SHOWN_AT_
     used = dict.fromkeys([*kbs, *(step["kb"] for _, row in rows for step in row["steps"] if step["kb"])])
     return {
         "kbs": list(used),
-        "sets": [LABELS.get(name, name.replace("-0", " ").replace("iteration", "training iteration")) for name in data.sets],
+        "sets": [LABELS.get(name) or f"training iteration {int(name.removeprefix('iteration-'))}" for name in data.sets],
         "passages": data.passages,
         "pictures": data.pictures,
         "trajectories": trajectories,
@@ -127,7 +127,9 @@ class _Data:
 
     def _group(self, group: Mapping[str, Any] | None) -> dict[str, Any] | None:
         """{kind, trunk, siblings: [[thought, said, knowledge base, times, reward, advantage, parts]]}."""
-        return group and {"kind": group["kind"], "trunk": group["trunk"], "siblings": [self._sibling(s) for s in group["siblings"]]}
+        if group is None:
+            return None
+        return {"kind": group["kind"], "trunk": group["trunk"], "siblings": [self._sibling(sibling) for sibling in group["siblings"]]}
 
     def _sibling(self, sibling: Mapping[str, Any]) -> list[Any]:
         text = sibling["text"]
