@@ -22,7 +22,7 @@ p { margin: 6px 0 14px; max-width: 70ch; } .soft { color: var(--soft); }
 .tile, figure { background: var(--card); border: 1px solid var(--line); border-radius: 12px; }
 .tile { padding: 14px 16px; } .tile b { display: block; font-size: 28px; line-height: 1.25; font-variant-numeric: tabular-nums; }
 .tile span { color: var(--soft); font-size: 14px; } .tile em { font-style: normal; font-size: 14px; }
-.good { color: var(--good); } .bad { color: var(--bad); }
+.good, .tile .good { color: var(--good); } .bad, .tile .bad { color: var(--bad); }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: 15px; }
 th, td { padding: 8px 12px; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
@@ -33,7 +33,7 @@ figure { margin: 0; padding: 12px 14px; } figure.wide { margin: 14px 0; } figcap
 svg { width: 100%; height: auto; display: block; } svg text { font-size: 13px; fill: var(--ink); } svg .tick { font-size: 11px; fill: var(--soft); }
 svg .grid, svg .track { stroke: var(--line); stroke-width: 1; } svg polyline { fill: none; } svg .line { stroke-width: 2; stroke-linejoin: round; }
 svg .raw { stroke-width: 1; opacity: .25; } svg .interval { stroke-width: 5; opacity: .45; stroke-linecap: round; }
-.legend { display: flex; gap: 14px; flex-wrap: wrap; font-size: 13px; color: var(--soft); min-height: 20px; }
+.legend { display: flex; gap: 2px 14px; margin-top: 4px; flex-wrap: wrap; font-size: 13px; color: var(--soft); min-height: 20px; }
 .legend i { display: inline-block; width: 10px; height: 10px; border-radius: 3px; margin-right: 6px; }
 details { font-size: 14px; } summary { cursor: pointer; color: var(--soft); padding: 3px 0; }
 pre { background: var(--card); border: 1px solid var(--line); border-radius: 12px; padding: 14px; overflow-x: auto; font-size: 13px; }

@@ -121,7 +121,7 @@ def compared(summary: Summary) -> bool:
 
 
 def cell(figure: Mapping[str, Any]) -> str:
-    return "–" if figure["value"] is None else f"{figure['value']:.3f} <small>{_range(figure)}</small>"
+    return "–" if figure["value"] is None else f"{figure['value']:{_digits(figure)}} <small>{_range(figure)}</small>"
 
 
 def _change(name: str, change: Mapping[str, Any]) -> str:
@@ -129,11 +129,16 @@ def _change(name: str, change: Mapping[str, Any]) -> str:
         return ""
     good = (change["value"] > 0) != (name in LESS_IS_BETTER)
     kind = ("good" if good else "bad") if excludes_zero(change) else "soft"
-    return f"<span class='{kind}'>{change['value']:+.2f}</span>"
+    return f"<span class='{kind}'>{change['value']:+{'.0f' if abs(change['value']) >= 100 else '.2f'}}</span>"
 
 
 def _range(figure: Mapping[str, Any]) -> str:
-    return "" if figure["value"] is None else f"[{figure['low']:.3f}, {figure['high']:.3f}]"
+    digits = _digits(figure)
+    return "" if figure["value"] is None else f"[{figure['low']:{digits}}, {figure['high']:{digits}}]"
+
+
+def _digits(figure: Mapping[str, Any]) -> str:
+    return ".0f" if figure["value"] is not None and abs(figure["value"]) >= 100 else ".3f"
 
 
 def _short(figure: Mapping[str, Any]) -> str:
