@@ -40,7 +40,8 @@ TRAJECTORY_SCHEMA = pa.schema(
 `gold`: a list of {query, kb, answer}, or null when nobody knows what has to be found out;
 `steps`: a list of {plan, query, kb, stops, gold, passages: [{id, title, text, kb, score, error, picture}], response, answer}, where `gold` names
 the knowledge bases that it was right to ask ([]: to stop; null: nobody knows) and `picture` is a key of the table of pictures, or empty;
-`groups`: a list of {kind, trunk, siblings: [{text, times, reward, advantage, parts}]}, turn by turn: equal siblings stand there once;
+`groups`: a list of {kind, trunk, siblings: [{text, times, reward, advantage, parts}]}, turn by turn: equal siblings stand there once, `parts` is
+what adds up to the reward, or what was measured where nothing does;
 `counts`: measure -> [numerator, denominator]."""
 PICTURE_SCHEMA = pa.schema([("key", pa.string()), ("data", pa.binary())])
 """Pictures of passages, small, each once; the key is the hash of the picture as the knowledge base holds it."""
@@ -119,10 +120,8 @@ def sibling_groups(
     """
     scored: dict[tuple, deque[dict[str, Any]]] = defaultdict(deque)
     for place, turn in enumerate(turns):
-        judged = {
-            "reward": _short(turn.reward.total),
-            "parts": {k: _short(v) for k, v in (turn.reward.parts or turn.reward.components).items()},
-        }
+        earned = {name: value for name, value in turn.reward.parts.items() if value} or turn.reward.components
+        judged: dict[str, Any] = {"reward": _short(turn.reward.total), "parts": {name: _short(value) for name, value in earned.items()}}
         judged["advantage"] = _short(advantages[place]) if len(advantages) else None
         scored[turn.state_key, turn.turn.text, turn.turn.response_ids.tobytes()].append(judged)
 

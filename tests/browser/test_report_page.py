@@ -67,13 +67,19 @@ def test_five_thousand_trajectories_are_light_and_fast(report, shown):
     page = shown(report)
     assert page.inner_text("#found") == "5,000 of 5,000"
     assert report.stat().st_size < 4 * MEGABYTES
-    assert page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime") < 3000
-    assert page.evaluate("performance.getEntriesByName('unpacked')[0].startTime") < 6000
+    painted, unpacked = (
+        page.evaluate(f"performance.getEntriesByName('{name}')[0].startTime") for name in ("first-contentful-paint", "unpacked")
+    )
     slowest = page.evaluate(
         """() => Math.max(...['saffron', 'saffron harbour', 'q17', 'no such word', ''].map(words => {
              document.querySelector('#search').value = words;
              const began = performance.now(); filter(); return performance.now() - began; }))"""
     )
+    print(
+        f"{report.stat().st_size / MEGABYTES:.2f} MB, painted {painted:.0f} ms, unpacked {unpacked:.0f} ms, slowest filter {slowest:.0f} ms"
+    )
+    assert painted < 3000
+    assert unpacked < 6000
     assert slowest < 500
     assert page.locator(".row").count() < 40  # the others have no elements
 
@@ -111,7 +117,8 @@ def test_text_search_looks_into_questions_queries_and_passages(report, shown):
 
 
 def test_a_trajectory_is_shown_with_its_steps_its_rewards_and_its_siblings(report, shown, picture):
-    page = shown(report)
+    """The picture `report` is the one in docs/experiments.md."""
+    page = shown(report, width=1060, height=860)
     page.select_option("#set", label="training iteration 40")
     page.select_option("#family", "image_table")
     told = page.evaluate("shown[0]")
@@ -130,12 +137,13 @@ def test_a_trajectory_is_shown_with_its_steps_its_rewards_and_its_siblings(repor
         assert shown_group.locator(".sibling").count() == len(siblings)
         assert shown_group.locator(".sibling.trunk").count() == 1
         assert "advantage" in shown_group.inner_text()
+    page.locator("#detail").evaluate("box => { box.scrollTop = 0; }")
+    picture(page, "report", "#browser")
     steps.nth(0).locator("details.passages summary").click()
     image = steps.nth(0).locator(".passages img").first
     assert image.evaluate("image => image.decode().then(() => image.naturalWidth)") > 0
     steps.nth(1).locator("details.passages summary").click()
     assert steps.nth(1).locator(".passages th").first.inner_text() == "year"
-    picture(page, "report-siblings")
 
 
 def test_the_same_question_before_training_is_one_click_away(report, shown):
