@@ -16,12 +16,15 @@ from rollout.prompts import STOP
 
 
 def training_turns(configuration: str) -> list[RecordedTurn]:
-    """Those that a run of this configuration would learn from: what it holds out stays unseen. Raises RunConfigError for another data set."""
+    """Those with a gold that a run of this configuration would learn from: what it holds out stays unseen.
+
+    Raises RunConfigError for another data set.
+    """
     config = load_config([configuration])
     turns = load_dataset(config.data, config.evaluation, config.retrieval.folders).train
     if not turns or not isinstance(turns[0], RecordedTurn):
         raise RunConfigError(f"recorded={configuration}: data.name={config.data.name} holds no recorded turns; expected a step data set")
-    return turns
+    return [turn for turn in turns if turn.kind == "plan" or turn.target.answer]
 
 
 def recorded_demonstrations(turns: Sequence[RecordedTurn], seed: int = 0) -> Iterator[Demonstration]:

@@ -56,11 +56,14 @@ def chosen_rows(sets: Mapping[str, Sequence[Row]], at_most: int) -> list[tuple[s
 
 
 def outcome(row: Row) -> str:
-    """`right` (F1-Recall 1), `partly`, `wrong`, `failed` (broken off, or without a readable answer), `open` (nobody knows the answer)."""
+    """`right` (F1-Recall 1), `partly`, `wrong`, `failed` (broken off, or without a readable answer), `open` (nobody knows the answer).
+    Recorded plan turns are right where they decided as the gold does."""
     if row.get("error"):
         return "failed"
     if not row["answers"]:
-        return "open"
+        decided = [row["counts"][name] for name in ("routing_accuracy", "stop_accuracy") if name in row["counts"] and not row["steps"]]
+        right = [top for top, bottom in decided if bottom]  # of a recorded plan turn, which has a gold decision
+        return "open" if not right else "right" if all(right) else "wrong"
     if not row["answer"]:
         return "failed"
     found = f1_recall(row["answer"], row["answers"])

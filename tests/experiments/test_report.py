@@ -15,7 +15,7 @@ from pathlib import Path
 import PIL.Image
 import pyarrow.parquet as pq
 import pytest
-from episodes import RETRIEVERS, episode, malformed, question, step, stop
+from episodes import RETRIEVERS, episode, malformed, question, recorded, step, stop
 
 from experiments.charts import KB_COLOURS, line_chart, moving_mean
 from experiments.config import TrainConfig
@@ -23,12 +23,12 @@ from experiments.evaluate import Evaluation
 from experiments.measures import count, paired_difference
 from experiments.report import main, write_report
 from experiments.report_style import STYLE
-from experiments.reports.browser_data import chosen_rows
+from experiments.reports.browser_data import browser_data, chosen_rows
 from experiments.reports.confusion import confusion, confusion_section
 from experiments.reports.time_breakdown import time_section
 from experiments.run_folder import RunFolder
 from experiments.serving.page import FILE as SERVED
-from rollout.records import Image, Trajectory
+from rollout.records import GoldStep, Image, Trajectory
 
 VOID = {"meta", "img", "br", "input"}
 
@@ -136,6 +136,20 @@ def test_right_wrong_and_failed_are_told_apart(folder: RunFolder):
     assert outcomes["after training", "q0"] == "wrong"
     assert outcomes["after training", "q1"] == "right"
     assert {outcome for (when, _), outcome in outcomes.items() if when == "before training"} == {"failed"}
+
+
+def test_recorded_turns_are_shown_with_what_they_decided_or_answered(tmp_path: Path):
+    asks, said = GoldStep("Who?", "text", ""), "<think>a</think><answer>Yes.</answer>"
+    plan = "<think>t</think><sub-question>Who?</sub-question><ret>{}</ret>"
+    made = [recorded("plan", asks, plan.format(name)) for name in ("Text Retriever", "Table Retriever")]
+    made += [recorded("final", GoldStep("", "", answer), said) for answer in ("yes", "no")] + [recorded("final", asks, "yes")]
+    folder = RunFolder.start(TrainConfig(name="offline", runs_folder=str(tmp_path)))
+    folder.write_trajectories("after", made, measured(made).counts)
+    shown = browser_data(folder, ["text"])["trajectories"]
+    assert [t["outcome"] for t in shown] == ["right", "wrong", "right", "wrong", "failed"]
+    groups = [t["groups"][0] for t in shown[:2]]
+    assert [group["siblings"][group["trunk"]][:3] for group in groups] == [["t", "Who?", "text"], ["t", "Who?", "table"]]
+    assert shown[2]["answer"] == "Yes."
 
 
 def test_passages_and_pictures_stand_in_the_page_once(folder: RunFolder):

@@ -168,10 +168,11 @@ function routed(s) {
   return el("span", "routed " + (right ? "right" : "wrong"), right ? "✓ right place" : "✗ " + wanted.map(title).join(" or ") + " was right");
 }
 function last(t) {
-  const node = el("li", "answer"), card = el("div", "turns"), final = t.groups.find(g => g.kind === "final");
+  const node = el("li", "answer"), card = el("div", "turns"), judged = t.groups.find(g => g.kind === "final") || t.groups[0];
+  const lone = !t.steps.length && judged && judged.kind === "plan" ? trunk(judged) : null; // a recorded plan turn, which nothing follows
   if (t.thought) card.append(el("p", "thought", t.thought));
-  const said = t.error ? "broken off: " + t.error : t.answer || "malformed: " + t.raw;
-  card.append(el("div", "turn", null, el("b", "said", said), reward(final)));
+  if (lone && lone[2] !== "malformed") card.append(el("div", "turn", null, chip(lone[2]), el("b", "", lone[2] === "stop" ? "" : lone[1]), reward(judged)));
+  else card.append(el("div", "turn", null, el("b", "said", t.error ? "broken off: " + t.error : t.answer || "malformed: " + t.raw), reward(judged)));
   for (const each of t.groups) card.append(group(each) || "");
   node.append(card);
   return node;
