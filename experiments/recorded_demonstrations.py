@@ -21,10 +21,11 @@ def training_turns(configuration: str) -> list[RecordedTurn]:
     Raises RunConfigError for another data set.
     """
     config = load_config([configuration])
-    turns = load_dataset(config.data, config.evaluation, config.retrieval.folders).train
-    if not turns or not isinstance(turns[0], RecordedTurn):
+    found = load_dataset(config.data, config.evaluation, config.retrieval.folders).train
+    turns = [turn for turn in found if isinstance(turn, RecordedTurn) and (turn.kind == "plan" or turn.target.answer)]
+    if not turns:
         raise RunConfigError(f"recorded={configuration}: data.name={config.data.name} holds no recorded turns; expected a step data set")
-    return [turn for turn in turns if turn.kind == "plan" or turn.target.answer]
+    return turns
 
 
 def recorded_demonstrations(turns: Sequence[RecordedTurn], seed: int = 0) -> Iterator[Demonstration]:
