@@ -11,6 +11,8 @@ LEFT, RIGHT, TOP, BOTTOM = 44, 12, 12, 28
 
 COLOURS = 5
 """How many `--series-i` the style sheet defines."""
+KB_COLOURS = 8
+"""How many `--kb-i` it defines: the colours of the knowledge bases, in their order, as on the page of the service."""
 Points = Sequence[tuple[float, float]]
 
 
@@ -39,7 +41,7 @@ def line_chart(
 
 
 def area_chart(shares: Mapping[str, Points], *, label: str, x: str = "iteration") -> str:
-    """Shares that add up to 1, stacked. All series have the same x values; the i-th has the colour `--kb-i`."""
+    """Shares that add up to 1, stacked. All series have the same x values; the i-th has the colour `--kb-i`, `stop` has `--kb-stop`."""
     names = list(shares)
     if not names or not shares[names[0]]:
         return ""
@@ -52,10 +54,50 @@ def area_chart(shares: Mapping[str, Points], *, label: str, x: str = "iteration"
         upper = [f"{scale.x(a):.1f},{scale.y(b):.1f}" for a, b in zip(xs, above, strict=True)]
         lower = [f"{scale.x(a):.1f},{scale.y(b):.1f}" for a, b in zip(xs, below, strict=True)]
         bands.append(
-            f'<polygon style="fill:var(--kb-{number})" points="{" ".join(upper + lower[::-1])}"><title>{escape(name)}</title></polygon>'
+            f'<polygon style="fill:{kb_colour(number, name)}" points="{" ".join(upper + lower[::-1])}"><title>{escape(name)}</title></polygon>'
         )
         below = above
-    return _figure(label, names, "".join(bands) + scale.axes(x), "kb")
+    return _figure(label, names, "".join(bands) + scale.axes(x), [kb_colour(number, name) for number, name in enumerate(names)])
+
+
+def kb_colour(number: int, name: str) -> str:
+    """Of the i-th knowledge base; stopping has a colour of its own."""
+    return "var(--kb-stop)" if name == "stop" else f"var(--kb-{number % KB_COLOURS})"
+
+
+def share_chart(parts: Mapping[str, float], *, label: str) -> str:
+    """Seconds by phase as one bar that is the whole, with a legend of seconds and shares. The last colour serves all others."""
+    total = sum(parts.values())
+    if total <= 0:
+        return ""
+    bars, legend, left = [], [], 0.0
+    for number, (name, seconds) in enumerate(parts.items()):
+        colour, width = f"var(--series-{number % COLOURS})", 1000 * seconds / total
+        fade = f"opacity:{1 - 0.45 * (number // COLOURS):g}"
+        told = f"{name}: {duration(seconds)}, {seconds / total:.0%}"
+        bars.append(
+            f'<rect x="{left:.1f}" y="0" width="{max(width - 1.5, 0.5):.1f}" height="26" rx="3" style="fill:{colour};{fade}">'
+            f"<title>{escape(told)}</title></rect>"
+        )
+        legend.append(
+            f'<span><i style="background:{colour};{fade}"></i>{escape(name)} <b>{duration(seconds)}</b> {seconds / total:.0%}</span>'
+        )
+        left += width
+    picture = (
+        f'<svg class="bar" viewBox="0 0 1000 26" preserveAspectRatio="none" role="img" aria-label="{escape(label)}">{"".join(bars)}</svg>'
+    )
+    caption = f"<figcaption>{escape(label)}: {duration(total)}</figcaption>"
+    return f'<figure class="wide">{caption}{picture}<div class="legend">{"".join(legend)}</div></figure>'
+
+
+def duration(seconds: float) -> str:
+    """`340 ms`, `12.5 s`, `4 min 10 s`, `2 h 5 min`."""
+    if seconds < 1:
+        return f"{seconds * 1000:.0f} ms"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def interval_chart(rows: Mapping[str, tuple[float, float, float]], *, label: str) -> str:
@@ -119,10 +161,9 @@ def _ends(low: float, high: float) -> tuple[float, float]:
     return (low, high) if high > low else (low - 0.5, low + 0.5)
 
 
-def _figure(label: str, names: Sequence[str], inside: str, colours: str = "series") -> str:
-    legend = "".join(
-        f'<span><i style="background:var(--{colours}-{number})"></i>{escape(name)}</span>' for number, name in enumerate(names)
-    )
+def _figure(label: str, names: Sequence[str], inside: str, colours: Sequence[str] = ()) -> str:
+    colours = colours or [f"var(--series-{number})" for number in range(len(names))]
+    legend = "".join(f'<span><i style="background:{colour}"></i>{escape(name)}</span>' for name, colour in zip(names, colours, strict=True))
     return (
         f"<figure><figcaption>{escape(label)}</figcaption>"
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}">{inside}</svg>'

@@ -12,8 +12,10 @@ from typing import Any
 
 from experiments.config import RunConfigError
 from experiments.parts import Run
+from experiments.passage_pictures import passage_pictures
 from experiments.run_folder import COMPLETE, RunFolder
 from experiments.tally import Tally
+from learner.advantages import turn_advantages
 from learner.checkpoint_files import CorruptCheckpointError, facts_of, refuse_damaged
 from learner.deadline import DeadlineError
 from learner.group import MANIFEST
@@ -64,13 +66,24 @@ class Checkpoints:
         try:
             with learner.only_snapshots():
                 run.parts.algorithm.save_to_path(aside)
-            run.folder.write_trajectories(f"iteration-{run.iteration:06d}", run.parts.algorithm.trajectories)
+            self._write_trajectories()
             learner.write(aside.absolute() / LEARNER)
         except OSError as error:
             self._failed(error)
             return
         self._writing = threading.Thread(target=self._finish, args=(aside, run.iteration, facts), daemon=True)
         self._writing.start()
+
+    def _write_trajectories(self) -> None:
+        """Those that this iteration learned from, with what every sibling earned and how much was learned from it."""
+        run, algorithm = self._run, self._run.parts.algorithm
+        run.folder.write_trajectories(
+            f"iteration-{run.iteration:06d}",
+            algorithm.trajectories,
+            turns=algorithm.turns,
+            advantages=turn_advantages(algorithm.turns, run.config.learner).advantages if algorithm.turns else (),
+            pictures=passage_pictures(algorithm.trajectories, run.parts.training_folders),
+        )
 
     def wait(self) -> None:
         """Until what was begun is written. Raises what went wrong, unless it was the disk."""

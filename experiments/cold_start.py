@@ -1,7 +1,7 @@
 """`python -m experiments.cold_start [key=value ...]`: train the tiny policy from nothing to where reinforcement learning starts.
 
-Supervised learning on the teacher's turns over an endless stream of fresh training worlds. The matrices of the decoder layers are trained by
-Muon, everything else by AdamW; only response tokens carry loss.
+Supervised learning on the teacher's turns over an endless stream of fresh training worlds, or on the turns of a step data set (`recorded`). The
+matrices of the decoder layers are trained by Muon, everything else by AdamW; only response tokens carry loss.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from experiments.command_settings import read_settings
 from experiments.config import RunConfigError
-from experiments.teacher import Demonstration, demonstrations, lifelike_demonstrations
+from experiments.demonstration import Demonstration
+from experiments.recorded_demonstrations import demonstration, recorded_demonstrations, training_turns
+from experiments.teacher import demonstrations, lifelike_demonstrations
 from experiments.tiny_policy import tiny_policy, train_tokenizer
 from rollout.policy import Policy
 from rollout.records import Image
@@ -41,6 +43,8 @@ class ColdStartConfig:
     """The teacher names a knowledge base at random; false: the right one."""
     lifelike: bool = True
     """The teacher finds what a run would find, neighbours that are easily mistaken included; false: by shared words, which starts at once."""
+    recorded: str = ""
+    """Configuration of a run over a step data set (`offline_steps.yaml`): the gold of its training turns is learned, instead of the teacher's."""
     minutes: float = 60.0
     """Of training, from the first batch on: embedding the first atlas takes a minute before. The learning rate decays to zero by then."""
     muon: bool = True
@@ -49,6 +53,8 @@ class ColdStartConfig:
     decay: float = 0.6
     """Last fraction of the time in which the learning rate falls linearly to zero; 0: it never falls."""
     tokens_per_batch: int = 4096
+    longest: int = 4096
+    """Tokens of a demonstration, at most; longer ones are left out."""
     hidden: int = 128
     layers: int = 4
     seed: int = 0
@@ -79,12 +85,20 @@ def encode(policy: Policy, turn: Demonstration) -> Row:
     return Row(policy.encode(turn.message, turn.image), np.array([*response, policy.end_token_id], np.int32), turn.image, kind)
 
 
+def shown(config: ColdStartConfig) -> Iterator[Demonstration]:
+    """What is imitated, without end."""
+    if config.recorded:
+        return recorded_demonstrations(training_turns(config.recorded), config.seed)
+    return (lifelike_demonstrations if config.lifelike else demonstrations)(config.seed + 1, blind=config.blind)
+
+
 def batches(policy: Policy, config: ColdStartConfig, pool: int = 1500) -> Iterator[list[Row]]:
     """Rows of like length side by side, at most `tokens_per_batch` with padding; the order of the batches is random."""
     rng = random.Random(config.seed)
-    stream = (lifelike_demonstrations if config.lifelike else demonstrations)(config.seed + 1, blind=config.blind)
+    stream = shown(config)
     while True:
-        rows = sorted((encode(policy, turn) for turn in itertools.islice(stream, pool)), key=len)
+        encoded = (encode(policy, turn) for turn in itertools.islice(stream, pool))
+        rows = sorted((row for row in encoded if len(row) <= config.longest), key=len)
         cut: list[list[Row]] = [[]]
         for row in rows:
             if cut[-1] and len(row) * (len(cut[-1]) + 1) > config.tokens_per_batch:
@@ -134,8 +148,11 @@ def optimizers(policy: Policy, lr: float, muon: bool) -> list[torch.optim.Optimi
 
 
 def fresh_policy(config: ColdStartConfig) -> Policy:
-    sample = itertools.islice(demonstrations(config.seed), 6000)
-    tokenizer = train_tokenizer((turn.message.user + turn.response for turn in sample), config.vocabulary)
+    if config.recorded:  # its prompts are long, and mostly system
+        texts = [turn.system + turn.user + demonstration(turn).response for turn in training_turns(config.recorded)]
+    else:
+        texts = [turn.message.user + turn.response for turn in itertools.islice(demonstrations(config.seed), 6000)]
+    tokenizer = train_tokenizer(texts, config.vocabulary)
     return tiny_policy(tokenizer, hidden=config.hidden, layers=config.layers, seed=config.seed)
 
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from experiments.evaluate import Evaluation
 from experiments.measures import paired_difference
 from experiments.parts import Run
+from experiments.passage_pictures import passage_pictures
 from experiments.summary import summary
+from learner.scoring import Scoring
 from retrieval_actors.recall import recall_at
 from rollout.records import Question
 
@@ -27,7 +30,7 @@ def measure_start(run: Run) -> None:
         )
     with run.tally.timed("baselines"):
         measured["start_baselines"] = other_routings(run, run.config.evaluation.start_baselines, "before")
-    run.folder.write_trajectories("before", before.trajectories, before.counts)
+    write_heldout(run, "before", before)
     run.folder.write_summary(summary(run, measured | {"before": before.summary()}))
 
 
@@ -41,11 +44,21 @@ def measure_end(run: Run) -> None:
         )
     with run.tally.timed("baselines"):
         baselines = other_routings(run, run.config.evaluation.baselines, "after")
-    run.folder.write_trajectories("after", after.trajectories, after.counts)
+    write_heldout(run, "after", after)
     before_counts = [row["counts"] for row in run.folder.read_trajectories("before")]
     difference = {name: dataclasses.asdict(interval) for name, interval in paired_difference(before_counts, after.counts).items()}
     known = {key: value for key, value in run.folder.summary().items() if key in ("recall", "before", "start_baselines")}
     run.folder.write_summary(summary(run, known | {"after": after.summary(), "difference": difference, "baselines": baselines}))
+
+
+def write_heldout(run: Run, when: str, evaluation: Evaluation) -> None:
+    """With what each turn would have earned: nobody learns from it, the report shows it."""
+    made = evaluation.trajectories
+    with run.tally.timed("score_heldout"):
+        scoring = Scoring(run.parts.algorithm.config.reward_actors, run.config.learner.deadline_s)
+        scoring.begin(0, made)
+        turns = scoring.turns()
+    run.folder.write_trajectories(when, made, evaluation.counts, turns, pictures=passage_pictures(made, run.parts.evaluation_folders))
 
 
 def note_stop(run: Run) -> None:

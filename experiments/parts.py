@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -34,6 +34,9 @@ class Parts:
     """Over the training knowledge bases."""
     evaluation_retriever: Retriever
     """Over those of the validation and held-out questions; the same one where the data set does not tell them apart."""
+    training_folders: Mapping[str, str]
+    """Training knowledge base -> where it lies."""
+    evaluation_folders: Mapping[str, str]
 
     def fingerprints(self) -> dict[str, str]:
         """Of the training knowledge bases: a checkpoint belongs to them."""
@@ -86,7 +89,7 @@ def build_parts(config: TrainConfig, dataset: Dataset, policy: str, progress: Pr
         retrievers.append(start_retrieval(replace(config.retrieval, folders=folders[1]), announce=announce, models_of=retrievers[0]))
     reward_actor = start_reward_actor(retrievers[0], config.reward, CPUS_PER_REWARD_ACTOR, roles.rewards)
     algorithm = algorithm_config(config, dataset.train, policy, retrievers[0], reward_actor, roles.rollout).build_algo()
-    return Parts(algorithm, evaluator or Evaluator(policy, config, roles.rollout), retrievers[0], retrievers[-1])
+    return Parts(algorithm, evaluator or Evaluator(policy, config, roles.rollout), retrievers[0], retrievers[-1], *folders)
 
 
 def algorithm_config(

@@ -3,7 +3,7 @@
 config.yaml           every setting
 metrics.jsonl         a line for each iteration
 summary.json          before, after, baselines, seconds by phase
-trajectories/         Parquet files: whole episodes, step by step
+trajectories/         Parquet files: whole episodes, step by step, with the siblings of every turn; pictures/ of their passages
 checkpoints/          iteration-000020/, ...: what resume=auto goes on from
 policy/               the best policy, in Hugging Face format
 report.html           all of it to look at
@@ -20,11 +20,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from experiments.config import RunConfigError, TrainConfig, load_config, resolved_yaml
-from rollout.records import Trajectory
+from experiments.passage_pictures import Pictures
+from experiments.trajectory_rows import NO_PICTURES, PICTURE_SCHEMA, TRAJECTORY_SCHEMA, picture_rows, sibling_groups, trajectory_row
+from rollout.records import ScoredTurn, Trajectory
 
 COMPLETE = "complete.json"
 """Stands in every checkpoint that was written to its end; holds the iteration."""
@@ -58,6 +61,10 @@ class RunFolder:
     @property
     def trajectories(self) -> Path:
         return self.path / "trajectories"
+
+    @property
+    def pictures(self) -> Path:
+        return self.trajectories / "pictures"
 
     @property
     def checkpoints(self) -> Path:
@@ -103,17 +110,46 @@ class RunFolder:
 
     # Trajectories
 
-    def write_trajectories(self, name: str, trajectories: Sequence[Trajectory], counts: Sequence[dict[str, Any]] = ()) -> None:
-        """`name`: `before`, `after`, or `iteration-000020`; `counts`: the measures of each, for paired differences after a restart."""
-        rows = [trajectory_row(trajectory) for trajectory in trajectories]
+    def write_trajectories(
+        self,
+        name: str,
+        trajectories: Sequence[Trajectory],
+        counts: Sequence[dict[str, Any]] = (),
+        turns: Sequence[ScoredTurn] = (),
+        advantages: Sequence[float] | np.ndarray = (),
+        pictures: Pictures = NO_PICTURES,
+    ) -> None:
+        """`name`: `before`, `after`, or `iteration-000020`; `counts`: the measures of each, for paired differences after a restart; `turns`: how
+        all siblings were scored; `advantages`: what was learned from each of these turns; `pictures`: of passages that carry none."""
+        groups = sibling_groups(trajectories, turns, advantages)
+        rows = [trajectory_row(trajectory, mine, pictures) for trajectory, mine in zip(trajectories, groups, strict=True)]
         for row, counted in zip(rows, counts, strict=False):
             row["counts"] = json.dumps(_plain(counted))
-        pq.write_table(pa.Table.from_pylist(rows, schema=TRAJECTORY_SCHEMA), self.trajectories / f"{name}.parquet")
+        shown = pa.Table.from_pylist(picture_rows(trajectories, pictures), schema=PICTURE_SCHEMA)
+        self.pictures.mkdir(parents=True, exist_ok=True)
+        pq.write_table(shown, self.pictures / f"{name}.parquet")
+        pq.write_table(pa.Table.from_pylist(rows, schema=TRAJECTORY_SCHEMA), self.trajectories / f"{name}.parquet", compression="zstd")
 
     def read_trajectories(self, name: str) -> list[dict[str, Any]]:
+        """Rows of `TRAJECTORY_SCHEMA` with their JSON read; None where a run of an earlier version stored nothing."""
         file = self.trajectories / f"{name}.parquet"
         rows = pq.read_table(file).to_pylist() if file.exists() else []
-        return [row | {"steps": json.loads(row["steps"]), "counts": json.loads(row["counts"] or "{}")} for row in rows]
+        return [
+            row
+            | {"steps": json.loads(row["steps"]), "counts": json.loads(row["counts"] or "{}")}
+            | {key: json.loads(row.get(key) or "null") for key in ("gold", "groups")}
+            for row in rows
+        ]
+
+    def trajectory_names(self) -> list[str]:
+        """What `read_trajectories` can be asked for: after, before, then iterations, the latest first."""
+        found = sorted((file.stem for file in self.trajectories.glob("*.parquet")), reverse=True)
+        return sorted(found, key=lambda name: ("after", "before").index(name) if name in ("after", "before") else 2)
+
+    def read_pictures(self) -> dict[str, bytes]:
+        """Key -> picture of a passage."""
+        tables = [pq.read_table(file).to_pylist() for file in sorted(self.pictures.glob("*.parquet"))]
+        return {row["key"]: row["data"] for rows in tables for row in rows}
 
     # Checkpoints
 
@@ -147,63 +183,6 @@ class RunFolder:
         best = sorted((path for path in checkpoints if scores[path] is not None), key=lambda path: (scores[path], path.name), reverse=True)
         for path in set(checkpoints[:-keep_last]) - set(best[:keep_best]):
             shutil.rmtree(path)
-
-
-TRAJECTORY_SCHEMA = pa.schema(
-    [
-        ("question_id", pa.string()),
-        ("family", pa.string()),
-        ("text", pa.string()),
-        ("image", pa.binary()),
-        ("answers", pa.list_(pa.string())),
-        ("steps", pa.string()),
-        ("final", pa.string()),
-        ("answer", pa.string()),
-        ("retrievals", pa.int32()),
-        ("seconds", pa.float64()),
-        ("policy_version", pa.int64()),
-        ("error", pa.string()),
-        ("counts", pa.string()),
-    ]
-)
-"""`steps` is JSON: a list of {plan, query, kb, passages: [{id, title, text, score, error}], response, answer}; `counts` is JSON: measure ->
-[numerator, denominator]."""
-
-
-def trajectory_row(trajectory: Trajectory) -> dict[str, Any]:
-    """The trunk of an episode as it is stored; of a recorded turn, its first response."""
-    question = trajectory.question
-    steps = [
-        {
-            "plan": step.plan.text if step.plan else "",
-            "query": step.action.query if step.action else "",
-            "kb": (step.action.kb or "") if step.action else "",
-            "passages": [
-                {"id": p.id, "title": p.title, "text": p.text, "kb": p.kb, "score": round(p.score, 4), "error": p.error}
-                for p in step.passages
-            ],
-            "response": step.answer.text if step.answer else "",
-            "answer": step.exchange.answer if step.exchange else "",
-        }
-        for step in trajectory.steps
-    ]
-    turns = trajectory.groups[-1].turns if trajectory.groups and not trajectory.error else ()
-    last = trajectory.final or (turns[0] if turns else None)
-    return {
-        "question_id": question.id,
-        "family": question.family,
-        "text": question.text,
-        "image": question.image.data if question.image else None,
-        "answers": list(question.answers),
-        "steps": json.dumps(steps, ensure_ascii=False),
-        "final": last.text if last else "",
-        "answer": trajectory.answer,
-        "retrievals": trajectory.retrievals,
-        "seconds": trajectory.seconds,
-        "policy_version": last.policy_version if last else 0,
-        "error": trajectory.error,
-        "counts": None,
-    }
 
 
 def _plain(value: Any) -> Any:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -69,7 +70,7 @@ def composed_of(terms: Mapping[str, Any]) -> tuple[Weighted, ...]:
 
 
 def composed_reward(turn: JudgedTurn, terms: tuple[Weighted, ...]) -> TurnReward | None:
-    """The weighted sum; None when no term has anything to say. Raises RewardError for a value that is no finite number.
+    """The weighted sum; None when no term has anything to say. Raises RewardError for a value that is no finite number, and for what a term raised.
 
     Beside the terms, the components of the step reward inform: whether it was routed right is to be seen whatever is paid for.
     """
@@ -80,7 +81,7 @@ def composed_reward(turn: JudgedTurn, terms: tuple[Weighted, ...]) -> TurnReward
         weight = term.weights.get(turn.state.kind)
         if weight is None:
             continue
-        value = term.value(turn)
+        value = _said(term, turn)
         if value is not None:
             components[term.name] = _checked(term.name, value, turn)
             parts[term.name] = weight * components[term.name]
@@ -110,6 +111,17 @@ def _own(name: str) -> Callable[[JudgedTurn], float | None]:
     if not callable(found):
         raise RewardError(f"reward.terms.{name}: found {type(found).__name__}, expected a function of one JudgedTurn")
     return found
+
+
+def _said(term: Weighted, turn: JudgedTurn) -> float | None:
+    try:
+        return term.value(turn)
+    except Exception as error:  # somebody else's function: which one it was, and where, is all that helps
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        raise RewardError(
+            f"reward {term.name} raised {type(error).__name__}: {' '.join(str(error).split())} ({last.filename}:{last.lineno}) "
+            f"for a {turn.state.kind} turn of question {turn.state.question.id}; expected a finite number, or None where it has nothing to say"
+        ) from error
 
 
 def _checked(name: str, value: Any, turn: JudgedTurn) -> float:

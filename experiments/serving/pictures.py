@@ -54,13 +54,19 @@ def data_url(data: bytes) -> str:
 
 def thumbnail(data: bytes) -> str | None:
     """A data URL of the picture, made small; None when it does not decode: the page then shows the text alone."""
+    small = small_picture(data)
+    return None if small is None else data_url(small)
+
+
+def small_picture(data: bytes) -> bytes | None:
+    """The picture itself where it is small, else a JPEG of at most `THUMBNAIL` pixels a side; None when it does not decode."""
     try:
         with PillowImage.open(io.BytesIO(data), formats=("PNG", "JPEG")) as picture:
             if max(picture.size) <= THUMBNAIL and len(data) < 32 * 1024:
-                return data_url(data)
+                return data
             picture.thumbnail((THUMBNAIL, THUMBNAIL))
             small = io.BytesIO()
             picture.convert("RGB").save(small, "JPEG", quality=80)
     except (UnidentifiedImageError, OSError, ValueError, PillowImage.DecompressionBombError):
         return None
-    return data_url(small.getvalue())
+    return small.getvalue()

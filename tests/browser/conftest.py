@@ -51,11 +51,11 @@ def open_page(browser, service):
 
 @pytest.fixture
 def picture():
-    """Takes a screenshot where screenshots are wanted."""
+    """Takes a screenshot where screenshots are wanted: of the whole page, or of one part of it."""
 
-    def take(page, name: str) -> None:
+    def take(page, name: str, part: str = "") -> None:
         if PICTURES:
-            shot = Image.open(io.BytesIO(page.screenshot(full_page=True)))
+            shot = Image.open(io.BytesIO(page.locator(part).screenshot() if part else page.screenshot(full_page=True)))
             shot.convert("RGB").quantize(128).save(Path(PICTURES) / f"{name}.png", optimize=True)  # half the size, and looks the same
 
     return take

@@ -15,7 +15,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SHARED = (ROOT / "../shared/data").resolve()
-PATIENCE = 540
+PATIENCE = 1200
+"""Seconds that one command may take, also where others keep the machine busy: the 6,119 passages of 2Wiki are embedded on one thread."""
 SMALL = [
     *(
         "train.iterations=2",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -12,14 +13,16 @@ from experiments.datasets import load_dataset
 from experiments.datasets.recorded_steps import read_recorded_steps
 from experiments.datasets.two_wiki import read_two_wiki
 from experiments.question_file import DataError
+from experiments.recorded_demonstrations import demonstration, recorded_demonstrations, training_turns
 from retrieval_actors.build import build_knowledge_base
 from retrieval_actors.config import RetrievalConfig
 from retrieval_actors.knowledge_base import KnowledgeBaseError
 from retrieval_actors.records import Passage
 from retrieval_actors.start import start_retrieval
+from rewards.actor import RETRIEVERS
 from rollout.config import RolloutConfig
 from rollout.episode import Surroundings
-from rollout.prompts import PAPER, parse_plan
+from rollout.prompts import PAPER, parse_answer, parse_plan
 from rollout.records import Action
 
 SHARED = Path(__file__).parents[2] / "../shared/data"
@@ -159,6 +162,25 @@ def test_whole_recorded_trajectories_are_held_out():
     assert not lines[0] & lines[1]
     assert not lines[0] & lines[2]
     assert len(data.heldout) >= 16
+
+
+@needs_steps
+def test_recorded_turns_are_demonstrated_in_their_format_and_held_out_ones_never(tmp_path: Path):
+    configuration = tmp_path / "offline.yaml"
+    configuration.write_text(f"data: {{name: recorded_steps, path: {STEPS}}}\nrollout: {{mode: offline}}\nevaluation: {{questions: 60}}\n")
+    turns = training_turns(str(configuration))
+    heldout = load_dataset(DataConfig(name="recorded_steps", path=str(STEPS)), EvaluationConfig(questions=60), {}).heldout
+    assert not {turn.question.id for turn in turns} & {turn.question.id for turn in heldout}
+    for turn in turns:
+        shown = demonstration(turn)
+        if turn.kind == "plan":
+            action = parse_plan(shown.response, RETRIEVERS)
+            assert action is not None
+            assert (action.kb or "") == turn.target.kb
+        else:
+            assert parse_answer(shown.response) == turn.target.answer
+    first = list(itertools.islice(recorded_demonstrations(turns), 2 * len(turns)))
+    assert {turn.message for turn in first[: len(turns)]} == {turn.message for turn in first[len(turns) :]}
 
 
 def test_a_recorded_line_of_another_form_is_named_by_file_and_line(tmp_path: Path):

@@ -97,6 +97,15 @@ def test_a_reward_that_is_no_number_is_named_with_its_question(tmp_path, monkeyp
         scored(RewardConfig(terms={name: 1.0}))
 
 
+def test_a_reward_that_raises_is_named_with_its_line_and_its_question(tmp_path, monkeypatch):
+    name = own(tmp_path, "return 1 / 0", monkeypatch, "divides")
+    with pytest.raises(
+        RewardError, match=rf"reward {name} raised ZeroDivisionError: .*divides\.py:2\) for a plan turn of question q1"
+    ) as caught:
+        scored(RewardConfig(terms={name: 1.0}))
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("terms", "said"),
     [
