@@ -16,8 +16,8 @@ from experiments.benchmarks.row import Row
 NODES = (1, 2, 4, 8, 16, 32, 64)
 RECEIVERS = (1, 2, 4, 8, 16)
 LINK_MBIT_PER_S, SENT_BYTES = 200, 8 * 2**20
-PUSHED_BUCKETS = 57
-"""Of 256 MiB: a policy of 7.6 billion parameters in bfloat16."""
+PUSHED_BUCKETS = 92
+"""Of a 7B policy in bfloat16 (`scaling_arithmetic.BUCKETS_7B`)."""
 
 
 def scale_rows(quick: bool) -> Iterator[Row]:
