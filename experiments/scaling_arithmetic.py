@@ -136,7 +136,10 @@ def needed_qps(gpus: int) -> float:
 
 
 def given_table() -> str:
-    rows = [[f"{entry.value:,.10g}", entry.what, entry.kind, entry.source.replace(" | ", " ").replace("|", "").strip()] for entry in GIVEN.values()]
+    rows = [
+        [f"{entry.value:,.10g}", entry.what, entry.kind, entry.source.replace(" | ", " ").replace("|", "").strip()]
+        for entry in GIVEN.values()
+    ]
     return table(["number", "what", "", "where from"], rows)
 
 
@@ -151,7 +154,16 @@ def rollout_table() -> str:
                 f"{driver_share(gpus):.2f}", f"{drivers(gpus)}", f"{needed_qps(gpus):,.0f}",
             ]
         )  # fmt: skip
-    heads = ["GPUs", "rollout + learner", "trajectories/s", "tokens sampled/s", "trajectories up", "one driver is busy", "drivers at 0.7", "searches/s"]
+    heads = [
+        "GPUs",
+        "rollout + learner",
+        "trajectories/s",
+        "tokens sampled/s",
+        "trajectories up",
+        "one driver is busy",
+        "drivers at 0.7",
+        "searches/s",
+    ]
     return table(heads, rows)
 
 
@@ -162,7 +174,9 @@ def weights_table() -> str:
         for link in LINKS_GBIT:
             times = [send_s(nodes, link), send_s(tree_steps(nodes), link), send_s(1, link)]
             rows.append([f"{nodes}", f"{link} Gbit/s", *(f"{seconds:,.1f} s" for seconds in times), f"{calls:,.1f} s"])
-    return table(["rollout nodes", "link", "one after the other", "binomial tree (gloo)", "pipelined (NCCL)", "driver's calls, object store"], rows)
+    return table(
+        ["rollout nodes", "link", "one after the other", "binomial tree (gloo)", "pipelined (NCCL)", "driver's calls, object store"], rows
+    )
 
 
 def memory_table() -> str:
@@ -175,7 +189,15 @@ def memory_table() -> str:
             speed = "not measured" if kind == "PQ64" else f"{per_core:,.0f}"
             cores = "" if kind == "PQ64" else f"{SHARDS * needed_qps(1000) / per_core:,.0f}"
             rows.append([kind, f"{dimensions}", f"{read / 1e9:,.0f} GB", f"{nodes_for(read)}", f"{vectors / 1e12:.2f} TB", speed, cores])
-    heads = ["index", "numbers", "read by every search", f"nodes of {of('node_gib'):.0f} GiB", "vectors on disk", f"queries/s of a core on one of {SHARDS} shards", "cores for 1,000 GPUs"]
+    heads = [
+        "index",
+        "numbers",
+        "read by every search",
+        f"nodes of {of('node_gib'):.0f} GiB",
+        "vectors on disk",
+        f"queries/s of a core on one of {SHARDS} shards",
+        "cores for 1,000 GPUs",
+    ]
     return table(heads, rows)
 
 
@@ -195,7 +217,16 @@ def fan_out_table() -> str:
         asked = needed_qps(1000) * shards
         calls = shards * of("empty_call_ms") / 1e3
         rows.append([f"{shards}", f"{asked:,.0f}", f"{calls * 1e3:,.0f} ms", f"{1 / calls:,.1f}", f"{needed_qps(1000) * calls:,.0f}"])
-    return table(["shards", "shard queries/s", "a caller's calls for one batch, at most", "batches/s of a caller", "searches in a batch, if there were one caller"], rows)
+    return table(
+        [
+            "shards",
+            "shard queries/s",
+            "a caller's calls for one batch, at most",
+            "batches/s of a caller",
+            "searches in a batch, if there were one caller",
+        ],
+        rows,
+    )
 
 
 TABLES: dict[str, Callable[[], str]] = {

@@ -134,5 +134,3 @@ def _take_part(node: str, place: int, size: int, groups: list[list[int]], port: 
     while place == 0 and store.add("done", 0) < len(everyone):  # its store serves the others
         time.sleep(0.01)
     return seconds
-
-

@@ -77,7 +77,14 @@ def distinct(turns: Sequence[ScoredTurn], mark: str) -> list[ScoredTurn]:
     """The same turns as those of another episode: recorded ones are handed out many times, and equal states would be compared with each other."""
     return [
         ScoredTurn(
-            turn.state_key + mark, turn.prompt_ids, turn.image, turn.turn, turn.reward, turn.episode + mark, turn.outcome, turn.episode_group + mark
+            turn.state_key + mark,
+            turn.prompt_ids,
+            turn.image,
+            turn.turn,
+            turn.reward,
+            turn.episode + mark,
+            turn.outcome,
+            turn.episode_group + mark,
         )
         for turn in turns
     ]

@@ -8,10 +8,14 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from experiments.benchmarks.row import Row
+
+if TYPE_CHECKING:
+    from experiments.benchmarks.simulated_cluster import SimulatedCluster
 
 NODES = (1, 2, 4, 8, 16, 32, 64)
 RECEIVERS = (1, 2, 4, 8, 16)
@@ -23,6 +27,7 @@ PUSHED_BUCKETS = 92
 def scale_rows(quick: bool) -> Iterator[Row]:
     from experiments.benchmarks.recorded_episodes import record_episodes
     from experiments.benchmarks.scale_plot import plot_scale
+    from experiments.benchmarks.simulated_cluster import SimulatedCluster
     from experiments.cluster import start_ray
     from experiments.config import ClusterConfig, TrainConfig
 
@@ -32,9 +37,11 @@ def scale_rows(quick: bool) -> Iterator[Row]:
     recorded = record_episodes(16)
     points: list[Point] = []
     with start_ray(TrainConfig(ray=ClusterConfig(num_cpus=8))):
-        yield from byte_rows(recorded)
-        yield from loop_rows((1, 4) if quick else NODES, recorded, points, speed=4 if quick else 1)
-        yield from collector_rows(2 if quick else 16, recorded)
+        cluster = SimulatedCluster(recorded, speed=4 if quick else 1)
+        yield from byte_rows(cluster)
+        yield from loop_rows((1, 4) if quick else NODES, cluster, points)
+        yield from collector_rows(2 if quick else 16, cluster)
+        cluster.close()
         yield from push_rows((1, 8) if quick else (1, 8, 64, 256))
     if not quick:
         plot_scale(points, fit(points), sent, Path("docs/images/scale.png"))
@@ -79,16 +86,15 @@ def fit(points: Sequence[Point]) -> Fit:
     return line_through([point.nodes for point in points], [point.busy for point in points])
 
 
-def loop_rows(nodes: Sequence[int], recorded, points: list[Point], speed: float) -> Iterator[Row]:  # type: ignore[no-untyped-def]
-    """`speed`: simulated latencies are divided by it."""
+def loop_rows(nodes: Sequence[int], cluster: SimulatedCluster, points: list[Point]) -> Iterator[Row]:
+    """`points` takes in what was measured, node count by node count."""
     from experiments.benchmarks.simulated_loop import SimulatedLoop, expected_seconds
 
-    rolling, learning = expected_seconds(recorded, speed)
+    rolling, learning = expected_seconds(cluster.recorded, cluster.speed)
     for count in nodes:
-        loop = SimulatedLoop(count, recorded, speed)
+        loop = SimulatedLoop(count, cluster)
         loop.iterate()  # processes start, pages are touched
         found = loop.iterate()
-        loop.close()
         points.append(Point(count, found.trajectories, found.seconds, found.busy, found.phases["rollout"][1], rolling))
         name = f"loop, {count} nodes, {found.trajectories:,} trajectories an iteration"
         first = points[0]
@@ -101,7 +107,9 @@ def loop_rows(nodes: Sequence[int], recorded, points: list[Point], speed: float)
         yield Row.of(f"{name}: seconds, against those of a driver that takes no time", found.seconds, "s", rolling + learning)
     line = fit(points)
     found_by = f"fit {line.base:.3g} s + {1e3 * line.slope:.3g} ms x nodes"
-    yield Row.of(f"driver: nodes at which it works as long as workers and learners do ({found_by})", line.nodes_at(rolling + learning), "nodes")
+    yield Row.of(
+        f"driver: nodes at which it works as long as workers and learners do ({found_by})", line.nodes_at(rolling + learning), "nodes"
+    )
     hidden = line_through([point.nodes for point in points], [point.rollout_busy for point in points])
     yield Row.of(
         f"driver: nodes at which taking trajectories in lasts as long as sampling them (fit {hidden.base:.3g} s + {1e3 * hidden.slope:.3g} ms x nodes)",
@@ -111,16 +119,14 @@ def loop_rows(nodes: Sequence[int], recorded, points: list[Point], speed: float)
     yield Row.of("driver: trajectories a second, at most", per_s, "trajectories/s")
 
 
-def byte_rows(recorded) -> Iterator[Row]:  # type: ignore[no-untyped-def]
+def byte_rows(cluster: SimulatedCluster) -> Iterator[Row]:
     """As Ray serialises them; counted in an iteration of one node, and proportional to trajectories from there on."""
     from experiments.benchmarks.simulated_loop import QUESTIONS_PER_WORKER, SimulatedLoop, serialized_bytes
     from rollout.episode_run import Worked, WorkReport
 
     counted: Counter[str] = Counter()
-    loop = SimulatedLoop(1, recorded, 8, counted)
-    count = loop.iterate().trajectories
-    loop.close()
-    chunk = list(enumerate([trajectory] for trajectory in recorded.trajectories[:QUESTIONS_PER_WORKER]))
+    count = SimulatedLoop(1, cluster, counted).iterate().trajectories
+    chunk = list(enumerate([trajectory] for trajectory in cluster.recorded.trajectories[:QUESTIONS_PER_WORKER]))
     up = serialized_bytes(Worked(chunk, 0, WorkReport(1, 0, 0.0))) / QUESTIONS_PER_WORKER
     yield Row.of("bytes: a trajectory, worker to driver", up / 1e3, "kB")
     yield Row.of("bytes: the same, driver to reward actor", counted["score asked"] / count / 1e3, "kB")
@@ -130,17 +136,16 @@ def byte_rows(recorded) -> Iterator[Row]:  # type: ignore[no-untyped-def]
     yield Row.of("bytes: all of these through the driver, for a trajectory", together / count / 1e3, "kB")
 
 
-def collector_rows(nodes: int, recorded) -> Iterator[Row]:  # type: ignore[no-untyped-def]
+def collector_rows(nodes: int, cluster: SimulatedCluster) -> Iterator[Row]:
     """What it saves the driver that Python's collector searches for cycles after an iteration, not all through it."""
     from experiments.benchmarks.simulated_loop import SimulatedLoop
 
-    loop = SimulatedLoop(nodes, recorded, 4)
+    loop = SimulatedLoop(nodes, cluster)
     loop.iterate()
     seconds: dict[bool, list[float]] = {False: [], True: []}
     for searching in (True, False, False, True):
         found = loop.iterate(searching)
         seconds[searching].append(1e6 * found.busy / found.trajectories)
-    loop.close()
     without, searched = (float(np.mean(seconds[searching])) for searching in (False, True))
     name = f"loop, {nodes} nodes: the driver works for one trajectory, against searching for cycles while scores come and learners are fed"
     yield Row.of(name, without, "us", searched, bar=1.0, at_most=True)
@@ -150,19 +155,19 @@ def push_rows(receivers: Sequence[int]) -> Iterator[Row]:
     """Calls of the driver that bring one version to many workers, bucket by bucket; the buckets are small, so only the calls cost."""
     import ray
 
-    from experiments.benchmarks.simulated_workers import SimulatedGroup
+    from experiments.benchmarks.simulated_workers import SimulatedGroup, sleepers
     from learner.rollout_workers import RolloutWorkers
     from rollout.weights import PublishedBucket
 
     buckets = [PublishedBucket(ray.put(number), (), number, 8) for number in range(PUSHED_BUCKETS)]
+    processes = [sleepers(), sleepers()]
     for count in receivers:
-        group = SimulatedGroup(count, processes=2)
+        group = SimulatedGroup(count, processes)
         workers = RolloutWorkers(group, chunk=1, deadline_s=300)
         workers.push(1, [])  # processes start
         began, thread = time.perf_counter(), time.thread_time()
         workers.push(2, buckets)
         busy, seconds = time.thread_time() - thread, time.perf_counter() - began
-        group.close()
         name = f"weights, {PUSHED_BUCKETS} buckets to {count} workers through the object store"
         yield Row.of(f"{name}: the driver works", busy, "s")
         yield Row.of(f"{name}: for one bucket and worker", 1e6 * busy / count / PUSHED_BUCKETS, "us")

@@ -21,7 +21,14 @@ def plot_scale(points: Sequence[Point], line: Fit, sent: Sequence[tuple[int, flo
     nodes = [point.nodes for point in points]
     left.plot(nodes, [point.seconds for point in points], "s-", color="0.6", label="whole iteration")
     left.plot(nodes, [point.busy for point in points], "o", label="the driver works")
-    left.plot(nodes, [line.at(count) for count in nodes], "-", color="C0", alpha=0.5, label=f"{line.base:.2g} s + {1e3 * line.slope:.3g} ms x nodes")
+    left.plot(
+        nodes,
+        [line.at(count) for count in nodes],
+        "-",
+        color="C0",
+        alpha=0.5,
+        label=f"{line.base:.2g} s + {1e3 * line.slope:.3g} ms x nodes",
+    )
     left.axhline(points[0].rollout_s, color="C3", ls=":", label="sampling, by itself")
     left.set(xlabel="nodes (4 simulated workers and learner ranks each)", ylabel="seconds of an iteration", xscale="log", yscale="log")
     left.set_xticks(nodes, [str(count) for count in nodes])

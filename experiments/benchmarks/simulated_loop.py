@@ -6,10 +6,8 @@ long as learning takes. So a laptop can have the driver of a cluster: its work i
 
 from __future__ import annotations
 
-import asyncio
-import gc
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,11 +15,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import ray
-import torch
 from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
 
-from experiments.benchmarks.recorded_episodes import Recorded, distinct
-from experiments.benchmarks.simulated_workers import SimulatedGroup, Sleepers
+from experiments.benchmarks.recorded_episodes import Recorded
+from experiments.benchmarks.simulated_cluster import LEARNED_TURNS_PER_S, SimulatedCluster
+from experiments.benchmarks.simulated_workers import SimulatedGroup
 from experiments.iteration_figures import iteration_figures
 from learner.config import LearnerConfig
 from learner.group import LearnerGroup
@@ -29,10 +27,8 @@ from learner.question_ledger import QuestionLedger
 from learner.question_source import ShuffledQuestions
 from learner.rollout_workers import RolloutWorkers
 from learner.step_grpo import StepGRPO
-from learner.weight_sender import WeightSender
-from learner.worker import MiniBatch
 from rollout.config import RolloutConfig
-from rollout.records import Question, ScoredTurn, Trajectory
+from rollout.records import Question
 from rollout.timeline import Timeline
 
 WORKERS_PER_NODE = 4
@@ -42,75 +38,7 @@ RANKS_PER_NODE = 4
 """Learner ranks, which learn what the four workers roll out in about the time that these take."""
 ROLLED_OUT_PER_S = 6.524
 """Trajectories of one rollout worker: "whole episodes", one core, in the table of docs/rollout.md."""
-LEARNED_TURNS_PER_S = 317.2
-"""Of one learner rank: "turns of the default world: shared prefix", one core, in the table of docs/learner.md."""
-WEIGHT_TENSORS, TENSOR_NUMBERS = 5, 2**18
-"""Five tensors of 1 MiB: as many bytes as the tiny policy has."""
-PROCESSES = 2
-"""That all simulated workers share; so do the ranks, and the reward actors."""
 DEADLINE_S = 300.0
-
-
-class RecordedSleepers(Sleepers):
-    """Simulated rollout workers that hand out recorded trajectories. A question's id ends with the place of one."""
-
-    def __init__(self, recorded: Recorded):
-        super().__init__()
-        gc.disable()  # the other core is to keep up with the driver
-        self._recorded = recorded
-
-    def trajectories_of(self, question: Question, policy_version: int) -> list[Trajectory]:
-        return [self._recorded.trajectories[place_of(question.id)]]
-
-
-class RecordedRewards:
-    """A reward actor that looks up what it is asked."""
-
-    def __init__(self, recorded: Recorded):
-        gc.disable()
-        self._scores = {
-            trajectory.question.id: turns for trajectory, turns in zip(recorded.trajectories, recorded.scored, strict=True)
-        }
-        self._asked = 0
-
-    def score(self, trajectories: Sequence[Trajectory]) -> list[ScoredTurn]:
-        self._asked += 1
-        mark = f"#{id(self)}.{self._asked}"
-        return [
-            turn
-            for number, trajectory in enumerate(trajectories)
-            for turn in distinct(self._scores[trajectory.question.id], f"{mark}.{number}")
-        ]
-
-
-class SleepingRanks(WeightSender):
-    """Learner ranks that sleep instead of learning: `speed` times as fast as was measured. Rank 0 has weights, which every update changes."""
-
-    def __init__(self, speed: float):
-        gc.disable()
-        torch.set_num_threads(1)
-        self.rank, self.device, self._speed = 0, torch.device("cpu"), speed
-        self.tensors = {f"layer {i}": torch.zeros(TENSOR_NUMBERS) for i in range(WEIGHT_TENSORS)}
-        self.prepare_sending(LearnerConfig().bucket_bytes, "cpu")
-
-    def gathered(self) -> Iterator[tuple[str, torch.Tensor]]:
-        yield from self.tensors.items()
-
-    async def publish(self, number: int) -> Any:
-        return self.publish_bucket(number)
-
-    async def update(self, mini_batches: list[MiniBatch]) -> list[dict[str, float]]:
-        for tensor in self.tensors.values():
-            tensor[0] += 1
-        return [await self._step(mini_batch) for mini_batch in mini_batches]
-
-    async def _step(self, mini_batch: MiniBatch) -> dict[str, float]:
-        rows = [row for micro_batch in mini_batch.micro_batches for row in micro_batch]
-        seconds = sum(len(row.responses) for row in rows) / LEARNED_TURNS_PER_S / self._speed
-        await asyncio.sleep(seconds)
-        tokens = float(sum(len(response.ids) for row in rows for response in row.responses))
-        counted = {"tokens": tokens, "row_tokens": float(sum(row.length for row in rows)), "seconds": seconds, "ended": time.time()}
-        return counted | dict.fromkeys(("mismatch", "mismatch_max", "mismatch_k3", "ratio_max", "loss", "grad_norm"), 0.0)
 
 
 @dataclass(frozen=True)
@@ -129,10 +57,11 @@ class _Call:
 
 
 class _Rank:
-    """One learner rank, as `LearnerGroup` calls it."""
+    """One learner rank, as `LearnerGroup` calls it. Only the first one has weights to publish."""
 
-    def __init__(self, actor: Any, counted: Counter[str] | None):
-        self.publish_bucket, self.update = _Call(actor, "publish"), _Call(actor, "update", counted)
+    def __init__(self, actor: Any, counted: Counter[str] | None, rank: int):
+        self.publish_bucket = _Call(actor, "nothing" if rank else "publish")
+        self.update = _Call(actor, "update", counted)
 
 
 class _Rewards:
@@ -159,7 +88,7 @@ class CpuTimeline(Timeline):
 
     def __init__(self) -> None:
         super().__init__()
-        self.cpu: Counter[str] = Counter()
+        self.cpu: dict[str, float] = defaultdict(float)
 
     @contextmanager
     def doing(self, name: str) -> Iterator[None]:
@@ -170,35 +99,32 @@ class CpuTimeline(Timeline):
 
 
 class SimulatedLoop(StepGRPO):
-    """`StepGRPO` around simulated workers, rewards and learners, without RLlib's set-up. `speed`: latencies are divided by it."""
+    """`StepGRPO` around simulated workers, rewards and learners, without RLlib's set-up."""
 
-    def __init__(self, nodes: int, recorded: Recorded, speed: float = 1.0, counted: Counter[str] | None = None):
-        workers = nodes * WORKERS_PER_NODE
-        learner = LearnerConfig(num_learners=nodes * RANKS_PER_NODE)
-        questions = list(simulated_questions(workers * QUESTIONS_PER_WORKER, recorded.shares, speed))
-        shared = ray.put(recorded)
-        self._rewards = [ray.remote(RecordedRewards).options(num_cpus=0).remote(shared) for _ in range(PROCESSES)]
-        self._ranks = [ray.remote(SleepingRanks).options(num_cpus=0, max_concurrency=1000).remote(speed) for _ in range(PROCESSES)]
-        self._group = SimulatedGroup(workers, PROCESSES, RecordedSleepers, shared)
+    def __init__(self, nodes: int, cluster: SimulatedCluster, counted: Counter[str] | None = None):
+        workers, ranks = nodes * WORKERS_PER_NODE, nodes * RANKS_PER_NODE
+        learner = LearnerConfig(num_learners=ranks)
+        questions = list(simulated_questions(workers * QUESTIONS_PER_WORKER, cluster.recorded.shares, cluster.speed))
         self.config: Any = SimpleNamespace(
             overlap=0, trace=False, rollout=RolloutConfig(), learner=learner, questions_per_iteration=len(questions), sampling_seed=0,
-            deadline_s=DEADLINE_S, reward_actors=[_Rewards(self._rewards[i % PROCESSES], counted) for i in range(nodes)],
+            deadline_s=DEADLINE_S, reward_actors=[_Rewards(cluster.rewards, counted)] * nodes,
         )  # fmt: skip
         self.learner_group: Any = object.__new__(LearnerGroup)  # there is no engine to start
         self.learner_group.config, self.learner_group.policy_version, self.learner_group.steps = learner, 0, []
-        self.learner_group._ranks = [_Rank(self._ranks[i % PROCESSES], counted) for i in range(nodes * RANKS_PER_NODE)]
+        self.learner_group._ranks = [_Rank(cluster.ranks, counted, rank) for rank in range(ranks)]
         self.questions = QuestionLedger(InOrder(questions))
-        self.workers = RolloutWorkers(self._group, QUESTIONS_PER_WORKER, DEADLINE_S)
+        self.workers = RolloutWorkers(SimulatedGroup(workers, cluster.workers), QUESTIONS_PER_WORKER, DEADLINE_S)
         self._broadcast = self.ahead = None
         self.trajectories, self.turns, self.timelines = [], [], {}
-        self._driver, self._learner = CpuTimeline(), CpuTimeline()
+        self._loop, self._learning = CpuTimeline(), CpuTimeline()
+        self._driver, self._learner = self._loop, self._learning
         self.metrics = MetricsLogger(root=True)
         self._iterations = 0
 
     def iterate(self, searching: bool = False) -> Iteration:
         """`searching`: with Python's search for cyclic garbage, as it was before `no_search_for_cycles` stood around the whole iteration."""
         step: Any = StepGRPO.training_step
-        cpu = {name: Counter(line.cpu) for name, line in (("driver", self._driver), ("learner", self._learner))}
+        before = {**self._loop.cpu, **self._learning.cpu}
         began, thread, process = time.perf_counter(), time.thread_time(), time.process_time()
         step.__wrapped__(self) if searching else step(self)
         reduced = self.metrics.reduce(compile=True)
@@ -207,15 +133,12 @@ class SimulatedLoop(StepGRPO):
         self._iterations += 1
         row = iteration_figures({**reduced, "training_iteration": self._iterations}, self.trajectories, self.turns)
         ended, busy, used = time.perf_counter(), time.thread_time(), time.process_time()
-        spent = (self._driver.cpu - cpu["driver"]) + (self._learner.cpu - cpu["learner"])
+        spent = {name: value - before.get(name, 0.0) for name, value in {**self._loop.cpu, **self._learning.cpu}.items()}
         phases = {name: (value, spent[name]) for name, value in seconds.items()} | {"figures": (ended - figures, busy - figuring)}
-        assert row["trajectories"] == row["returned_questions"] == self.config.questions_per_iteration, "the account of an iteration is wrong"
+        assert row["trajectories"] == row["returned_questions"] == self.config.questions_per_iteration, (
+            "the account of an iteration is wrong"
+        )
         return Iteration(row["trajectories"], ended - began, busy - thread, used - process, phases)
-
-    def close(self) -> None:
-        self._group.close()
-        for actor in (*self._rewards, *self._ranks):
-            ray.kill(actor)
 
 
 class InOrder(ShuffledQuestions):
@@ -224,10 +147,6 @@ class InOrder(ShuffledQuestions):
     def next(self, n: int) -> list[Any]:
         assert n == len(self.questions)
         return self.questions
-
-
-def place_of(question_id: str) -> int:
-    return int(question_id.rpartition("/")[2])
 
 
 def serialized_bytes(value: Any) -> int:

@@ -91,15 +91,19 @@ class _Handle:
         self.begin, self.go_on = _Method(actor, worker, "begin"), _Method(actor, worker, "go_on")
 
 
+def sleepers(kind: type[Sleepers] = Sleepers, *arguments: Any) -> Any:
+    """A process for simulated workers."""
+    return ray.remote(kind).options(num_cpus=0, max_concurrency=1000).remote(*arguments)
+
+
 class SimulatedGroup:
     """Stands in for an `EnvRunnerGroup`, and for its register of workers."""
 
-    def __init__(self, workers: int, processes: int = 0, sleepers: type[Sleepers] = Sleepers, *arguments: Any):
-        """`processes`: that they share; 0: one for every 32. `sleepers`, `arguments`: what each of these is."""
-        processes = processes or -(-workers // WORKERS_PER_PROCESS)
-        actor = ray.remote(sleepers).options(num_cpus=0, max_concurrency=1000)
-        self._actors = [actor.remote(*arguments) for _ in range(processes)]
-        self._handles = {index: _Handle(self._actors[index % processes], index) for index in range(1, workers + 1)}
+    def __init__(self, workers: int, processes: Sequence[Any] = ()):
+        """`processes`: handles of `Sleepers` that share them, and that live on; none: new ones, each for at most 32."""
+        self._own = [] if processes else [sleepers() for _ in range(-(-workers // WORKERS_PER_PROCESS))]
+        actors = processes or self._own
+        self._handles = {index: _Handle(actors[index % len(actors)], index) for index in range(1, workers + 1)}
         self._worker_manager = self
 
     def actors(self) -> dict[int, _Handle]:
@@ -112,5 +116,5 @@ class SimulatedGroup:
         pass
 
     def close(self) -> None:
-        for actor in self._actors:
+        for actor in self._own:
             ray.kill(actor)

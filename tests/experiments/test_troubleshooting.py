@@ -67,6 +67,8 @@ def test_keys_that_the_page_names_exist():
 
     known = set(flat(TrainConfig())) | {f"serve.{name}" for name in ServeSettings.__dataclass_fields__}
     sections = {key.partition(".")[0] for key in known}
-    named = {key for text in re.findall(r"`([^`]+)`", PAGE.read_text(encoding="utf-8")) for key in re.findall(r"\b([a-z]+(?:\.[a-z_]+)+)=", text)}
+    named = {
+        key for text in re.findall(r"`([^`]+)`", PAGE.read_text(encoding="utf-8")) for key in re.findall(r"\b([a-z]+(?:\.[a-z_]+)+)=", text)
+    }
     unknown = {key for key in named if key.partition(".")[0] in sections and key not in known and not key.startswith("retrieval.folders.")}
     assert not unknown
