@@ -32,7 +32,7 @@ from rollout.records import Question
 from rollout.timeline import Timeline
 
 WORKERS_PER_NODE = 4
-"""As a rollout node of ray_cluster.yaml has GPUs."""
+"""Of a simulated node: a machine with four GPUs."""
 QUESTIONS_PER_WORKER = 8
 RANKS_PER_NODE = 4
 """Learner ranks, which learn what the four workers roll out in about the time that these take."""
