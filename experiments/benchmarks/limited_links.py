@@ -11,6 +11,7 @@ import os
 import shutil
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -64,14 +65,26 @@ def _run(*command: str) -> None:
 def broadcast_seconds(nodes: Sequence[str], size: int) -> tuple[float, float]:
     """Until the last of all nodes but the first holds `size` bytes that the first sends: (all in one group, one group after another of two).
 
-    The former is what a broadcast does: who holds the bytes sends them on. The latter is a sender that serves each by itself.
+    The former is what a broadcast does: who holds the bytes sends them on. The latter is a sender that serves each by itself. A process of its own
+    has the nodes as its children: one that has threads already cannot be forked.
     """
+    command = [sys.executable, "-m", "experiments.benchmarks.limited_links", str(size), *nodes]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=5 * DEADLINE_S)
+    if done.returncode:
+        raise RuntimeError(f"a broadcast over limited links failed: {done.stderr.strip()[-500:]}")
+    together, one_by_one = map(float, done.stdout.split())
+    return together, one_by_one
+
+
+def _both_ways(nodes: Sequence[str], size: int) -> tuple[float, float]:
     together = _median_seconds(nodes, size, [list(range(len(nodes)))])
     one_by_one = _median_seconds(nodes, size, [[0, receiver] for receiver in range(1, len(nodes))])
     return together, one_by_one
 
 
 def _median_seconds(nodes: Sequence[str], size: int, groups: list[list[int]]) -> float:
+    import torch.distributed  # noqa: F401  (once, for all children)
+
     reading, writing = os.pipe()
     port = 20000 + os.getpid() % 20000
     children = []
@@ -134,3 +147,7 @@ def _take_part(node: str, place: int, size: int, groups: list[list[int]], port: 
     while place == 0 and store.add("done", 0) < len(everyone):  # its store serves the others
         time.sleep(0.01)
     return seconds
+
+
+if __name__ == "__main__":
+    print(*_both_ways(sys.argv[2:], int(sys.argv[1])))
