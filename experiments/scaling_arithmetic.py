@@ -26,29 +26,28 @@ class Given:
     """Measured: `PAGE: TEXT`, which holds the number. Published: who says so. Assumed: why this much."""
 
 
+KB = "docs/knowledge_bases.md"
 GIVEN = {
     "driver_us": Given(0.0, "driver, CPU of one trajectory, us", "measured", "docs/scaling.md: "),
-    "driver_bytes": Given(0.0, "bytes through the driver for one trajectory of the default world, kB", "measured", "docs/scaling.md: "),
     "push_us": Given(0.0, "driver, CPU of handing one bucket to one worker, us", "measured", "docs/scaling.md: "),
-    "land_gb_s": Given(4.096, "object store of one node, bytes landed in all parameters, GB/s", "measured", "docs/learner.md: | 4.096 GB/s |"),
-    "exact_qps": Given(958, "exact search, 100,000 x 384, batch 256, one core, queries/s", "measured", "docs/knowledge_bases.md: | 958 queries/s | 126 |"),
-    "ivf_qps": Given(8348, "IVF2048,SQ8 over 1,000,000 x 384, batch 256, one core, queries/s", "measured", "docs/knowledge_bases.md: | 8,348 queries/s |"),
-    "build_s": Given(48.4, "writing, training, tuning 1,000,000 x 384 as IVF2048,SQ8, one core, s", "measured", "docs/knowledge_bases.md: | 48.4 s |"),
-    "embed_cpu": Given(53, "MiniLM in bfloat16, one core, passages/s", "measured", "docs/knowledge_bases.md: | bfloat16 (`minilm@bf16`) | 53 |"),
-    "empty_call_ms": Given(0.9, "an empty call of an actor, ms", "measured", "docs/knowledge_bases.md: an empty call takes 0.9 ms"),
+    "exact_qps": Given(958, "exact search, 100,000 x 384, batch 256, one core, queries/s", "measured", f"{KB}: | 958 queries/s | 126 |"),
+    "ivf_qps": Given(8348, "IVF2048,SQ8, 1,000,000 x 384, batch 256, one core, queries/s", "measured", f"{KB}: | 8,348 queries/s |"),
+    "build_s": Given(48.4, "writing, training, tuning 1,000,000 x 384 as IVF2048,SQ8, one core, s", "measured", f"{KB}: | 48.4 s |"),
+    "embed_cpu": Given(53, "MiniLM in bfloat16, one core, passages/s", "measured", f"{KB}: | bfloat16 (`minilm@bf16`) | 53 |"),
+    "empty_call_ms": Given(0.9, "an empty call of an actor, ms", "measured", f"{KB}: an empty call takes 0.9 ms"),
+    "passage_bytes": Given(619, "bytes of a passage of 100 words on disk", "assumed", f"as {KB}: 21M of them are 13 GB"),
     "retrievals": Given(1.934, "searches of a question, before training", "measured", "README.md: | 1.934 [1.840, 2.027] |"),
-    "parameters": Given(8292166656, "parameters of Qwen2.5-VL-7B", "published", "its config.json, counted on torch's meta device (a test counts again)"),
+    "parameters": Given(8292166656, "parameters of Qwen2.5-VL-7B", "published", "its config.json, counted (a test counts again)"),
     "peak_tflops": Given(989, "H100 SXM, dense bfloat16, TFLOP/s", "published", "NVIDIA's data sheet"),
-    "embed_gpu": Given(5000, "a small embedder on a GPU, passages/s", "assumed", "as docs/knowledge_bases.md assumes; not measured"),
-    "sampled_per_s": Given(2500, "tokens sampled by one GPU, 7B, continuous batching, 1/s", "assumed", "to be replaced by your engine's own figure"),
+    "embed_gpu": Given(5000, "a small embedder on a GPU, passages/s", "assumed", f"as {KB} does; not measured"),
+    "sampled_per_s": Given(2500, "tokens sampled by one GPU, 7B, 1/s", "assumed", "put your engine's own figure here"),
     "mfu": Given(0.4, "share of the peak that learning reaches", "assumed", "usual for dense models of this size"),
-    "prompt": Given(1500, "tokens of a prompt: instructions, passages, a picture of 300", "assumed", "the paper's prompts, three passages of 100 words"),
+    "prompt": Given(1500, "tokens of a prompt", "assumed", "instructions, three passages, a picture of 300 tokens"),
     "response": Given(100, "tokens of a response", "assumed", "a thought and a query"),
     "states": Given(5.5, "turns of an episode", "assumed", "as the default world's"),
     "siblings": Given(8, "responses to one state", "assumed", "rollout.group_size"),
     "node_gib": Given(256, "memory of a retrieval node, GiB", "assumed", "the r6i.8xlarge of ray_cluster.yaml"),
-    "passage_bytes": Given(619, "a passage of 100 words on disk", "measured", "docs/knowledge_bases.md: 21M of 100 words are 13 GB"),
-}  # fmt: skip
+}
 BUCKETS_7B = 92
 """Buckets of at most 256 MiB that hold `parameters` in bfloat16, tensor by tensor."""
 GPUS = (8, 64, 256, 1000)
@@ -106,9 +105,14 @@ def weight_bytes() -> float:
     return 2 * of("parameters")
 
 
-def tree_steps(receivers: int) -> int:
-    """Times that the sender of a binomial tree (gloo's broadcast) sends everything."""
-    return math.ceil(math.log2(receivers + 1))
+def tree_times(receivers: int) -> int:
+    """The time of a broadcast as gloo makes it (broadcast.cc), in times of all bytes over one link: a binomial tree, in which everybody sends
+    to all of its children at the same time, so that they share its link."""
+    size, ends = receivers + 1, {0: 0}
+    for rank in range(size):
+        children = [child for i in range(rank.bit_length(), size.bit_length()) if (child := rank | 1 << i) < size]
+        ends |= {child: ends[rank] + len(children) for child in children}
+    return max(ends.values())
 
 
 def send_s(times: float, gbit_per_s: float) -> float:
@@ -148,12 +152,9 @@ def rollout_table() -> str:
     for gpus in GPUS:
         rollout, learner = split(gpus)
         rate = rollout * rolled_out_per_gpu()
-        rows.append(
-            [
-                f"{gpus:,}", f"{rollout} + {learner}", f"{rate:,.1f}", f"{rate * sampled_tokens():,.0f}", f"{rate * trajectory_bytes() / 1e6:,.1f} MB/s",
-                f"{driver_share(gpus):.2f}", f"{drivers(gpus)}", f"{needed_qps(gpus):,.0f}",
-            ]
-        )  # fmt: skip
+        up = rate * trajectory_bytes() / 1e6
+        amounts = [f"{gpus:,}", f"{rollout} + {learner}", f"{rate:,.1f}", f"{rate * sampled_tokens():,.0f}", f"{up:,.1f} MB/s"]
+        rows.append([*amounts, f"{driver_share(gpus):.2f}", f"{drivers(gpus)}", f"{needed_qps(gpus):,.0f}"])
     heads = [
         "GPUs",
         "rollout + learner",
@@ -172,11 +173,9 @@ def weights_table() -> str:
     for nodes in (1, 8, 63, 125):
         calls = BUCKETS_7B * nodes * 8 * of("push_us") / 1e6
         for link in LINKS_GBIT:
-            times = [send_s(nodes, link), send_s(tree_steps(nodes), link), send_s(1, link)]
+            times = [send_s(nodes, link), send_s(tree_times(nodes), link), send_s(1, link)]
             rows.append([f"{nodes}", f"{link} Gbit/s", *(f"{seconds:,.1f} s" for seconds in times), f"{calls:,.1f} s"])
-    return table(
-        ["rollout nodes", "link", "one after the other", "binomial tree (gloo)", "pipelined (NCCL)", "driver's calls, object store"], rows
-    )
+    return table(["rollout nodes", "link", "one after the other", "tree (gloo)", "pipelined (NCCL)", "driver's calls, object store"], rows)
 
 
 def memory_table() -> str:
@@ -202,31 +201,31 @@ def memory_table() -> str:
 
 
 def build_table() -> str:
+    hours = {
+        "cpu": PASSAGES / of("embed_cpu") / 3600,
+        "gpu": PASSAGES / of("embed_gpu") / 3600,
+        "index": PASSAGES / 1e6 * of("build_s") / 3600,
+    }
+    gigabytes = PASSAGES * of("passage_bytes") / 1e9
     rows = [
-        ["embed, CPU (MiniLM, bfloat16)", f"{PASSAGES / of('embed_cpu') / 3600:,.0f} core-hours", f"{PASSAGES / of('embed_cpu') / 86400 / 1000:,.1f} days on 1,000 cores"],
-        ["embed, GPU", f"{PASSAGES / of('embed_gpu') / 3600:,.0f} GPU-hours", f"{PASSAGES / of('embed_gpu') / 3600 / 64:,.1f} hours on 64 GPUs"],
-        [f"write, train, tune `SQ8` in {SHARDS} shards", f"{PASSAGES / 1e6 * of('build_s') / 3600:,.1f} core-hours", f"{PASSAGES / 1e6 * of('build_s') / 60 / SHARDS:,.1f} minutes, a core for each shard"],
-        ["passages of 100 words", f"{PASSAGES * of('passage_bytes') / 1e9:,.0f} GB", f"{PASSAGES * of('passage_bytes') / 1e9 / SHARDS:,.1f} GB a shard"],
-    ]  # fmt: skip
+        ["embed, CPU (MiniLM, bfloat16)", f"{hours['cpu']:,.0f} core-hours", f"{hours['cpu'] / 24 / 1000:,.1f} days on 1,000 cores"],
+        ["embed, GPU", f"{hours['gpu']:,.0f} GPU-hours", f"{hours['gpu'] / 64:,.1f} hours on 64 GPUs"],
+        [
+            "write, train, tune SQ8",
+            f"{hours['index']:,.1f} core-hours",
+            f"{60 * hours['index'] / SHARDS:,.1f} minutes, a core for each of {SHARDS} shards",
+        ],
+        ["passages of 100 words", f"{gigabytes:,.0f} GB", f"{gigabytes / SHARDS:,.1f} GB a shard"],
+    ]
     return table(["", "in all", "that is"], rows)
 
 
 def fan_out_table() -> str:
     rows = []
     for shards in (16, 64, SHARDS):
-        asked = needed_qps(1000) * shards
         calls = shards * of("empty_call_ms") / 1e3
-        rows.append([f"{shards}", f"{asked:,.0f}", f"{calls * 1e3:,.0f} ms", f"{1 / calls:,.1f}", f"{needed_qps(1000) * calls:,.0f}"])
-    return table(
-        [
-            "shards",
-            "shard queries/s",
-            "a caller's calls for one batch, at most",
-            "batches/s of a caller",
-            "searches in a batch, if there were one caller",
-        ],
-        rows,
-    )
+        rows.append([f"{shards}", f"{needed_qps(1000) * shards:,.0f}", f"{1e3 * calls:,.0f} ms", f"{1 / calls:,.1f}"])
+    return table(["shards", "shard queries/s", "a caller's calls for one batch, at most", "batches/s of a caller"], rows)
 
 
 TABLES: dict[str, Callable[[], str]] = {

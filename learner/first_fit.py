@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 NONE = -(2**62)
 """Room of a bin that is not open: not even a piece without length goes there."""
 

@@ -1,7 +1,7 @@
 """One broadcast over links of a known speed: a network namespace for each node, a shaped link for each namespace, all on this machine.
 
-The bytes travel by `rollout/broadcast.py`, the code that `learner.transport=collective` uses. It needs root and iproute2 (`ip`, `tc`); nothing of it
-is left behind.
+The bytes travel by `rollout/broadcast.py`, the code that `learner.transport=collective` uses. It needs root and iproute2 (`ip`, `tc`); nothing
+of it is left behind.
 """
 
 from __future__ import annotations

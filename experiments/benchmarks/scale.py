@@ -1,4 +1,4 @@
-"""How many nodes one driver keeps busy: the loop of training with simulated workers on 1 to 64 nodes, and weights on their way to many receivers."""
+"""How many nodes one driver keeps busy: the loop of training with 1 to 64 simulated nodes, and weights on their way to many receivers."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from experiments.benchmarks.row import Row
+from experiments.scaling_arithmetic import tree_times
 
 if TYPE_CHECKING:
     from experiments.benchmarks.simulated_cluster import SimulatedCluster
@@ -111,10 +112,8 @@ def loop_rows(nodes: Sequence[int], cluster: SimulatedCluster, points: list[Poin
         f"driver: nodes at which it works as long as workers and learners do ({found_by})", line.nodes_at(rolling + learning), "nodes"
     )
     hidden = line_through([point.nodes for point in points], [point.rollout_busy for point in points])
-    yield Row.of(
-        f"driver: nodes at which taking trajectories in lasts as long as sampling them (fit {hidden.base:.3g} s + {1e3 * hidden.slope:.3g} ms x nodes)",
-        hidden.nodes_at(rolling), "nodes",
-    )  # fmt: skip
+    found_by = f"fit {hidden.base:.3g} s + {1e3 * hidden.slope:.3g} ms x nodes"
+    yield Row.of(f"driver: nodes at which taking in lasts as long as sampling ({found_by})", hidden.nodes_at(rolling), "nodes")
     per_s = 1 / (line.slope / (points[0].trajectories / points[0].nodes))
     yield Row.of("driver: trajectories a second, at most", per_s, "trajectories/s")
 
@@ -189,5 +188,9 @@ def link_rows(receivers: Sequence[int], sent: list[tuple[int, float, float]]) ->
             together, one_by_one = broadcast_seconds(nodes, SENT_BYTES)
         sent.append((count, together, one_by_one))
         yield Row.of(f"{name}, to {count} nodes: one broadcast (gloo), against one node after the other", together, "s", one_by_one)
-        steps = int(np.ceil(np.log2(count + 1)))
-        yield Row.of(f"{name}, to {count} nodes: the same, against {steps} times the bytes over one link", together, "s", steps * once)
+        yield Row.of(
+            f"{name}, to {count} nodes: the same, against {tree_times(count)} times the bytes over one link",
+            together,
+            "s",
+            tree_times(count) * once,
+        )

@@ -60,9 +60,10 @@ def test_neither_side_waits_for_the_other_where_gpus_are_split():
     assert rollout * scaling.rolled_out_per_gpu() == pytest.approx(learner * scaling.learned_per_gpu(), rel=0.01)
 
 
-@pytest.mark.parametrize(("receivers", "steps"), [(1, 1), (2, 2), (3, 2), (4, 3), (7, 3), (8, 4), (125, 7)])
-def test_a_binomial_tree_doubles_its_senders_with_every_step(receivers, steps):
-    assert scaling.tree_steps(receivers) == steps
+@pytest.mark.parametrize(("receivers", "times"), [(1, 1), (2, 2), (3, 3), (4, 4), (7, 6), (8, 7), (16, 11)])
+def test_a_tree_whose_senders_serve_all_their_children_at_once(receivers, times):
+    """By hand for 4: the first sends to 1, 2 and 4 at once (3 times), then 1 sends to 3 (once)."""
+    assert scaling.tree_times(receivers) == times
 
 
 def test_more_is_needed_for_more():
