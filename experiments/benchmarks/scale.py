@@ -34,7 +34,6 @@ def scale_rows(quick: bool) -> Iterator[Row]:
 
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # gloo looks up names that addresses of our own do not have
     sent: list[tuple[int, float, float]] = []
-    yield from link_rows((1, 4) if quick else RECEIVERS, sent)
     recorded = record_episodes(16)
     points: list[Point] = []
     with start_ray(TrainConfig(ray=ClusterConfig(num_cpus=8))):
@@ -44,6 +43,7 @@ def scale_rows(quick: bool) -> Iterator[Row]:
         yield from collector_rows(2 if quick else 16, cluster)
         cluster.close()
         yield from push_rows((1, 8) if quick else (1, 8, 64, 256))
+    yield from link_rows((1, 4) if quick else RECEIVERS, sent)
     if not quick:
         plot_scale(points, fit(points), sent, Path("docs/images/scale.png"))
 
