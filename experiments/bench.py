@@ -5,6 +5,7 @@ rollout     sampling siblings together
 learner     shared prefixes, DeepSpeed against a bare loop, its stages, a GPU where there is one;
             weights to the rollout workers and to the disk
 serve       the service: overhead, throughput, and what it survives
+scale       the driver of a cluster of 1 to 64 nodes, simulated; bytes; weights to many receivers
 
 A row is one figure, with what it was measured against in the same run (`benchmarks/row.py`).
 """
@@ -28,6 +29,7 @@ from experiments.benchmarks.learner import learner_rows
 from experiments.benchmarks.retrieval import retrieval_rows
 from experiments.benchmarks.rollout import rollout_rows
 from experiments.benchmarks.row import Row
+from experiments.benchmarks.scale import scale_rows
 from experiments.benchmarks.serve import serve_rows
 from experiments.cluster import QUIET
 from experiments.command_settings import read_settings
@@ -48,6 +50,7 @@ BENCHMARKS: dict[str, Callable[[bool], Iterator[Row]]] = {
     "rollout": rollout_rows,
     "learner": learner_rows,
     "serve": serve_rows,
+    "scale": scale_rows,
 }
 
 

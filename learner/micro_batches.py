@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from learner.first_fit import FirstFit
 from rollout.records import Image, ScoredTurn
 
 PROMPT = 0
@@ -152,14 +153,12 @@ def cut(rows: Sequence[Row], tokens: int) -> list[list[Row]]:
     Rows with the same picture stay together where they fit: it is encoded once for each micro-batch that shows it.
     """
     batches: list[list[Row]] = []
-    room: list[int] = []
-    for block in sorted(_blocks(rows, tokens), key=lambda block: -_length(block)):
-        place = next((i for i, left in enumerate(room) if _length(block) <= left), len(batches))
+    bins = FirstFit(tokens)
+    for length, block in sorted(((_length(block), block) for block in _blocks(rows, tokens)), key=lambda entry: -entry[0]):
+        place = bins.put(length)
         if place == len(batches):
             batches.append([])
-            room.append(tokens)
         batches[place] += block
-        room[place] -= _length(block)
     return batches
 
 

@@ -6,16 +6,15 @@ is sent the weights again as soon as Ray has restarted it, and works on.
 
 from __future__ import annotations
 
-import gc
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import ray
 from ray.exceptions import RayError, RayTaskError
 
+from learner.cycles import no_search_for_cycles
 from learner.deadline import DeadlineError
 from learner.rollout_batch import Batch, Chunk
 from learner.weight_broadcast import WeightBroadcast
@@ -115,7 +114,7 @@ class RolloutWorkers:
 
         Raises: what a worker raised; RuntimeError when one chunk keeps killing workers; `DeadlineError` when none is heard of in time.
         """
-        with _no_search_for_cycles():
+        with no_search_for_cycles():
             yield from self._work(batch)
 
     def _work(self, batch: Batch) -> Iterator[tuple[int, list[Trajectory]]]:
@@ -228,19 +227,6 @@ class RolloutWorkers:
 
 def _slice_s(batch: Batch) -> float:
     return LONG_SLICE_S if batch.patience.endless else SLICE_S
-
-
-@contextmanager
-def _no_search_for_cycles() -> Iterator[None]:
-    """Trajectories are hundreds of small objects each, without a cycle. Python's collector would search all of them again and again as they come
-    in: at thousands of trajectories that costs the driver more than unpickling them."""
-    searched = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if searched:
-            gc.enable()
 
 
 def _first(calls: Any, timeout_s: float) -> list[ray.ObjectRef]:

@@ -16,6 +16,7 @@ from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.utils.checkpoints import Checkpointable
 
 from learner.advantages import taught_questions
+from learner.cycles import no_search_for_cycles
 from learner.experience import Experience
 from learner.iteration_metrics import reward_metrics, rollout_metrics, staleness, worker_metrics
 from learner.overlong import penalised
@@ -58,6 +59,7 @@ class StepGRPO(Algorithm):
         self._driver, self._learner = Timeline(), Timeline()
         self.timelines: dict[str, list[Span]] = {}
 
+    @no_search_for_cycles()
     def training_step(self) -> None:
         """One iteration. Weights are pushed at its beginning: after a restart or a restore, workers hold none or old ones."""
         self._driver.drawn = self._learner.drawn = self.config.trace

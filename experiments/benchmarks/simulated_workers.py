@@ -48,6 +48,12 @@ class Sleepers:
         self._version: dict[int, int] = {}
         self._began: dict[int, tuple[float, list[Question], set[int]]] = {}
 
+    def trajectories_of(self, question: Question, policy_version: int) -> list[Trajectory]:
+        return [trajectory_of(question, policy_version)]
+
+    async def receive(self, worker: int, number: int, bucket: Any) -> str:
+        return "127.0.0.1"
+
     async def use_weights(self, worker: int, version: int, checksums: Sequence[int]) -> tuple[int, int]:
         self._version[worker] = version
         return version, seal(version, checksums)
@@ -63,7 +69,7 @@ class Sleepers:
         now = time.monotonic() + 0.001  # a sleep may be short of its time
         done = [place for place in sorted(left) if began + float(questions[place].text) <= now]
         left.difference_update(done)
-        finished = [(place, [trajectory_of(questions[place], version)]) for place in done]
+        finished = [(place, self.trajectories_of(questions[place], version)) for place in done]
         return Worked(finished, len(left), WorkReport(worker, self._version[worker], 0.0))
 
 
@@ -81,16 +87,23 @@ class _Handle:
     """One simulated worker, as `RolloutWorkers` calls it."""
 
     def __init__(self, actor: Any, worker: int):
-        self.use_weights, self.begin, self.go_on = (_Method(actor, worker, name) for name in ("use_weights", "begin", "go_on"))
+        self.receive, self.use_weights = _Method(actor, worker, "receive"), _Method(actor, worker, "use_weights")
+        self.begin, self.go_on = _Method(actor, worker, "begin"), _Method(actor, worker, "go_on")
+
+
+def sleepers(kind: type[Sleepers] = Sleepers, *arguments: Any) -> Any:
+    """A process for simulated workers."""
+    return ray.remote(kind).options(num_cpus=0, max_concurrency=1000).remote(*arguments)
 
 
 class SimulatedGroup:
     """Stands in for an `EnvRunnerGroup`, and for its register of workers."""
 
-    def __init__(self, workers: int):
-        processes = -(-workers // WORKERS_PER_PROCESS)
-        self._actors = [ray.remote(Sleepers).options(num_cpus=0, max_concurrency=1000).remote() for _ in range(processes)]
-        self._handles = {index: _Handle(self._actors[index % processes], index) for index in range(1, workers + 1)}
+    def __init__(self, workers: int, processes: Sequence[Any] = ()):
+        """`processes`: handles of `Sleepers` that share them, and that live on; none: new ones, each for at most 32."""
+        self._own = [] if processes else [sleepers() for _ in range(-(-workers // WORKERS_PER_PROCESS))]
+        actors = processes or self._own
+        self._handles = {index: _Handle(actors[index % len(actors)], index) for index in range(1, workers + 1)}
         self._worker_manager = self
 
     def actors(self) -> dict[int, _Handle]:
@@ -103,5 +116,5 @@ class SimulatedGroup:
         pass
 
     def close(self) -> None:
-        for actor in self._actors:
+        for actor in self._own:
             ray.kill(actor)
