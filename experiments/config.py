@@ -64,6 +64,8 @@ class LoopConfig:
     keep_best: int = 1
     """And so many of those whose policy did best on the validation questions; whenever one does, a checkpoint is written. The best policy itself
     is in `policy/` in any case."""
+    max_restarts: int = 3
+    """Times that a run starts its learner group anew, and goes on from the last checkpoint, when the group has lost a rank; 0: never."""
     resume: str = "none"
     """`none`: start anew. `auto`: go on from the newest good checkpoint of this run, or start anew without one. Or a checkpoint folder."""
     dump_rollouts: str = ""
@@ -222,6 +224,7 @@ def _checked(config: TrainConfig) -> TrainConfig:
         (config.train.questions_per_iteration > 0, "train.questions_per_iteration", config.train.questions_per_iteration, "at least 1"),
         (config.train.num_rollout_workers > 0, "train.num_rollout_workers", config.train.num_rollout_workers, "at least 1"),
         (config.train.keep_last > 0, "train.keep_last", config.train.keep_last, "at least 1"),
+        (config.train.max_restarts >= 0, "train.max_restarts", config.train.max_restarts, "0 or more"),
         (config.train.keep_best >= 0, "train.keep_best", config.train.keep_best, "0 or more"),
         (config.evaluation.questions > 0, "evaluation.questions", config.evaluation.questions, "at least 1"),
         (

@@ -114,6 +114,11 @@ class Evaluator:
         placed = actor.options(num_cpus=0.5, num_gpus=gpus, max_restarts=-1, max_task_retries=2)
         self._workers = [placed.remote(policy, config.rollout, "cuda" if gpus else "cpu") for _ in range(config.train.num_rollout_workers)]
 
+    @property
+    def workers(self) -> list[Any]:
+        """Handles of its actors."""
+        return self._workers
+
     def use(self, weights: Weights) -> None:
         """What the next `run` measures: a policy folder, or weights of the architecture that the workers hold."""
         self._weights = weights if isinstance(weights, str) else ray.put(weights)

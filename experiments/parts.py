@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 from experiments.config import TrainConfig
 from experiments.datasets import Dataset, ensure_knowledge_bases
 from experiments.evaluate import Evaluator
+from experiments.failures.supervisor import Supervisor
 from experiments.progress import Progress
 from experiments.run_folder import RunFolder
 from experiments.tally import Tally
@@ -57,8 +59,15 @@ class Run:
     progress: Progress
     tracker: Tracker
     tally: Tally
+    supervisor: Supervisor
     iteration: int = 0
     """Iterations done."""
+
+    @contextmanager
+    def timed(self, phase: str) -> Iterator[None]:
+        """The seconds of the block are added up under this name, and a failure within it is known to have been in this phase."""
+        with self.tally.timed(phase), self.supervisor.clock.doing(phase):
+            yield
 
 
 def build_parts(config: TrainConfig, dataset: Dataset, policy: str, progress: Progress) -> Parts:
