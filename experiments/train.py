@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 from experiments.checkpoints import Checkpoints, resume
-from experiments.cluster import start_ray
+from experiments.cluster import note_on_folders, start_ray
 from experiments.collapse_watch import how_it_stopped
 from experiments.config import RunConfigError, TrainConfig, find_policy, load_config, resolved_yaml
 from experiments.datasets import Dataset, load_dataset
@@ -59,7 +59,7 @@ def train(run: Run, stop: Stop) -> None:
 def whole_run(config: TrainConfig, dataset: Dataset, policy: str, console: Console) -> int:
     """Everything after the checks. Returns the exit code."""
     folder, tally = RunFolder.start(config), Tally()
-    for note in dataset.notes:
+    for note in filter(None, (*dataset.notes, note_on_folders(config))):
         console.print(note, style="yellow", soft_wrap=True, markup=False, highlight=False)
     supervised = Supervisor.of(folder.path, console)
     with start_ray(config), supervised as supervisor, Stop() as stop, _progress(config, console) as progress:

@@ -48,3 +48,40 @@ def test_a_process_is_killed_and_the_run_learns_what_it_would_have_learned(whole
     assert f"failure: {role} ({phase}, process {failure['process']}" in outcome.said
     assert outcome.rows[-1]["failures"] == 1
     assert outcome.rows[-1]["learner_restarts"] == role.startswith("learner")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_without_restarts_the_run_ends_with_a_report_in_the_place_of_a_traceback(whole: Pipeline, tmp_path):
+    outcome = train_and_lose(whole, tmp_path, "learner rank 0", "update", max_restarts=0)
+    assert [row["iteration"] for row in outcome.rows] == [1]
+    assert "Traceback" not in outcome.said
+    for part in (
+        "learner rank 0 failed",
+        "update, iteration 2, policy version 1",
+        "killed by SIGKILL",
+        "no sign of it",
+        "train.resume=auto",
+    ):
+        assert part in outcome.said, part
+    (failure,) = outcome.failures
+    assert failure["fatal"]
+    assert "LearnerLostError" in failure["traceback"]
+    whole.parts.algorithm.restart_learner()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_learner_that_is_lost_before_the_first_checkpoint_begins_again(whole: Pipeline, tmp_path):
+    outcome = train_and_lose(whole, tmp_path, "learner rank 0", "update", iteration=1)
+    account_balances(outcome, whole.config.train.questions_per_iteration)
+    assert outcome.checksum == whole.expected["checksum"]
+    assert "from the beginning, as there is no checkpoint yet (1 of 3)" in outcome.said
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_learner_that_is_lost_between_two_checkpoints_learns_the_iterations_since_once_more(whole: Pipeline, tmp_path):
+    outcome = train_and_lose(whole, tmp_path, "learner rank 0", "update", iteration=3, checkpoint_every=0)
+    account_balances(outcome, whole.config.train.questions_per_iteration)
+    assert outcome.checksum == whole.expected["checksum"]

@@ -29,6 +29,7 @@ from experiments.stop import Stop
 from experiments.tally import Tally
 from experiments.tracking import Tracker
 from experiments.train import train
+from learner.lost_learner import LearnerLostError
 from rollout.timeline import Timeline
 
 ITERATIONS = 3
@@ -92,15 +93,24 @@ class Outcome:
     failures: list[dict[str, Any]]
     checksum: int
     learned: list[list[str]]
-    """Of each iteration the questions that were learned from."""
+    """Of each iteration that is done the questions that were learned from."""
     seconds: float
 
 
-def train_and_lose(whole: Pipeline, folder: Path, role: str = "", phase: str = "", iteration: int = 2, **changes: Any) -> Outcome:
-    """`ITERATIONS` iterations from the start, and the process of this role killed at the beginning of this phase of this iteration."""
+def train_and_lose(
+    whole: Pipeline,
+    folder: Path,
+    role: str = "",
+    phase: str = "",
+    iteration: int = 2,
+    kill: Callable[[], None] | None = None,
+    **changes: Any,
+) -> Outcome:
+    """`ITERATIONS` iterations from the start, and the process of this role killed at the beginning of this phase of this iteration; or what `kill`
+    kills. `changes`: of the section `train`."""
     algorithm = whole.parts.algorithm
-    if role:
-        pid = whole.pid(role)
+    if role and kill is None:
+        kill = partial(os.kill, whole.pid(role), signal.SIGKILL)
     algorithm.learner_group.build(algorithm.config.learner)
     algorithm.set_state(algorithm._beginning)
     algorithm.workers.version = -1
@@ -112,16 +122,20 @@ def train_and_lose(whole: Pipeline, folder: Path, role: str = "", phase: str = "
         supervisor.oversee(algorithm, partial(roles_of, whole.parts))
         tracker = Tracker(config, run_folder.path, progress.say)
         run = Run(config, whole.dataset, run_folder, whole.parts, progress, tracker, Tally(), supervisor)
-        with at_the_beginning_of(PHASE_TO_WAIT_FOR.get(phase, phase), iteration, supervisor, lambda: os.kill(pid, signal.SIGKILL)) as done:
-            train(run, Stop())
-        assert done == ([PHASE_TO_WAIT_FOR.get(phase, phase)] if role else [])
+        moment = PHASE_TO_WAIT_FOR.get(phase, phase)
+        with at_the_beginning_of(moment, iteration, supervisor, kill or (lambda: None)) as done:
+            try:
+                train(run, Stop())
+            except LearnerLostError as error:
+                supervisor.end(error)
+        assert done == ([moment] if phase else [])
         supervisor.look()
-    seen = [run_folder.read_trajectories(f"iteration-{number + 1:06d}") for number in range(ITERATIONS)]
+    seen = [run_folder.read_trajectories(f"iteration-{row['iteration']:06d}") for row in run_folder.metrics()]
     return Outcome(
         rows=run_folder.metrics(),
         said=console.file.getvalue(),  # type: ignore[attr-defined]
         failures=read_failures(run_folder.path),
-        checksum=algorithm.learner_group.weights().checksum,
+        checksum=0 if len(seen) < ITERATIONS else algorithm.learner_group.weights().checksum,
         learned=[[row["question_id"] for row in rows] for rows in seen],
         seconds=time.monotonic() - began,
     )
