@@ -144,7 +144,9 @@ def resume(run: Run) -> None:
         run.folder.forget_after(0)
         run.folder.abandon_after(0)
         return
+    set_up = run.tally.seconds.get("set_up", 0.0)
     restore(run, checkpoint)
+    run.tally.seconds["set_up"] = run.tally.seconds.get("set_up", 0.0) + set_up
     run.progress.say(f"resumed after iteration {run.iteration} from {checkpoint}")
 
 
@@ -162,9 +164,7 @@ def restore(run: Run, checkpoint: Path | None) -> None:
         run.progress.say(f"warning: {lost}", style="yellow")
     run.folder.forget_after(facts["iteration"])
     run.folder.abandon_after(facts["iteration"])
-    earlier = Tally(**facts["tally"])
-    earlier.seconds["set_up"] = earlier.seconds.get("set_up", 0.0) + run.tally.seconds.get("set_up", 0.0)
-    run.tally, run.iteration = earlier, facts["iteration"]
+    run.tally, run.iteration = Tally(**facts["tally"]), facts["iteration"]
 
 
 def _chosen(run: Run) -> Path | None:

@@ -16,7 +16,7 @@ from learner.trace import write_trace
 def iterate(run: Run, stop: Stop, watch: Watch, checkpoints: Checkpoints) -> None:
     """`algorithm.train()` is one iteration: push weights, roll out, score, learn. What comes of it is measured, told and saved."""
     settings, algorithm, tally = run.config.train, run.parts.algorithm, run.tally
-    run.supervisor.iteration = run.iteration + 1
+    run.supervisor.begin(run.iteration + 1)
     with run.timed("train"):
         result = algorithm.train()
     row = iteration_figures(result, algorithm.trajectories, algorithm.turns)

@@ -31,8 +31,9 @@ class Recovery:
             )
         )
         known = run.tally
+        run.supervisor.forget("learner rank")
         with run.timed("restart_learner"):
             run.parts.algorithm.restart_learner()
             restore(run, good)
         run.tally.restarts = known.restarts + 1
-        run.tally.failures = known.failures
+        run.tally.failures = known.failures + 1 + len(run.supervisor.look())

@@ -18,11 +18,12 @@ class LearnerLostError(RuntimeError):
     """The group has lost ranks, and is of no use until `LearnerGroup.restart` and `load`."""
 
     def __init__(self, ranks: Sequence[int], doing: str, reason: str):
+        super().__init__(ranks, doing, reason)  # all of them: Ray's `Trainable` copies what is raised
         self.ranks, self.doing, self.reason = tuple(ranks), doing, reason
-        self.actor_id = ""
-        """Of the first of them, in hexadecimal digits."""
+
+    def __str__(self) -> str:
         who = "learner rank" if len(self.ranks) == 1 else "learner ranks"
-        super().__init__(f"{who} {', '.join(map(str, self.ranks))} lost during {doing}: {reason}")
+        return f"{who} {', '.join(map(str, self.ranks))} lost during {self.doing}: {self.reason}"
 
 
 def answers(calls: Sequence[ray.ObjectRef], doing: str, deadline_s: float) -> list[Any]:

@@ -98,7 +98,7 @@ def last_lines(logs: Path, pid: int) -> tuple[str, ...]:
         for file in logs.glob(f"worker-*-{pid}.{kind}"):
             with file.open("rb") as log:
                 log.seek(max(0, file.stat().st_size - LOG_BYTES))
-                text = log.read().decode("utf-8", "replace")
+                text = log.read().decode("utf-8", "replace").replace("\r", "\n")
             if lines := [line.rstrip()[:240] for line in text.splitlines() if line.strip() and not line.startswith(":")]:
                 return tuple(lines[-LOG_LINES:])  # Ray marks jobs and actors with lines that begin with a colon
     return ()

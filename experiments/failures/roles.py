@@ -10,6 +10,7 @@ PHASES = {
     "score": "score",
     "learn": "update",
     "set_up": "set up",
+    "restart_learner": "set up",
     "evaluate_before": "evaluate",
     "baselines": "evaluate",
     "validate": "evaluate",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 import traceback
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -27,7 +27,7 @@ from experiments.failures.node_watch import LastSeen, NodeWatch
 from experiments.failures.ray_facts import ActorFacts, Death
 from experiments.failures.roles import phase_of
 from learner.lost_learner import LearnerLostError
-from rollout.timeline import Timeline
+from rollout.timeline import REMEMBERED, Timeline
 
 PATIENCE_S = 5.0
 """For what a watch on another node knows."""
@@ -44,6 +44,8 @@ class Supervisor:
         """What the run is busy with, apart from what the algorithm does within an iteration."""
         self.iteration = 0
         """That is going on, or was the last one."""
+        self._begun: deque[tuple[float, int, int]] = deque([(0.0, 0, 0)], maxlen=REMEMBERED)
+        """When, which iteration, with which policy version."""
         self.failures: list[Failure] = []
         self._algorithm: Any = None
         self._parts: Callable[[], Mapping[str, Any]] = dict
@@ -70,6 +72,14 @@ class Supervisor:
         """`roles`: asked again after every iteration, as actors are replaced."""
         self._algorithm, self._parts = algorithm, roles
         self._register()
+
+    def begin(self, iteration: int) -> None:
+        self.iteration = iteration
+        self._begun.append((time.time(), iteration, self.policy_version))
+
+    def forget(self, beginning: str) -> None:
+        """Roles whose names begin so were told already, and are being replaced."""
+        self._known = {role: known for role, known in self._known.items() if not role.startswith(beginning)}
 
     def close(self) -> None:
         for watch in self._watches.values():
@@ -182,6 +192,7 @@ class Supervisor:
         seen = self._seen(before)
         when = death.when if death and death.when else time.time()
         oom = out_of_memory(seen, death)
+        _, iteration, version = next(begun for begun in reversed(self._begun) if begun[0] <= when)
         ended = str(seen.exit) if death or seen.exit != ExitStatus() else "it still runs" if hang else "unknown"
         node = ray_facts.nodes().get(before.node)
         address = node.address if node else (death.address if death else before.node[:12])
@@ -190,8 +201,8 @@ class Supervisor:
             phase=self.phase(role, when),
             reason=reason or f"its process ended ({ended})",
             fatal=fatal,
-            iteration=self.iteration,
-            policy_version=self.policy_version,
+            iteration=iteration,
+            policy_version=version,
             when=clock_time(when),
             process=before.pid,
             node=address,

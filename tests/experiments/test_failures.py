@@ -89,7 +89,7 @@ def test_knowledge_bases_search_while_others_roll_out():
 def test_an_error_of_the_program_is_a_panel_on_the_screen_and_its_traceback_is_in_the_file(tmp_path):
     console = Console(file=io.StringIO(), width=120)
     with Supervisor.of(tmp_path, console) as supervisor:
-        supervisor.iteration = 4
+        supervisor.begin(4)
         try:
             with supervisor.clock.doing("validate"):
                 raise DeadlineError("waited 600 s for an evaluation worker to finish 64 questions")
