@@ -146,6 +146,9 @@ def main(arguments: list[str]) -> int:
         # RunConfigError: a checkpoint that is damaged, or of other knowledge bases. RewardError comes from an actor, wrapped in its traceback.
         console.print(f"error: {getattr(error, 'cause', error)}", style="red", soft_wrap=True, markup=False, highlight=False)
         return WRONG_INPUT if isinstance(error, RunConfigError) else FAILED
+    except Exception as error:  # of half a run, or of a Ray that does not start: a whole run tells more
+        Supervisor(Path(config.runs_folder) / config.name, console).end(error)
+        return FAILED
 
 
 if __name__ == "__main__":

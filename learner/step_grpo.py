@@ -116,6 +116,11 @@ class StepGRPO(Algorithm):
         timelines = (self._learner, self._driver) if learner else (self._driver, self._learner)
         return next((name for timeline in timelines if (name := timeline.at(when))), "")
 
+    @property
+    def broken(self) -> tuple[float, str]:
+        """When, and in which of these, an iteration last ended with an exception."""
+        return max(self._driver.broken, self._learner.broken)
+
     def push_weights(self) -> None:
         """Bring all rollout workers to the learner's policy version; nothing is sent to workers that hold it."""
         if self.workers.version != self.policy_version:

@@ -33,6 +33,8 @@ class Timeline:
     """Whether spans are kept, not only added up."""
     changes: deque[tuple[float, str]] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
     """The last times (seconds since the epoch) that `doing` began something, or ended it: then with an empty name."""
+    broken: tuple[float, str] = (0.0, "")
+    """When, and in what, `doing` last ended with an exception."""
 
     @contextmanager
     def doing(self, name: str) -> Iterator[None]:
@@ -41,6 +43,9 @@ class Timeline:
         self.changes.append((start, name))
         try:
             yield
+        except BaseException:
+            self.broken = (time.time(), name)
+            raise
         finally:
             self.did(name, start, time.perf_counter() - began)
             self.changes.append((time.time(), ""))

@@ -87,7 +87,7 @@ class Failure:
     def write(self, run_folder: Path) -> Path:
         """Next to those of earlier failures. Returns the file."""
         folder = run_folder / FOLDER
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         file = folder / f"{len(list(folder.glob('*.json'))) + 1:03d}.json"
         file.write_text(json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         return file

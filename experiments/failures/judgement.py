@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -38,6 +39,12 @@ def of_driver(before: Mapping[str, Any]) -> Failure:
 def from_inside(error: BaseException) -> bool:
     """Raised by the program of an actor that lives on."""
     return isinstance(error, RayTaskError)
+
+
+def process_of(error: BaseException) -> int:
+    """Id of the process in which it was raised, which Ray tells in the text only; 0: it does not."""
+    found = re.search(r"\(pid=(\d+), ip=", str(error))
+    return int(found[1]) if found else 0
 
 
 def is_hang(error: BaseException) -> bool:

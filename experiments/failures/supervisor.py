@@ -12,9 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import ray
-from ray.exceptions import RayActorError, RayError, RayTaskError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from ray.exceptions import RayActorError, RayError
 from rich.console import Console
 
 from experiments.failures import ray_facts
@@ -22,15 +20,16 @@ from experiments.failures.advice import mend_of
 from experiments.failures.driver_file import DriverFile
 from experiments.failures.exit_status import ExitStatus
 from experiments.failures.failure import Failure
-from experiments.failures.judgement import clock_time, from_inside, is_hang, memory_of, of_driver, out_of_memory, said, whose
-from experiments.failures.node_watch import LastSeen, NodeWatch
+from experiments.failures.judgement import clock_time, from_inside, is_hang, memory_of, of_driver, out_of_memory, process_of, said, whose
+from experiments.failures.node_watch import LOG_LINES
 from experiments.failures.ray_facts import ActorFacts, Death
 from experiments.failures.roles import phase_of
+from experiments.failures.watches import Watches
 from learner.lost_learner import LearnerLostError
 from rollout.timeline import REMEMBERED, Timeline
 
-PATIENCE_S = 5.0
-"""For what a watch on another node knows."""
+RECENT_S = 5.0
+"""From where something is raised to where it is explained."""
 SETTLE_S = 2.0
 """Ray hears of the end of a process a little after those who had called it."""
 
@@ -51,8 +50,7 @@ class Supervisor:
         self._parts: Callable[[], Mapping[str, Any]] = dict
         self._known: dict[str, tuple[str, ActorFacts]] = {}
         """Role -> id of its actor, and where it was last seen alive."""
-        self._watches: dict[str, Any] = {}
-        """Node -> its watch: in this process for its own node, an actor for each other."""
+        self._watches = Watches()
         self._lost_nodes: set[str] = set()
 
     @classmethod
@@ -82,18 +80,20 @@ class Supervisor:
         self._known = {role: known for role, known in self._known.items() if not role.startswith(beginning)}
 
     def close(self) -> None:
-        for watch in self._watches.values():
-            if isinstance(watch, NodeWatch):
-                watch.close()
-            else:
-                ray.kill(watch)
-        self._watches = {}
+        self._watches.close()
 
     def phase(self, role: str = "driver", when: float | None = None) -> str:
         """What was done then, seen by this role."""
         when = time.time() if when is None else when
         within = self._algorithm.doing_at(when, role.startswith("learner")) if self._algorithm else ""
         return phase_of(role, within or self.clock.at(when))
+
+    def _phase_of_error(self, role: str) -> str:
+        """In which phase what just reached the driver was raised: the innermost that it broke."""
+        now, (when, outer), (before, inner) = time.time(), self.clock.broken, self._algorithm.broken if self._algorithm else (0.0, "")
+        if now - when > RECENT_S:
+            return self.phase(role)
+        return phase_of(role, inner if 0 <= when - before < RECENT_S else outer)
 
     @property
     def policy_version(self) -> int:
@@ -158,16 +158,17 @@ class Supervisor:
 
     def explain(self, error: BaseException, fatal: bool, then: str) -> Failure:
         """Who is behind an exception that reached the driver."""
-        trace = "".join(traceback.format_exception(error))
-        role = self._role_of(error)
+        trace, role = "".join(traceback.format_exception(error)), self._role_of(error)
+        phase = self._phase_of_error(role)
         if role:
             before = self._known[role][1]
             death = self._death_of(before) if not from_inside(error) else None
             failure = self._of_process(role, before, death, then, fatal, reason=said(error), hang=is_hang(error) and death is None)
+            failure = failure if death else replace(failure, phase=phase)
         else:
             failure = Failure(
                 role=whose(error),
-                phase=self.phase(),
+                phase=phase,
                 reason=said(error),
                 fatal=fatal,
                 iteration=self.iteration,
@@ -177,6 +178,8 @@ class Supervisor:
                 mend=mend_of("program", False, fatal, is_hang(error)),
                 log=tuple(traceback.format_exception_only(error)[-1].splitlines()[:3]) if not isinstance(error, RayError) else (),
             )
+        if from_inside(error):  # where it was raised says more than what the process wrote
+            failure = replace(failure, log=tuple(str(error).strip().splitlines()[-LOG_LINES:]))
         return replace(failure, traceback=trace)
 
     def _of_process(
@@ -189,7 +192,7 @@ class Supervisor:
         reason: str = "",
         hang: bool = False,
     ) -> Failure:
-        seen = self._seen(before)
+        seen = self._watches.last_seen(before.node, before.pid)
         when = death.when if death and death.when else time.time()
         oom = out_of_memory(seen, death)
         _, iteration, version = next(begun for begun in reversed(self._begun) if begun[0] <= when)
@@ -219,7 +222,7 @@ class Supervisor:
         self._lost_nodes.add(node)
         there = [role for role, (_, before) in self._known.items() if before.node == node]
         facts = ray_facts.nodes().get(node)
-        self._watches.pop(node, None)
+        self._watches.drop(node)
         return Failure(
             role="node",
             phase=self.phase(),
@@ -242,8 +245,8 @@ class Supervisor:
         """Empty where no actor is behind it."""
         if isinstance(error, LearnerLostError):
             return next((role for role in (f"learner rank {rank}" for rank in error.ranks) if role in self._known), "")
-        if isinstance(error, RayTaskError):
-            pid = getattr(error, "pid", 0)
+        if from_inside(error):
+            pid = process_of(error)
             return next((role for role, (_, before) in self._known.items() if before.pid == pid), "")
         actor = getattr(error, "actor_id", "") if isinstance(error, RayActorError) else ""
         return next((role for role, (known, _) in self._known.items() if actor and known == actor), "")
@@ -269,28 +272,4 @@ class Supervisor:
                 pids[facts[actor].node].append(facts[actor].pid)
         self._known = known
         for node, its in pids.items():
-            watch = self._watch_on(node)
-            if isinstance(watch, NodeWatch):
-                watch.watch(its)
-            else:
-                watch.watch.remote(its)
-
-    def _watch_on(self, node: str) -> Any:
-        if node not in self._watches:
-            if node == ray.get_runtime_context().get_node_id():
-                self._watches[node] = NodeWatch()
-            else:
-                here = NodeAffinitySchedulingStrategy(node, soft=False)
-                self._watches[node] = ray.remote(num_cpus=0, scheduling_strategy=here)(NodeWatch).remote()
-        return self._watches[node]
-
-    def _seen(self, before: ActorFacts) -> LastSeen:
-        watch = self._watches.get(before.node)
-        if isinstance(watch, NodeWatch):
-            return watch.last_seen(before.pid)
-        if watch is None or before.node in self._lost_nodes:
-            return LastSeen()
-        try:
-            return ray.get(watch.last_seen.remote(before.pid), timeout=PATIENCE_S)
-        except RayError:  # the node is gone, or busy
-            return LastSeen()
+            self._watches.watch(node, its)

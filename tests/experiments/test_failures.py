@@ -15,6 +15,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from experiments.cluster import note_on_folders
+from experiments.config import TrackingConfig, TrainConfig
+from experiments.data_config import DataConfig
 from experiments.failures.driver_file import DriverFile
 from experiments.failures.exit_status import ExitStatus, exit_status, opened
 from experiments.failures.failure import read_failures
@@ -94,8 +97,7 @@ def test_an_error_of_the_program_is_a_panel_on_the_screen_and_its_traceback_is_i
             with supervisor.clock.doing("validate"):
                 raise DeadlineError("waited 600 s for an evaluation worker to finish 64 questions")
         except DeadlineError as error:
-            with supervisor.clock.doing("validate"):
-                supervisor.end(error)
+            supervisor.end(error)
     said = console.file.getvalue()
     for part in ("waited 600 s for an evaluation worker", "evaluate, iteration 4", "raise learner.deadline_s", "train.resume=auto"):
         assert part in said, part
@@ -137,3 +139,16 @@ def test_a_driver_that_ends_in_order_leaves_no_file(tmp_path):
             time.sleep(0.02)
         assert json.loads((tmp_path / "driver.json").read_text())["process"] == os.getpid()
     assert not (tmp_path / "driver.json").exists()
+
+
+def test_a_job_that_writes_into_its_own_copy_of_the_repository_is_told(tmp_path, monkeypatch):
+    assert note_on_folders(TrainConfig()) == ""
+    job = tmp_path / "_ray_pkg_0a1b2c"
+    job.mkdir()
+    monkeypatch.chdir(job)
+    said = note_on_folders(replace(TrainConfig(), tracking=TrackingConfig(uri="http://tracking:5000")))
+    assert said.startswith("note: runs_folder=runs, data.kb_folder=kbs: relative to this job's copy of the repository")
+    kept = replace(
+        TrainConfig(), runs_folder="/disk/runs", data=DataConfig(kb_folder="/disk/kbs"), tracking=TrackingConfig(uri="sqlite:////disk/m.db")
+    )
+    assert note_on_folders(kept) == ""
