@@ -133,6 +133,8 @@ class StepGRPO(Algorithm):
         self.learner_group.restart()
         if self._broadcast:
             self._broadcast = WeightBroadcast(self.learner_group.ranks, self.config.deadline_s)
+        for worker in self.workers.handles:  # what the lost learner had begun to send is not what the new one sends
+            self.workers.transfer.forget(worker)
         self.workers.version = -1
         self.set_state(self._beginning)
 

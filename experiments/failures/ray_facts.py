@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import ray
 from ray._private.state import state
 from ray.core.generated import common_pb2, gcs_pb2
 
@@ -49,7 +50,7 @@ class NodeFacts:
 
 
 def actors() -> dict[str, ActorFacts]:
-    """By their ids in hexadecimal digits; empty where nobody answers."""
+    """Those of this job, by their ids in hexadecimal digits; empty where nobody answers."""
     return _in_time(_actors) or {}
 
 
@@ -64,7 +65,8 @@ def nodes() -> dict[str, NodeFacts]:
 def _actors() -> dict[str, ActorFacts]:
     states = gcs_pb2.ActorTableData.ActorState.Name
     found = {}
-    for raw in state._connect_and_get_accessor().get_actor_table(None, None):
+    job = ray.JobID(bytes.fromhex(ray.get_runtime_context().get_job_id()))
+    for raw in state._connect_and_get_accessor().get_actor_table(job, None):
         row = gcs_pb2.ActorTableData.FromString(raw)
         node = row.node_id or row.address.node_id
         found[row.actor_id.hex()] = ActorFacts(row.pid, node.hex(), states(row.state), row.num_restarts)

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
 from rich.console import Console
 
 from experiments.config import TrainConfig, find_policy, load_config
@@ -86,6 +87,16 @@ def at_the_beginning_of(phase: str, iteration: int, supervisor: Supervisor, do: 
         Timeline.doing = real  # type: ignore[method-assign]
 
 
+def killed(pid: int) -> None:
+    """Returns when Ray, too, can have heard of it: a phase may be shorter than that."""
+    os.kill(pid, signal.SIGKILL)
+    end = time.monotonic() + 30
+    while psutil.pid_exists(pid):
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    time.sleep(0.3)
+
+
 @dataclass
 class Outcome:
     rows: list[dict[str, Any]]
@@ -110,7 +121,7 @@ def train_and_lose(
     kills. `changes`: of the section `train`."""
     algorithm = whole.parts.algorithm
     if role and kill is None:
-        kill = partial(os.kill, whole.pid(role), signal.SIGKILL)
+        kill = partial(killed, whole.pid(role))
     algorithm.learner_group.build(algorithm.config.learner)
     algorithm.set_state(algorithm._beginning)
     algorithm.workers.version = -1
