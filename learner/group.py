@@ -109,8 +109,8 @@ class LearnerGroup:
             ):  # DeepSpeed's ZeRO says -1 for NaN
                 raise FloatingPointError(
                     f"the loss of the update from policy version {self.policy_version} is {step['loss']:g}, its gradient norm "
-                    f"{step['grad_norm']:g}: not a number that can be learned from. This policy is not saved; go on from the last checkpoint "
-                    "(train.resume=auto) with a lower learner.lr, or look for a reward that is not finite"
+                    f"{step['grad_norm']:g}: not a number that can be learned from, so this policy is not saved; "
+                    "go on from the last checkpoint with a lower learner.lr (train.resume=auto), or look for a reward that is not finite"
                 )
         summary = summary_of(steps)
         self._check_mismatch(summary.get("mismatch", 0.0))
