@@ -104,12 +104,11 @@ class LearnerGroup:
         steps = combined(self._wait(refs, f"the update from policy version {self.policy_version}"))
         self.steps = [Span("step", step["ended"] - step["seconds"], step["ended"]) for step in steps]
         for step in steps:
-            if not (
-                np.isfinite(step["grad_norm"]) and np.isfinite(step["loss"]) and step["grad_norm"] >= 0
-            ):  # DeepSpeed's ZeRO says -1 for NaN
+            loss, norm = step["loss"], step["grad_norm"]
+            if not np.isfinite([loss, norm]).all() or norm < 0:  # for a norm that is no number DeepSpeed's ZeRO says -1
                 raise FloatingPointError(
-                    f"the loss of the update from policy version {self.policy_version} is {step['loss']:g}, its gradient norm "
-                    f"{step['grad_norm']:g}: not a number that can be learned from, so this policy is not saved; "
+                    f"the loss of the update from policy version {self.policy_version} is {loss:g}, its gradient norm {norm:g}: "
+                    "not a number that can be learned from, so this policy is not saved; "
                     "go on from the last checkpoint with a lower learner.lr (train.resume=auto), or look for a reward that is not finite"
                 )
         summary = summary_of(steps)
