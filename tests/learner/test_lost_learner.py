@@ -72,7 +72,7 @@ def test_a_loss_that_is_no_number_ends_the_update_with_its_name(pair, policy, ze
     broken = replace(turns[0].turn, logprobs=np.full_like(turns[0].turn.logprobs, np.nan))
     pair.build(replace(pair.config, zero_stage=zero_stage))
     with pytest.raises(
-        FloatingPointError, match=r"the loss of the update from policy version 0 is nan, its gradient norm (nan|-1): not a number"
+        FloatingPointError, match=r"the loss of the update from policy version 0 is nan, its gradient norm \S+: not a number"
     ):
         pair.update([replace(turns[0], turn=broken), *turns[1:]])
     assert pair.policy_version == 0
