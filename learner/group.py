@@ -105,7 +105,7 @@ class LearnerGroup:
         self.steps = [Span("step", step["ended"] - step["seconds"], step["ended"]) for step in steps]
         for step in steps:
             loss, norm = step["loss"], step["grad_norm"]
-            if not np.isfinite([loss, norm]).all() or norm < 0:  # for a norm that is no number DeepSpeed's ZeRO says -1
+            if not np.isfinite([loss, norm]).all() or norm < 0:  # -1: DeepSpeed's word for a norm that is no number
                 raise FloatingPointError(
                     f"the loss of the update from policy version {self.policy_version} is {loss:g}, its gradient norm {norm:g}: "
                     "not a number that can be learned from, so this policy is not saved; "
