@@ -44,7 +44,7 @@ class Checkpoints:
         if kind is None:
             self.wait()
         elif self._writing is not None and issubclass(kind, Exception):  # which is what the user has to hear of
-            self._writing.join()
+            self._join()
 
     def save(self) -> None:
         """Copy weights, optimizer, random states, position in the questions, and what the run has added up so far; write them in the background.
@@ -89,12 +89,30 @@ class Checkpoints:
         """Until what was begun is written. Raises what went wrong, unless it was the disk."""
         if self._writing is None:
             return
-        self._writing.join()
+        self._join()
         self._writing, error, self._error = None, self._error, None
         if isinstance(error, OSError):
             self._failed(error)
         elif error is not None:
             raise error
+
+    def forget(self) -> None:
+        """What was being written is given up: the learners that wrote it are lost."""
+        if self._writing is not None:
+            self._join()
+        self._writing, self._error = None, None
+        shutil.rmtree(self._run.folder.checkpoints / f"iteration-{self._iteration:06d}.new", ignore_errors=True)
+
+    def _join(self) -> None:
+        """Raises `DeadlineError` when the disk does not even answer."""
+        assert self._writing is not None
+        patience = 2 * self._run.parts.algorithm.learner_group.config.deadline_s  # the learners' own deadline, and the checksums
+        self._writing.join(timeout=patience)
+        if self._writing.is_alive():
+            raise DeadlineError(
+                f"waited {patience:g} s for the checkpoint of iteration {self._iteration} to be written into {self._run.folder.checkpoints}: "
+                "is its disk still there?"
+            )
 
     def _finish(self, aside: Path, iteration: int, facts: dict[str, Any]) -> None:
         try:
@@ -139,6 +157,18 @@ def resume(run: Run) -> None:
         run.folder.forget_after(0)
         run.folder.abandon_after(0)
         return
+    set_up = run.tally.seconds.get("set_up", 0.0)
+    restore(run, checkpoint)
+    run.tally.seconds["set_up"] = run.tally.seconds.get("set_up", 0.0) + set_up
+    run.progress.say(f"resumed after iteration {run.iteration} from {checkpoint}")
+
+
+def restore(run: Run, checkpoint: Path | None) -> None:
+    """Go on from this checkpoint; None: from the beginning, with an algorithm that is as it was then. Raises as `resume`."""
+    if checkpoint is None:
+        run.folder.forget_after(0)
+        run.tally, run.iteration = Tally(seconds=run.tally.seconds), 0
+        return
     facts = _facts(checkpoint)
     if facts["knowledge_bases"] != run.parts.fingerprints():
         raise RunConfigError(f"{checkpoint / COMPLETE}: made with other knowledge bases; set data and retrieval back, or start a new run")
@@ -147,10 +177,7 @@ def resume(run: Run) -> None:
         run.progress.say(f"warning: {lost}", style="yellow")
     run.folder.forget_after(facts["iteration"])
     run.folder.abandon_after(facts["iteration"])
-    earlier = Tally(**facts["tally"])
-    earlier.seconds["set_up"] = earlier.seconds.get("set_up", 0.0) + run.tally.seconds.get("set_up", 0.0)
-    run.tally, run.iteration = earlier, facts["iteration"]
-    run.progress.say(f"resumed after iteration {run.iteration} from {checkpoint}")
+    run.tally, run.iteration = Tally(**facts["tally"]), facts["iteration"]
 
 
 def _chosen(run: Run) -> Path | None:

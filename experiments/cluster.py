@@ -20,10 +20,23 @@ QUIET = {
 }
 """Environment of this process and, through it, of every actor."""
 
+UPLOADED = "_ray_pkg_"
+"""In the path of a working directory that `ray job submit --working-dir` has uploaded."""
+
 
 def cpus_asked_for(config: TrainConfig) -> int:
     """CPUs that the actors of a run reserve. On a machine with fewer they share: Ray counts them, it does not pin them."""
     return int(cpus_of(asks_of(config, RoleResources(), []))) + 4
+
+
+def note_on_folders(config: TrainConfig) -> str:
+    """For a submitted job, which runs in a copy of its working directory: which paths a later job would not find; empty: none."""
+    if UPLOADED not in os.getcwd():
+        return ""
+    tracked = config.tracking.uri.removeprefix("sqlite:///")
+    kept = {"runs_folder": config.runs_folder, "data.kb_folder": config.data.kb_folder, "tracking.uri": tracked}
+    lost = ", ".join(f"{key}={path}" for key, path in kept.items() if path and "://" not in path and not os.path.isabs(path))
+    return f"note: {lost}: relative to this job's copy of the repository, which no later job sees; give absolute paths" if lost else ""
 
 
 @contextmanager

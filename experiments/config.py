@@ -69,6 +69,8 @@ class LoopConfig:
     keep_best: int = 1
     """And so many of those whose policy did best on the validation questions; whenever one does, a checkpoint is written. The best policy itself
     is in `policy/` in any case."""
+    max_restarts: int = 3
+    """Times that a run starts its learner group anew, and goes on from the last checkpoint, when the group has lost a rank; 0: never."""
     resume: str = "none"
     """`none`: start anew. `auto`: go on from the newest good checkpoint of this run, or start anew without one. Or a checkpoint folder."""
     dump_rollouts: str = ""

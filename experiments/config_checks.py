@@ -31,7 +31,7 @@ AT_LEAST: dict[str, float] = {
         1,
     ),
     **dict.fromkeys(
-        """train.minutes train.evaluate_every train.checkpoint_every train.keep_best train.gpus_per_rollout_worker train.seed
+        """train.minutes train.evaluate_every train.checkpoint_every train.keep_best train.max_restarts train.gpus_per_rollout_worker train.seed
         evaluation.temperature rollout.temperature rollout.top_k rollout.episode_s rollout.straggler_s retrieval.cooldown_s retrieval.cache_size
         retrieval.cpus_per_shard retrieval.cpus_per_embedder retrieval.gpus_per_shard retrieval.gpus_per_embedder reward.query_weight
         reward.entity_weight reward.routing_weight reward.short_answer_words data.kb_passages data.seed ray.num_cpus ray.join_s""".split(),

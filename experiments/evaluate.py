@@ -117,6 +117,11 @@ class Evaluator:
         arguments = policy, config.rollout, "cuda" if gpus else "cpu", config.learner.dtype
         self._workers = [placed.remote(*arguments) for _ in range(config.train.num_rollout_workers)]
 
+    @property
+    def workers(self) -> list[Any]:
+        """Handles of its actors."""
+        return self._workers
+
     def use(self, weights: Weights) -> None:
         """What the next `run` measures: a policy folder, or weights of the architecture that the workers hold."""
         self._weights = weights if isinstance(weights, str) else ray.put(weights)

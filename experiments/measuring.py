@@ -23,12 +23,12 @@ def measure_start(run: Run) -> None:
     catalog = run.parts.retriever.catalog
     if run.dataset.gold_passages and [card.modality for card in catalog] == ["text"]:  # gold tables are named whole, and stored in chunks
         measured["recall"] = recall_of_raw_questions(run)
-    with run.tally.timed("evaluate_before"):
+    with run.timed("evaluate_before"):
         run.progress.phase("evaluate before")
         before = run.parts.evaluator.run(
             run.dataset.heldout, run.parts.evaluation_retriever, progress=run.progress, gold_passages=run.dataset.gold_passages
         )
-    with run.tally.timed("baselines"):
+    with run.timed("baselines"):
         measured["start_baselines"] = other_routings(run, run.config.evaluation.start_baselines, "before")
     write_heldout(run, "before", before)
     run.folder.write_summary(summary(run, measured | {"before": before.summary()}))
@@ -37,12 +37,12 @@ def measure_start(run: Run) -> None:
 def measure_end(run: Run) -> None:
     """The best policy on the questions that the start was measured on, the paired difference, and the other ways of routing."""
     run.parts.evaluator.use(str(run.folder.policy))
-    with run.tally.timed("evaluate_after"):
+    with run.timed("evaluate_after"):
         run.progress.phase("evaluate after")
         after = run.parts.evaluator.run(
             run.dataset.heldout, run.parts.evaluation_retriever, progress=run.progress, gold_passages=run.dataset.gold_passages
         )
-    with run.tally.timed("baselines"):
+    with run.timed("baselines"):
         baselines = other_routings(run, run.config.evaluation.baselines, "after")
     write_heldout(run, "after", after)
     before_counts = [row["counts"] for row in run.folder.read_trajectories("before")]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 from experiments.config import TrainConfig
 from experiments.datasets import Dataset, ensure_knowledge_bases
 from experiments.evaluate import Evaluator
+from experiments.failures.supervisor import Supervisor
 from experiments.placement_table import placed_or_refused
 from experiments.progress import Progress
 from experiments.run_asks import CPUS_PER_REWARD_ACTOR, CPUS_PER_ROLLOUT_WORKER, on_nodes_with
@@ -65,8 +67,15 @@ class Run:
     progress: Progress
     tracker: Tracker
     tally: Tally
+    supervisor: Supervisor
     iteration: int = 0
     """Iterations done."""
+
+    @contextmanager
+    def timed(self, phase: str) -> Iterator[None]:
+        """The seconds of the block are added up under this name, and a failure within it is known to have been in this phase."""
+        with self.tally.timed(phase), self.supervisor.clock.doing(phase):
+            yield
 
 
 def build_parts(config: TrainConfig, dataset: Dataset, policy: str, progress: Progress) -> Parts:

@@ -22,6 +22,10 @@ class Tally:
     """Iteration and score of the last validation."""
     failed_saves: int = 0
     """Checkpoints and policies that could not be written."""
+    restarts: int = 0
+    """Times that the learner group was started anew because it had lost a rank."""
+    failures: int = 0
+    """Processes and nodes that were lost: each has a file in `failures/` of the run folder."""
     warnings: list[dict[str, Any]] = field(default_factory=list)
     """Signs of collapse, each with the iteration in which it came up."""
 

@@ -6,88 +6,74 @@ measure the start -> (roll out, score, learn, broadcast; now and then validate a
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 
 from experiments.checkpoints import Checkpoints, resume
-from experiments.cluster import start_ray
-from experiments.collapse_watch import how_it_stopped, tell
+from experiments.cluster import note_on_folders, start_ray
+from experiments.collapse_watch import how_it_stopped
 from experiments.config import RunConfigError, TrainConfig, find_policy, load_config, resolved_yaml
 from experiments.datasets import Dataset, load_dataset
 from experiments.derived_numbers import derived_table
 from experiments.dry_run import dry_run
+from experiments.failures.roles import roles_of
+from experiments.failures.supervisor import Supervisor
 from experiments.fingerprints import write_fingerprints
-from experiments.halves import dump, dumped_iterations, learn_only, roll_out_only
-from experiments.iteration_figures import iteration_figures
+from experiments.halves import dumped_iterations, learn_only, roll_out_only
+from experiments.iteration import iterate, over
 from experiments.measuring import measure_end, measure_start, note_stop
 from experiments.parts import Run, build_parts
 from experiments.progress import Progress
 from experiments.question_file import DataError
+from experiments.recovery import Recovery
 from experiments.report import write_report
 from experiments.result_tables import print_results
 from experiments.run_folder import RunFolder
 from experiments.stop import Stop
 from experiments.tally import Tally
 from experiments.tracking import Tracker
-from experiments.validation import keep_if_best
 from learner.collapse import Watch
 from learner.group import MismatchError
-from learner.trace import write_trace
+from learner.lost_learner import LearnerLostError
 from retrieval_actors.knowledge_base import KnowledgeBaseError
 from rewards.composition import RewardError
 
 FAILED, WRONG_INPUT, STOPPED = 1, 2, 130
 """Exit codes. A run that was stopped goes on with `train.resume=auto`."""
+SPOKEN = (MismatchError, RunConfigError, RewardError, KnowledgeBaseError)
+"""What says in one line all that there is to say."""
 
 
 def train(run: Run, stop: Stop) -> None:
-    """The loop. `algorithm.train()` is one iteration: push weights, roll out, score, learn."""
-    settings, algorithm, tally = run.config.train, run.parts.algorithm, run.tally
-    enough = settings.minutes * 60 or float("inf")
-    watch = Watch(run.config.learner.collapse, run.folder.metrics())
+    """The loop, which survives the loss of a learner."""
+    watch, recovery = _watch(run), Recovery(run)
     run.progress.phase("train")
     with Checkpoints(run) as checkpoints:
-        while run.iteration < settings.iterations and tally.seconds.get("train", 0.0) < enough and not stop.asked:
-            with tally.timed("train"):
-                result = algorithm.train()
-            row = iteration_figures(result, algorithm.trajectories, algorithm.turns)
-            row["failed_saves"] = tally.failed_saves
-            row |= {f"retrieval_{name}": value for name, value in run.parts.retriever.stats().items()}
-            run.iteration = row["iteration"]
-            tally.add(row)
-            tell(run, watch, row, stop)
-            if failed := [trajectory.error for trajectory in algorithm.trajectories if trajectory.error]:
-                run.progress.say(f"{len(failed)} episodes failed; the first: {failed[0]}", style="yellow")
-            if settings.trace:
-                write_trace(run.folder.path / f"trace-{run.iteration:06d}.json", algorithm.timelines)
-            dump(run.config, run.iteration, algorithm.trajectories, algorithm.turns)
-            last = run.iteration == settings.iterations or tally.seconds["train"] >= enough
-            if last or _due(run.iteration, settings.evaluate_every):
-                with tally.timed("validate"):
-                    row |= keep_if_best(run)
-            run.folder.add_metrics(row)
-            run.tracker.update()
-            run.progress.iteration(row, tally.seconds["train"])
-            best = settings.keep_best and tally.best.get("iteration") == run.iteration
-            if last or stop.asked or best or _due(run.iteration, settings.checkpoint_every):
-                with tally.timed("checkpoint"):
-                    checkpoints.save()
+        while not stop.asked and not over(run):
+            try:
+                iterate(run, stop, watch, checkpoints)
+            except LearnerLostError as lost:
+                recovery.go_on(lost, checkpoints)
+                watch = _watch(run)
 
 
 def whole_run(config: TrainConfig, dataset: Dataset, policy: str, console: Console) -> int:
     """Everything after the checks. Returns the exit code."""
     folder, tally = RunFolder.start(config), Tally()
-    for note in dataset.notes:
+    for note in filter(None, (*dataset.notes, note_on_folders(config))):
         console.print(note, style="yellow", soft_wrap=True, markup=False, highlight=False)
-    with start_ray(config), Stop() as stop, Progress(console, config.name, config.train.iterations, config.train.minutes) as progress:
-        tracker = Tracker(config, folder.path, progress.say)
-        with tally.timed("set_up"):
-            parts = build_parts(config, dataset, policy, progress)
-        write_fingerprints(folder.path, config.data.name, dataset, parts.all_fingerprints())
-        run = Run(config, dataset, folder, parts, progress, tracker, tally)
+    supervised = Supervisor.of(folder.path, console)
+    with start_ray(config), supervised as supervisor, Stop() as stop, _progress(config, console) as progress:
+        tracker, parts = Tracker(config, folder.path, progress.say), None
         outcome = "FAILED"
         try:
+            with tally.timed("set_up"), supervisor.clock.doing("set_up"):
+                parts = build_parts(config, dataset, policy, progress)
+            write_fingerprints(folder.path, config.data.name, dataset, parts.all_fingerprints())
+            supervisor.oversee(parts.algorithm, partial(roles_of, parts))
+            run = Run(config, dataset, folder, parts, progress, tracker, tally, supervisor)
             resume(run)
             measure_start(run)
             train(run, stop)
@@ -99,12 +85,26 @@ def whole_run(config: TrainConfig, dataset: Dataset, policy: str, console: Conso
             measure_end(run)
             write_report(folder)
             outcome = "FINISHED"
+        except SPOKEN:
+            raise
+        except Exception as error:
+            supervisor.end(error)
+            return FAILED
+        except KeyboardInterrupt:
+            outcome = "KILLED"
+            supervisor.interrupted()
+            return STOPPED
         finally:
             tracker.finish(outcome)
-            parts.close()
+            if parts:
+                parts.close()
     print_results(console, folder.summary())
     console.print(f"report: {folder.report}", soft_wrap=True, highlight=False)
     return 0
+
+
+def _progress(config: TrainConfig, console: Console) -> Progress:
+    return Progress(console, config.name, config.train.iterations, config.train.minutes)
 
 
 def check(arguments: list[str]) -> tuple[TrainConfig, Dataset | None, str]:
@@ -129,8 +129,8 @@ def check(arguments: list[str]) -> tuple[TrainConfig, Dataset | None, str]:
     return config, dataset, policy
 
 
-def _due(iteration: int, every: int) -> bool:
-    return every > 0 and iteration % every == 0
+def _watch(run: Run) -> Watch:
+    return Watch(run.config.learner.collapse, run.folder.metrics())
 
 
 def main(arguments: list[str]) -> int:
@@ -149,10 +149,13 @@ def main(arguments: list[str]) -> int:
         if dataset is None:
             return learn_only(config, policy, console)
         return (roll_out_only if config.train.rollout_only else whole_run)(config, dataset, policy, console)
-    except (MismatchError, RunConfigError, RewardError) as error:
+    except SPOKEN as error:
         # RunConfigError: a checkpoint that is damaged, or of other knowledge bases. RewardError comes from an actor, wrapped in its traceback.
         console.print(f"error: {getattr(error, 'cause', error)}", style="red", soft_wrap=True, markup=False, highlight=False)
         return WRONG_INPUT if isinstance(error, RunConfigError) else FAILED
+    except Exception as error:  # of half a run, or of a Ray that does not start: a whole run tells more
+        Supervisor(Path(config.runs_folder) / config.name, console).end(error)
+        return FAILED
 
 
 if __name__ == "__main__":

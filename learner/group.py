@@ -19,10 +19,11 @@ from learner.advantages import TurnAdvantages, turn_advantages
 from learner.checkpoint_files import refuse_damaged, refuse_without_room
 from learner.config import LearnerConfig
 from learner.deadline import DeadlineError, results
-from learner.losses import MAXIMA
+from learner.lost_learner import answers
 from learner.micro_batches import plan, rows_of
 from learner.mini_batches import deal
 from learner.schedule import learning_rate
+from learner.update_summary import combined, summary_of
 from learner.worker import LearnerRank, MiniBatch
 from rollout.records import ScoredTurn
 from rollout.timeline import Span
@@ -32,8 +33,6 @@ MANIFEST = "learner.json"
 POLL_S = 0.02
 """Between two looks at a checkpoint that is being written."""
 logger = logging.getLogger(__name__)
-PER_TOKEN = ("ratio", "clip_fraction", "entropy", "kl", "correction")
-"""Metrics that ranks send as sums over tokens."""
 
 
 class MismatchError(RuntimeError):
@@ -41,7 +40,9 @@ class MismatchError(RuntimeError):
 
 
 class LearnerGroup:
-    """One to N learner processes that hold one policy. Every wait for them has the deadline of the configuration."""
+    """One to N learner processes that hold one policy. Every wait for them has the deadline of the configuration.
+
+    When one is lost, every method raises `LearnerLostError`; `restart` and `load` bring the group back."""
 
     def __init__(self, config: LearnerConfig, policy_path: str):
         self.config = config
@@ -52,21 +53,28 @@ class LearnerGroup:
         """What the last `load` could not take over, as a sentence; empty: nothing."""
         self.steps: list[Span] = []
         """When the optimizer steps of the last update were made."""
-        options: dict[str, Any] = {"num_cpus": config.cpus_per_learner, "num_gpus": config.gpus_per_learner}
-        options["resources"] = {config.resource: 0.001} if config.resource else {}
-        options["runtime_env"] = {"env_vars": dict(config.environment)}
-        actor = ray.remote(**options)(LearnerRank)
-        self._ranks = [actor.remote(rank, config.num_learners, config, self.policy_path) for rank in range(config.num_learners)]
-        (address,) = self._wait(
-            [self._ranks[0].address.remote()], "the first learner process to start (are there enough free CPUs or GPUs?)"
-        )
-        self._all("connect", *address)
-        self.build(config)
+        self._ranks: list[Any] = []
+        self.restart()
 
     @property
     def ranks(self) -> list[Any]:
         """Handles of the learner processes."""
         return self._ranks
+
+    def restart(self) -> None:
+        """New processes, which hold the policy on disk as version 0, in place of those that there are, some of which may be lost."""
+        self.shutdown()
+        config, count = self.config, self.config.num_learners
+        options: dict[str, Any] = {"num_cpus": config.cpus_per_learner, "num_gpus": config.gpus_per_learner}
+        options["resources"] = {config.resource: 0.001} if config.resource else {}
+        options["runtime_env"] = {"env_vars": dict(config.environment)}
+        actor = ray.remote(**options)(LearnerRank)
+        self._ranks = [actor.remote(rank, count, config, self.policy_path) for rank in range(count)]
+        (address,) = self._wait(
+            [self._ranks[0].address.remote()], "the first learner process to start (are there enough free CPUs or GPUs?)"
+        )
+        self._all("connect", *address)
+        self.build(config)
 
     def build(self, config: LearnerConfig) -> None:
         """Begin again from the policy on disk, as version 0, with another configuration but the same processes."""
@@ -80,7 +88,7 @@ class LearnerGroup:
         maximum of |log-prob here - log-prob of the sampler| before the first step: rollout and learner should agree; `mismatch_k3`: as a
         divergence), `kl`, `turns`, `learned_turns`, `learned_tokens`, `groups`, `dropped_groups`, `seconds`, `tokens_per_second` (prompts
         included).
-        Raises: FloatingPointError for a gradient norm that is no number; `MismatchError` for a `mismatch` above `learner.max_mismatch`.
+        Raises: FloatingPointError for a loss or gradient norm that is no number; `MismatchError` for a `mismatch` above `learner.max_mismatch`.
         """
         begin = time.perf_counter()
         turns, penalty = self._penalised(turns) if self.config.kl_weight and self.config.kl_in == "reward" else (turns, {})
@@ -94,15 +102,17 @@ class LearnerGroup:
             for mine, micro_batches in zip(by_rank, plan(rows, len(self._ranks), self.config.tokens_per_micro_batch), strict=True):
                 mine.append(MiniBatch(micro_batches, denominator, lr, episodes))
         refs = [rank.update.remote(mine) for rank, mine in zip(self._ranks, by_rank, strict=True)]
-        steps = _combined(self._wait(refs, f"the update from policy version {self.policy_version}"))
+        steps = combined(self._wait(refs, f"the update from policy version {self.policy_version}"))
         self.steps = [Span("step", step["ended"] - step["seconds"], step["ended"]) for step in steps]
         for step in steps:
-            if not np.isfinite(step["grad_norm"]):
+            loss, norm = step["loss"], step["grad_norm"]
+            if not np.isfinite([loss, norm]).all() or norm < 0:  # -1: DeepSpeed's word for a norm that is no number
                 raise FloatingPointError(
-                    f"the gradient norm of policy version {self.policy_version} is {step['grad_norm']}; "
-                    "go on from the last checkpoint with a lower learner.lr"
+                    f"the loss of the update from policy version {self.policy_version} is {loss:g}, its gradient norm {norm:g}: "
+                    "not a number that can be learned from, so this policy is not saved; "
+                    "go on from the last checkpoint with a lower learner.lr (train.resume=auto), or look for a reward that is not finite"
                 )
-        summary = _summary(steps)
+        summary = summary_of(steps)
         self._check_mismatch(summary.get("mismatch", 0.0))
         self.policy_version += 1
         return {
@@ -130,7 +140,10 @@ class LearnerGroup:
             yield bucket
 
     def weights(self) -> WeightBuffer:
-        return WeightBuffer(tuple(ray.get([bucket.ref for bucket in self.publish()])), self.policy_version)
+        refs = [bucket.ref for bucket in self.publish()]
+        return WeightBuffer(
+            tuple(results(refs, f"the weights of policy version {self.policy_version}", self.config.deadline_s)), self.policy_version
+        )
 
     def save(self, folder: str | Path) -> None:
         """Write all that `load` needs, aside, and rename it when it is complete. The folder must be visible to all learner nodes.
@@ -251,7 +264,7 @@ class LearnerGroup:
         return self._wait([getattr(rank, method).remote(*arguments) for rank in self._ranks], f"all learners to {method}")
 
     def _wait(self, refs: Sequence[ray.ObjectRef], what: str) -> list[Any]:
-        return results(refs, what, self.config.deadline_s)
+        return answers(refs, what, self.config.deadline_s)
 
 
 def less_kl(turn: ScoredTurn, own: float, of_episode: float) -> ScoredTurn:
@@ -263,34 +276,3 @@ def less_kl(turn: ScoredTurn, own: float, of_episode: float) -> ScoredTurn:
 
 def _nothing() -> TurnAdvantages:
     return TurnAdvantages(np.zeros(0, np.float32), np.zeros(0, bool), 0, 0, 0, 0)
-
-
-def _combined(by_rank: list[list[dict[str, float]]]) -> list[dict[str, float]]:
-    """The metrics of each step over all ranks: sums are added; maxima, times and the gradient norm, which all ranks share, are not."""
-    steps = []
-    for ranks in zip(*by_rank, strict=True):
-        step: dict[str, float] = defaultdict(float)
-        for metrics in ranks:
-            for name, value in metrics.items():
-                step[name] = max(step[name], value) if name in (*MAXIMA, "grad_norm", "seconds", "ended") else step[name] + value
-        steps.append(dict(step))
-    return steps
-
-
-def _summary(steps: list[dict[str, float]]) -> dict[str, float]:
-    if not steps:
-        return {"steps": 0.0, "learned_tokens": 0.0}
-    tokens = sum(step["tokens"] for step in steps)
-    means = {name: sum(step[name] for step in steps) / tokens for name in PER_TOKEN if name in steps[0]}
-    return {
-        **means,
-        "mismatch": steps[0]["mismatch"] / steps[0]["tokens"],
-        "mismatch_max": steps[0]["mismatch_max"],
-        "mismatch_k3": steps[0]["mismatch_k3"] / steps[0]["tokens"],
-        "ratio_max": max(step["ratio_max"] for step in steps),
-        "loss": sum(step["loss"] for step in steps) / len(steps),
-        "grad_norm": sum(step["grad_norm"] for step in steps) / len(steps),
-        "steps": float(len(steps)),
-        "learned_tokens": tokens,
-        "tokens_per_second": sum(step["row_tokens"] for step in steps) / sum(step["seconds"] for step in steps),
-    }

@@ -16,9 +16,10 @@ from ray.exceptions import RayError, RayTaskError
 
 from learner.cycles import no_search_for_cycles
 from learner.deadline import DeadlineError
+from learner.lost_learner import line
 from learner.rollout_batch import Batch, Chunk
 from learner.weight_broadcast import WeightBroadcast
-from learner.weight_transfer import Lost, WeightTransfer, line
+from learner.weight_transfer import Lost, WeightTransfer
 from rollout.episode_run import Worked
 from rollout.records import Trajectory
 from rollout.weights import MissingWeightsError, PublishedBucket

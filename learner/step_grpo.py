@@ -58,6 +58,7 @@ class StepGRPO(Algorithm):
         """`overlap=1`: what the next iteration learns from."""
         self._driver, self._learner = Timeline(), Timeline()
         self.timelines: dict[str, list[Span]] = {}
+        self._beginning = self.get_state(not_components="learner_group")
 
     @no_search_for_cycles()
     def training_step(self) -> None:
@@ -111,11 +112,33 @@ class StepGRPO(Algorithm):
     def policy_version(self) -> int:
         return self.learner_group.policy_version
 
+    def doing_at(self, when: float, learner: bool = False) -> str:
+        """What this process was busy with then (seconds since the epoch): push, rollout, score or learn; empty: none of them. With `learner`
+        what the learner did is told first: with `overlap=1` both work at once."""
+        timelines = (self._learner, self._driver) if learner else (self._driver, self._learner)
+        return next((name for timeline in timelines if (name := timeline.at(when))), "")
+
+    @property
+    def broken(self) -> tuple[float, str]:
+        """When, and in which of these, an iteration last ended with an exception."""
+        return max(self._driver.broken, self._learner.broken)
+
     def push_weights(self) -> None:
         """Bring all rollout workers to the learner's policy version; nothing is sent to workers that hold it."""
         if self.workers.version != self.policy_version:
             sent = self.workers.broadcast(self.policy_version, self._broadcast) if self._broadcast else None
             self.workers.push(self.policy_version, sent or self.learner_group.publish())
+
+    def restart_learner(self) -> None:
+        """New learner processes in place of those that are lost, and everything as it was before the first iteration. `restore_from_path` then
+        goes on from a checkpoint."""
+        self.learner_group.restart()
+        if self._broadcast:
+            self._broadcast = WeightBroadcast(self.learner_group.ranks, self.config.deadline_s)
+        for worker in self.workers.handles:  # what the lost learner had begun to send is not what the new one sends
+            self.workers.transfer.forget(worker)
+        self.workers.version = -1
+        self.set_state(self._beginning)
 
     def roll_out(self, questions: Sequence[Any], *, seed: int, overrides: dict[str, Any] | None = None) -> list[Trajectory]:
         """Trajectories in the order of the questions, by all workers. `overrides` replaces fields of the rollout configuration: an evaluation

@@ -10,7 +10,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from learner.deadline import DeadlineError, results
-from learner.weight_transfer import line
+from learner.lost_learner import line
 from rollout.weights import PublishedBucket
 
 END_S = 10.0

@@ -9,6 +9,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
+from learner.lost_learner import line, refuse_lost_sender
 from rollout.weights import PublishedBucket, seal
 
 
@@ -85,16 +86,17 @@ class WeightTransfer:
     def stuck_at(self, worker: int) -> tuple[int, str]:
         """Number (from 1) of the first bucket that the worker has not taken, and why; of the last one, where it has taken all.
 
-        Raises what the worker raised, such as `CorruptWeightsError`.
+        Raises what the worker raised, such as `CorruptWeightsError`; `LearnerLostError` when there is nothing to take any more.
         """
         for number, call in sorted(self.calls.get(worker, {}).items()):
             if not ray.wait([call], timeout=0)[0]:
                 return number + 1, "no answer"
             try:
                 self.nodes[worker] = ray.get(call)
-            except RayTaskError:
-                raise
             except RayError as error:
+                refuse_lost_sender(error, self.version)
+                if isinstance(error, RayTaskError):
+                    raise
                 return number + 1, line(error)
         return len(self.buckets), ""
 
@@ -107,9 +109,3 @@ class WeightTransfer:
     @property
     def _checksums(self) -> list[int]:
         return [bucket.checksum for bucket in self.buckets]
-
-
-def line(error: RayError) -> str:
-    """What happened, without Ray's advice on where to look."""
-    cause = getattr(error, "cause", None) or error
-    return str(cause).strip().partition("\n")[0] or type(cause).__name__

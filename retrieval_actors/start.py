@@ -69,8 +69,9 @@ def start_retrieval(
         base.verify(functools.partial(progress, f"checking the files of {base.card.name}") if progress else None)
     retriever = _started(config, opened, list(names), plan, spread(plan.needs, offered), models_of)
     try:
-        ray.get(retriever.log.adopt.remote(retriever), timeout=config.deadline_s)
+        adopted = retriever.log.adopt.remote(retriever)
         _wait_until_ready(retriever, progress)
+        ray.get(adopted, timeout=config.deadline_s)
         for base in opened:
             dimension = ray.get(retriever.embedders[base.card.embedder].dimension.remote(base.card.embedder), timeout=config.deadline_s)
             if dimension != base.card.dimension:

@@ -16,6 +16,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+import psutil
 import pytest
 
 REPOSITORY = Path(__file__).parents[2]
@@ -83,14 +84,33 @@ def head():
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def submit(head, *entrypoint: str) -> subprocess.CompletedProcess:
+def submit(head, *entrypoint: str, options: tuple[str, ...] = (), patience: float = 240) -> subprocess.CompletedProcess:
     address, environment = head
-    command = [str(RAY), "job", "submit", "--address", address, "--", *entrypoint]
+    command = [str(RAY), "job", "submit", "--address", address, *options, "--", *entrypoint]
     end = time.monotonic() + 60
     while True:
-        done = subprocess.run(command, env=environment, cwd=REPOSITORY, capture_output=True, text=True, timeout=240, check=False)
+        done = subprocess.run(command, env=environment, cwd=REPOSITORY, capture_output=True, text=True, timeout=patience, check=False)
         if "No available agent" not in done.stderr or time.monotonic() > end:  # the dashboard is up a little before its agent
             return done
+
+
+def jobs(head) -> list[dict]:
+    """What the dashboard knows of all jobs, in the order of their starts."""
+    address, environment = head
+    request = urllib.request.Request(f"{address}/api/jobs/", headers={"Authorization": f"Bearer {environment['RAY_AUTH_TOKEN']}"})
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        return sorted(json.load(answer), key=lambda job: job["start_time"])
+
+
+def job(head, name: str) -> dict:
+    return next(found for found in jobs(head) if found["submission_id"] == name)
+
+
+def wait_until(holds, patience: float, what: str) -> None:
+    end = time.monotonic() + patience
+    while not holds():
+        assert time.monotonic() < end, what
+        time.sleep(0.3)
 
 
 def test_without_the_token_nobody_gets_in(head):
@@ -107,9 +127,52 @@ def test_a_submitted_run_ends_with_a_whole_run_folder(head, tmp_path):
     summary = json.loads((tmp_path / "job" / "summary.json").read_text())
     assert summary["iterations"] == 2
     assert (tmp_path / "job" / "policy" / "model.safetensors").is_file()
+    ours = done.stdout[done.stdout.index("train:") :]
+    assert not any(ord(character) < 32 and character not in "\n\t" for character in ours.partition("------")[0]), "control characters"
+    assert [line.split()[1] for line in done.stdout.splitlines() if line.startswith("iteration ")] == ["1", "2"]
 
 
 def test_a_job_that_fails_says_why(head):
     failed = submit(head, sys.executable, "-m", "experiments.train", "smoke.yaml", "train.iteratons=2")
     assert failed.returncode != 0
+    assert jobs(head)[-1]["driver_exit_code"] == 2
     assert "unknown key train.iteratons; did you mean train.iterations?" in failed.stdout + failed.stderr
+
+
+def figures(run: Path) -> list[tuple]:
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [(row["iteration"], row["policy_version"], row["reward"], row["loss"], row["grad_norm"]) for row in rows]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_stopped_job_leaves_a_checkpoint_and_no_process_and_a_second_one_goes_on_as_if_nothing_had_happened(head, tmp_path):
+    address, environment = head
+    common = [f"data.kb_folder={tmp_path / 'kbs'}", f"runs_folder={tmp_path}", "tracking.mlflow=false", "train.evaluate_every=0"]
+    command = [sys.executable, "-m", "experiments.train", "smoke.yaml", *common]
+    time_to_save = ("--no-wait", "--submission-id=first", '--runtime-env-json={"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "200"}}')
+    begun = submit(head, *command, "name=stopped", "train.iterations=1000", "train.checkpoint_every=0", options=time_to_save)
+    assert begun.returncode == 0, begun.stdout + begun.stderr
+    run = tmp_path / "stopped"
+    wait_until(lambda: (run / "metrics.jsonl").exists() and figures(run), 300, "no iteration ended")
+    actors = [process for process in psutil.process_iter(["cmdline"]) if is_actor_of_ours(process)]
+    assert len(actors) > 5
+    subprocess.run([str(RAY), "job", "stop", "--address", address, "first"], env=environment, check=True, timeout=300, capture_output=True)
+    wait_until(lambda: job(head, "first")["status"] == "STOPPED", 240, "the job does not stop")
+    before = figures(run)
+    assert (run / f"checkpoints/iteration-{len(before):06d}/complete.json").is_file()
+    assert not (run / "driver.json").exists(), "the driver was killed before it had ended"
+    wait_until(lambda: not any(process.is_running() for process in actors), 60, "processes of the job live on")
+
+    longer = f"train.iterations={len(before) + 1}"
+    resumed = submit(head, *command, "name=stopped", longer, "train.resume=auto", patience=400)
+    assert resumed.returncode == 0, resumed.stdout[-3000:]
+    assert f"resumed after iteration {len(before)} from" in resumed.stdout
+    undisturbed = submit(head, *command, "name=undisturbed", longer, patience=400)
+    assert undisturbed.returncode == 0, undisturbed.stdout[-3000:]
+    assert figures(run) == figures(tmp_path / "undisturbed")
+
+
+def is_actor_of_ours(process: psutil.Process) -> bool:
+    line = " ".join(process.info["cmdline"] or ())
+    return line.startswith(("ray::RolloutWorker", "ray::LearnerRank", "ray::ShardActor", "ray::EvaluationWorker", "ray::RewardActor"))

@@ -22,7 +22,7 @@ def watched(tmp_path: Path, *settings: str) -> tuple[Run, Watch, Stop, io.String
     config = load_config(["smoke.yaml", f"runs_folder={tmp_path}", "learner.collapse.window=2", *settings])
     said = io.StringIO()
     progress = Progress(Console(file=said, width=300), "smoke", 10, 0)
-    run = Run(config, None, RunFolder.start(config), None, progress, None, Tally())  # type: ignore[arg-type]
+    run = Run(config, None, RunFolder.start(config), None, progress, None, Tally(), None)  # type: ignore[arg-type]
     return run, Watch(config.learner.collapse), Stop(), said
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -50,6 +51,11 @@ def test_a_killed_run_goes_on_from_its_checkpoint_and_leaves_a_whole_run_folder(
     )
     assert resumed.returncode == 0, resumed.stdout[-2000:] + resumed.stderr[-2000:]
     assert "resumed after iteration" in resumed.stdout
+    assert re.search(
+        r"failure: driver \([a-z ]+, process \d+ on node .*\): the last driver of this run was lost without a word", resumed.stdout
+    )
+    assert json.loads((run / "failures/001.json").read_text())["role"] == "driver"
+    assert not (run / "driver.json").exists()
     assert "before and after" in resumed.stdout
 
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

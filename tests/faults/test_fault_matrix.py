@@ -1,0 +1,87 @@
+"""Every role of a run killed (SIGKILL, by its process id) in every phase of an iteration: the run finishes, learns what it would have learned,
+nothing twice and nothing less, and says who was lost and when."""
+
+from __future__ import annotations
+
+import pytest
+from whole_pipeline import ITERATIONS, Outcome, Pipeline, pipeline, train_and_lose
+
+PHASES = ("broadcast", "roll out", "score", "update", "save")
+SHARD = "shard 0 of knowledge base text"
+ROLES = ("rollout worker 1", "reward actor 0", SHARD, "learner rank 0")
+CORE = {("rollout worker 1", "roll out"), ("reward actor 0", "score"), (SHARD, "search"), ("learner rank 0", "update")}
+CELLS = [(role, "search" if role == SHARD and phase == "roll out" else phase) for role in ROLES for phase in PHASES]
+
+
+@pytest.fixture(scope="module")
+def whole(ray_cluster, tmp_path_factory):
+    found = pipeline(tmp_path_factory.mktemp("whole"))
+    undisturbed = train_and_lose(found, tmp_path_factory.mktemp("undisturbed"))
+    assert undisturbed.failures == []
+    found.expected = {"checksum": undisturbed.checksum, "learned": undisturbed.learned}
+    yield found
+    found.parts.close()
+
+
+def account_balances(outcome: Outcome, questions: int) -> None:
+    assert [row["iteration"] for row in outcome.rows] == list(range(1, ITERATIONS + 1))
+    assert [row["policy_version"] for row in outcome.rows] == list(range(1, ITERATIONS + 1))
+    for row in outcome.rows:
+        assert row["asked_questions"] == row["returned_questions"] + row["requeued_questions"] + row["failed_questions"] == questions
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(("role", "phase"), [pytest.param(*cell, marks=() if cell in CORE else pytest.mark.slow) for cell in CELLS])
+def test_a_process_is_killed_and_the_run_learns_what_it_would_have_learned(whole: Pipeline, tmp_path, role: str, phase: str):
+    outcome = train_and_lose(whole, tmp_path, role, phase)
+    account_balances(outcome, whole.config.train.questions_per_iteration)
+    assert outcome.learned == whole.expected["learned"]
+    assert outcome.checksum == whole.expected["checksum"]
+    failure = outcome.failures[0]
+    assert (failure["role"], failure["iteration"], failure["exit"]) == (role, 2, "killed by SIGKILL")
+    assert failure["phase"] == phase
+    assert failure["process"] > 0
+    assert failure["node"]
+    assert failure["memory"]
+    assert failure["mend"]
+    assert not failure["fatal"]
+    assert f"failure: {role} ({phase}, process {failure['process']}" in outcome.said
+    assert outcome.rows[-1]["failures"] == 1
+    assert outcome.rows[-1]["learner_restarts"] == role.startswith("learner")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_without_restarts_the_run_ends_with_a_report_in_the_place_of_a_traceback(whole: Pipeline, tmp_path):
+    outcome = train_and_lose(whole, tmp_path, "learner rank 0", "update", max_restarts=0)
+    assert [row["iteration"] for row in outcome.rows] == [1]
+    assert "Traceback" not in outcome.said
+    for part in (
+        "learner rank 0 failed",
+        "update, iteration 2, policy version 1",
+        "killed by SIGKILL",
+        "no sign of it",
+        "train.resume=auto",
+    ):
+        assert part in outcome.said, part
+    (failure,) = outcome.failures
+    assert failure["fatal"]
+    assert "LearnerLostError" in failure["traceback"]
+    whole.parts.algorithm.restart_learner()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_learner_that_is_lost_before_the_first_checkpoint_begins_again(whole: Pipeline, tmp_path):
+    outcome = train_and_lose(whole, tmp_path, "learner rank 0", "update", iteration=1)
+    account_balances(outcome, whole.config.train.questions_per_iteration)
+    assert outcome.checksum == whole.expected["checksum"]
+    assert "from the beginning, as there is no checkpoint yet (1 of 3)" in outcome.said
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_learner_that_is_lost_between_two_checkpoints_learns_the_iterations_since_once_more(whole: Pipeline, tmp_path):
+    outcome = train_and_lose(whole, tmp_path, "learner rank 0", "update", iteration=3, checkpoint_every=0)
+    account_balances(outcome, whole.config.train.questions_per_iteration)
+    assert outcome.checksum == whole.expected["checksum"]
