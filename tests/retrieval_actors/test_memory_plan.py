@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from retrieval_actors.build import write_knowledge_base
-from retrieval_actors.memory_plan import PROCESS_BYTES, plan_memory, readable
+from retrieval_actors.memory_plan import PROCESS_BYTES, plan_memory, readable, spread
 from retrieval_actors.records import Passage
 
 
@@ -45,3 +45,14 @@ def test_what_does_not_fit_is_refused_with_the_mend(bases):
     crowded = plan_memory(bases, 3, [4 * PROCESS_BYTES]).refusal()
     assert crowded.startswith("the knowledge bases search 1.1 GiB, the nodes offer 480.0 MiB: add nodes, lower retrieval.replicas")
     assert plan_memory(bases, 3, []).refusal() == ""
+
+
+def test_shards_go_to_the_node_with_most_memory_left_and_replicas_to_different_nodes(bases):
+    needs = plan_memory(bases, replicas=2, nodes=[]).needs
+    found = spread(needs, {"large": 20 * PROCESS_BYTES, "small": 6 * PROCESS_BYTES})
+    assert {shard: sorted(nodes) for shard, nodes in found.items()} == {(need.kb, need.shard): ["large", "small"] for need in needs}
+    single = plan_memory(bases, replicas=1, nodes=[]).needs
+    assert {node for nodes in spread(single, {"large": 20 * PROCESS_BYTES, "small": 6 * PROCESS_BYTES}).values() for node in nodes} == {
+        "large"
+    }
+    assert spread(single, {}) == {("exact", 0): [], ("exact", 1): [], ("small", 0): []}
