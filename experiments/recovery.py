@@ -35,5 +35,6 @@ class Recovery:
         with run.timed("restart_learner"):
             run.parts.algorithm.restart_learner()
             restore(run, good)
+        run.tracker.rewind()
         run.tally.restarts = known.restarts + 1
         run.tally.failures = known.failures + 1 + len(run.supervisor.look())

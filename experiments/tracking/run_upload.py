@@ -56,6 +56,8 @@ class RunUpload:
         """When the files that describe the run were written, as of the last look."""
         self._read = 0
         """Bytes of metrics.jsonl that are in MLflow."""
+        self.rewound = False
+        """Lines of metrics.jsonl were dropped, and are written again: it has to be read from its beginning."""
 
     def open(self) -> None:
         """Find the folder's run, or make it. Parameters, tags and data sets that it lacks are added."""
@@ -111,6 +113,8 @@ class RunUpload:
         file = self.folder.path / "metrics.jsonl"
         if not file.exists():
             return
+        if self.rewound:
+            self.rewound, self._read = False, 0
         with file.open("rb") as lines:
             lines.seek(self._read)
             whole = lines.read().rpartition(b"\n")[0]

@@ -58,6 +58,11 @@ class Tracker:
         self._trained = True
         self._wake.set()
 
+    def rewind(self) -> None:
+        """Lines of metrics.jsonl were dropped: their iterations are made again, and what is new of them is sent."""
+        if self._upload is not None:
+            self._upload.rewound = True
+
     def finish(self, outcome: str = "FINISHED") -> None:
         """Send the rest: results, files, the policy. `outcome`: FINISHED, FAILED or KILLED.
 

@@ -88,6 +88,22 @@ def test_a_run_is_in_mlflow_while_it_runs_and_goes_on_in_its_own_after_a_restart
     assert (said, tracker.failures, resumed.failures) == ([], 0, 0)
 
 
+def test_iterations_that_are_made_again_within_a_run_are_sent_once(tmp_path: Path, new_store):
+    said: list[str] = []
+    uri = new_store(tmp_path)
+    config = config_in(tmp_path, "mine", uri=uri)
+    folder = RunFolder.start(config)
+    tracker = Tracker(config, folder.path, said.append)
+    iterations(tracker, folder, range(1, 4))
+    wait_until(lambda: bool(tracker.run_id) and steps(uri, tracker.run_id) == [1, 2, 3])
+    folder.forget_after(1)  # as after the loss of a learner
+    tracker.rewind()
+    iterations(tracker, folder, range(2, 6))
+    tracker.finish()
+    assert steps(uri, tracker.run_id) == [1, 2, 3, 4, 5]
+    assert (said, tracker.failures) == ([], 0)
+
+
 @contextmanager
 def silent() -> Iterator[int]:
     """A port that accepts connections and never answers."""

@@ -28,7 +28,7 @@ from experiments.progress import Progress
 from experiments.run_folder import RunFolder
 from experiments.stop import Stop
 from experiments.tally import Tally
-from experiments.tracking import Tracker
+from experiments.tracking.tracker import Tracker
 from experiments.train import train
 from learner.lost_learner import LearnerLostError
 from rollout.timeline import Timeline
