@@ -125,8 +125,8 @@ def _started(
         )
         needs = reserved(config.cpus_per_shard, config.gpus_per_shard)
         places = [NodeAffinitySchedulingStrategy(node, soft=True, _spill_on_unavailable=True) for node in nodes[base.card.name, number]]
-        start = ray.remote(ShardActor).options(**needs, memory=memory[base.card.name, number])
-        return tuple(start.options(scheduling_strategy=place).remote(*arguments) for place in places)
+        needs |= {"memory": memory[base.card.name, number]}
+        return tuple(ray.remote(ShardActor).options(**needs | {"scheduling_strategy": place}).remote(*arguments) for place in places)
 
     def words(base: KnowledgeBase) -> Any:
         needs = reserved(config.cpus_per_shard, 0) | {"memory": memory[words_of(base.card.name), 0]}
