@@ -1,4 +1,4 @@
-# make train | test | test-all | lint | serve | clean. Each sets up what it needs, once, in .venv.
+# make train | test | test-all | lint | serve | study | clean. Each sets up what it needs, once, in .venv.
 # PYTHON=python3.12 picks another Python, EXTRA=gpu the GPU build of FAISS, ARGS="key=value ..." goes to the command,
 # RUN=FOLDER is what `make serve` serves instead of the newest run.
 # PIP_ARGS goes to pip: on a machine without a GPU, an --extra-index-url of PyTorch's CPU wheels saves a download of several GB.
@@ -14,7 +14,7 @@ PYTHON ?= $(shell for python in python3 python3.12 python3.11; do $$python -c '$
 # The stamp's name holds a checksum of what is installed: another pyproject.toml or constraints.txt, another set-up.
 STAMP := $(VENV)/.ready-$(EXTRA)-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 
-.PHONY: setup train test test-all lint serve clean
+.PHONY: setup train test test-all lint serve study clean
 .DEFAULT_GOAL := train
 
 setup: $(STAMP)
@@ -44,6 +44,10 @@ lint: $(STAMP)
 
 serve: $(STAMP)
 	@$(BIN)/python -m experiments.serve $(RUN) $(ARGS)
+
+# Which way of training teaches what: an hour or so, goes on where it was stopped, writes docs/study.md.
+study: $(STAMP)
+	@$(BIN)/python -m experiments.study $(ARGS)
 
 # What can be made again; runs/ and mlflow.db are results, and stay.
 clean:

@@ -41,6 +41,8 @@ class LoopConfig:
     """Of roll out, score, learn, broadcast."""
     minutes: float = 0.0
     """No iteration begins after so many minutes of training (evaluations not counted); 0: no bound."""
+    turns: int = 0
+    """No iteration begins after so many sampled turns: runs of different methods can be compared at equal ones; 0: no bound."""
     questions_per_iteration: int = 16
     """Questions (offline: recorded turns) that one iteration rolls out, over all workers."""
     num_rollout_workers: int = 2

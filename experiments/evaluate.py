@@ -111,6 +111,8 @@ class Evaluator:
         """`resource`: custom resource of the nodes that they run on; empty: any."""
         self._config = config
         self._weights: Any = policy
+        self.seed = EVALUATION_SEED
+        """Of sampling, and of the order in which passages are shown, in the next `run` or `parts`."""
         gpus, resources = config.evaluation_gpus, on_nodes_with(resource)
         actor: Any = ray.remote(EvaluationWorker)
         placed = actor.options(num_cpus=CPUS_PER_ROLLOUT_WORKER, num_gpus=gpus, resources=resources, max_restarts=-1, max_task_retries=2)
@@ -161,7 +163,7 @@ class Evaluator:
             while waiting and idle:
                 start, part = waiting.popleft()
                 worker = idle.popleft()
-                running[worker.run.remote(self._weights, part, retriever, config, EVALUATION_SEED)] = (start, part, worker)
+                running[worker.run.remote(self._weights, part, retriever, config, self.seed)] = (start, part, worker)
             deadline_s = self._config.learner.deadline_s
             done, _ = ray.wait(list(running), num_returns=1, timeout=deadline_s)
             if not done:

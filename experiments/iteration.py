@@ -47,9 +47,14 @@ def iterate(run: Run, stop: Stop, watch: Watch, checkpoints: Checkpoints) -> Non
 
 
 def over(run: Run) -> bool:
-    """Whether the run has made its iterations, or trained for its minutes."""
-    enough = run.config.train.minutes * 60 or float("inf")
-    return run.iteration >= run.config.train.iterations or run.tally.seconds.get("train", 0.0) >= enough
+    """Whether the run has made its iterations, trained for its minutes, or sampled its turns."""
+    settings, tally = run.config.train, run.tally
+    bounds = [
+        (run.iteration, settings.iterations),
+        (tally.seconds.get("train", 0.0), settings.minutes * 60),
+        (tally.turns, settings.turns),
+    ]
+    return any(bound and reached >= bound for reached, bound in bounds)
 
 
 def _due(iteration: int, every: int) -> bool:

@@ -7,13 +7,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+import ray
+
 from experiments.config import TrainConfig
 from experiments.datasets import Dataset, ensure_knowledge_bases
 from experiments.evaluate import Evaluator
 from experiments.failures.supervisor import Supervisor
 from experiments.placement_table import placed_or_refused
 from experiments.progress import Progress
-from experiments.run_asks import CPUS_PER_REWARD_ACTOR, CPUS_PER_ROLLOUT_WORKER, on_nodes_with
+from experiments.run_asks import CPUS_PER_REWARD_ACTOR, CPUS_PER_ROLLOUT_WORKER, RoleResources, on_nodes_with, with_roles
 from experiments.run_folder import RunFolder
 from experiments.tally import Tally
 from experiments.tracking.tracker import Tracker
@@ -27,10 +29,9 @@ from rewards.actor import start_reward_actor
 
 
 @dataclass(frozen=True)
-class Parts:
-    """What runs in Ray."""
+class Ground:
+    """What several runs can stand on, one after the other: knowledge bases that are loaded, and workers that measure policies."""
 
-    algorithm: StepGRPO
     evaluator: Evaluator
     retriever: Retriever
     """Over the training knowledge bases."""
@@ -39,6 +40,44 @@ class Parts:
     training_folders: Mapping[str, str]
     """Training knowledge base -> where it lies."""
     evaluation_folders: Mapping[str, str]
+    roles: RoleResources
+    """Which nodes the processes of a run go to."""
+
+    def close(self) -> None:
+        self.evaluator.close()
+        for retriever in {id(found): found for found in (self.evaluation_retriever, self.retriever)}.values():
+            retriever.close()
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What runs in Ray."""
+
+    algorithm: StepGRPO
+    reward_actor: Any
+    ground: Ground
+    lent: bool = False
+    """The ground is somebody else's, and stays when this run is over."""
+
+    @property
+    def evaluator(self) -> Evaluator:
+        return self.ground.evaluator
+
+    @property
+    def retriever(self) -> Retriever:
+        return self.ground.retriever
+
+    @property
+    def evaluation_retriever(self) -> Retriever:
+        return self.ground.evaluation_retriever
+
+    @property
+    def training_folders(self) -> Mapping[str, str]:
+        return self.ground.training_folders
+
+    @property
+    def evaluation_folders(self) -> Mapping[str, str]:
+        return self.ground.evaluation_folders
 
     def fingerprints(self) -> dict[str, str]:
         """Of the training knowledge bases: a checkpoint belongs to them."""
@@ -50,10 +89,10 @@ class Parts:
         return {"training": self.fingerprints(), "evaluation": evaluation}
 
     def close(self) -> None:
-        self.evaluator.close()
         self.algorithm.stop()
-        for retriever in {id(found): found for found in (self.evaluation_retriever, self.retriever)}.values():
-            retriever.close()
+        ray.kill(self.reward_actor)
+        if not self.lent:
+            self.ground.close()
 
 
 @dataclass
@@ -78,17 +117,44 @@ class Run:
             yield
 
 
-def build_parts(config: TrainConfig, dataset: Dataset, policy: str, progress: Progress) -> Parts:
+def build_parts(config: TrainConfig, dataset: Dataset, policy: str, progress: Progress, lent: Ground | None = None) -> Parts:
     """Ray has to be running. Knowledge bases that are not there yet are built; what can start side by side does.
 
-    Raises RunConfigError for what the cluster has no room for, before anything is built or started.
+    `lent`: the ground of earlier runs with the same data, which this one leaves as it was. Raises RunConfigError for what the cluster has no room
+    for, before anything is built or started.
     """
+    if lent:
+        progress.phase("start rewards, rollout workers, learner")
+        return Parts(*_learning(with_roles(config, lent.roles), dataset, policy, lent.retriever, lent.roles), lent, lent=True)
     config, roles = placed_or_refused(config, dataset, progress.console)
-    progress.phase("knowledge bases")
-    folders = [ensure_knowledge_bases(sources, progress.detail) for sources in (dataset.training_kbs, dataset.evaluation_kbs)]
+    folders = _folders(dataset, progress)
     progress.phase("start retrieval, rewards, rollout workers, learner")
     # On GPUs it comes last, as it does in the plan: Ray fills the fullest GPU first, and small shares of one would take the room of larger ones.
     evaluator = None if config.evaluation_gpus else Evaluator(policy, config, roles.rollout)
+    retrievers = _retrievers(config, folders, progress)
+    learning = _learning(config, dataset, policy, retrievers[0], roles)
+    ground = Ground(evaluator or Evaluator(policy, config, roles.rollout), retrievers[0], retrievers[-1], folders[0], folders[1], roles)
+    return Parts(*learning, ground)
+
+
+def build_ground(config: TrainConfig, dataset: Dataset, policy: str, progress: Progress) -> Ground:
+    """What `build_parts` is then lent, run after run. Raises RunConfigError where there is no room for a run on it."""
+    config, roles = placed_or_refused(config, dataset, progress.console)
+    folders = _folders(dataset, progress)
+    progress.phase("start retrieval, evaluation workers")
+    evaluator = Evaluator(policy, config, roles.rollout)
+    retrievers = _retrievers(config, folders, progress)
+    return Ground(evaluator, retrievers[0], retrievers[-1], folders[0], folders[1], roles)
+
+
+def _folders(dataset: Dataset, progress: Progress) -> list[dict[str, str]]:
+    """Knowledge base -> folder, for training and for evaluation."""
+    progress.phase("knowledge bases")
+    return [ensure_knowledge_bases(sources, progress.detail) for sources in (dataset.training_kbs, dataset.evaluation_kbs)]
+
+
+def _retrievers(config: TrainConfig, folders: Sequence[dict[str, str]], progress: Progress) -> list[Retriever]:
+    """One, or where they are different one for training and one for evaluation."""
 
     def announce(plan: MemoryPlan) -> None:
         progress.say(plan.line(), style="dim")
@@ -96,9 +162,14 @@ def build_parts(config: TrainConfig, dataset: Dataset, policy: str, progress: Pr
     retrievers = [start_retrieval(replace(config.retrieval, folders=folders[0]), announce=announce)]
     if folders[1] != folders[0]:
         retrievers.append(start_retrieval(replace(config.retrieval, folders=folders[1]), announce=announce, models_of=retrievers[0]))
-    reward_actor = start_reward_actor(retrievers[0], config.reward, CPUS_PER_REWARD_ACTOR, roles.rewards)
-    algorithm = algorithm_config(config, dataset.train, policy, retrievers[0], reward_actor, roles.rollout).build_algo()
-    return Parts(algorithm, evaluator or Evaluator(policy, config, roles.rollout), retrievers[0], retrievers[-1], *folders)
+    return retrievers
+
+
+def _learning(config: TrainConfig, dataset: Dataset, policy: str, retriever: Retriever, roles: RoleResources) -> tuple[StepGRPO, Any]:
+    """The algorithm, and the reward actor that it asks."""
+    reward_actor = start_reward_actor(retriever, config.reward, CPUS_PER_REWARD_ACTOR, roles.rewards)
+    algorithm = algorithm_config(config, dataset.train, policy, retriever, reward_actor, roles.rollout).build_algo()
+    return algorithm, reward_actor
 
 
 def algorithm_config(
