@@ -23,7 +23,7 @@ def cluster():
     nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False, "object_store_memory": 100 * 2**20})
     nodes.add_node(num_cpus=4, num_gpus=2, resources={"learner": 2}, object_store_memory=80 * 2**20)
     nodes.add_node(num_cpus=2, num_gpus=1, resources={"rollout": 1}, object_store_memory=80 * 2**20)
-    nodes.add_node(num_cpus=2, resources={"retrieval": 1, "rewards": 1}, memory=2**30, object_store_memory=80 * 2**20)
+    nodes.add_node(num_cpus=2, resources={"retrieval": 1, "rewards": 1}, memory=4 * 2**30, object_store_memory=80 * 2**20)
     nodes.wait_for_nodes()
     yield nodes.address
     nodes.shutdown()
