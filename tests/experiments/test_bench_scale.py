@@ -127,6 +127,7 @@ def test_trajectories_reach_the_driver_as_they_were_recorded(ray_cluster):
     found = recorded(2)
     sleeper = ray.remote(RecordedSleepers).options(num_cpus=0).remote(found)
     questions = [Question("q0/1", "0", ()), Question("q1/0", "0", ())]
+    ray.get(sleeper.use_weights.remote(1, 0, ()), timeout=60)
     worked = ray.get(sleeper.begin.remote(1, questions, 0, None, 0, 1.0), timeout=60)
     ray.kill(sleeper)
     assert [trajectories[0].question.id for _, trajectories in sorted(worked.finished, key=lambda done: done[0])] == ["r1", "r0"]

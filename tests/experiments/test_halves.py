@@ -54,7 +54,7 @@ def test_rollouts_without_learning_are_learned_from_without_rolling_out(tmp_path
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (["train.rollout_only=true", "train.replay_rollouts=x"], "train is 'rollout_only, replay_rollouts, resume'; expected at most one"),
+        (["train.rollout_only=true", "train.replay_rollouts=x"], "train.replay_rollouts is 'x'; expected at most one"),
         (["train.replay_rollouts=x", "train.resume=auto"], "expected at most one"),
         (["train.replay_rollouts=x", "train.dump_rollouts=y"], "there is nothing new to write"),
     ],

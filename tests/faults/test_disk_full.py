@@ -18,7 +18,7 @@ from experiments.tally import Tally
 def run(algorithm, mounted):
     """As much of a run as its checkpoints see: the real algorithm, a folder on a disk of its own."""
     config = TrainConfig(name="mine", runs_folder=str(mounted("24m")), train=LoopConfig(keep_last=2, keep_best=1))
-    parts = SimpleNamespace(algorithm=algorithm, fingerprints=dict)
+    parts = SimpleNamespace(algorithm=algorithm, fingerprints=dict, training_folders={})
     said: list[str] = []
     progress = SimpleNamespace(say=lambda text, style="": said.append(text), said=said)
     return SimpleNamespace(config=config, folder=RunFolder.start(config), parts=parts, progress=progress, tally=Tally(), iteration=0)
