@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -127,7 +128,7 @@ def test_a_submitted_run_ends_with_a_whole_run_folder(head, tmp_path):
     summary = json.loads((tmp_path / "job" / "summary.json").read_text())
     assert summary["iterations"] == 2
     assert (tmp_path / "job" / "policy" / "model.safetensors").is_file()
-    ours = done.stdout[done.stdout.index("train:") :]
+    ours = re.sub(r"\x1b\[\d+m\([^)]*\)\x1b\[0m", "", done.stdout[done.stdout.index("train:") :])  # Ray colours who it speaks for
     assert not any(ord(character) < 32 and character not in "\n\t" for character in ours.partition("------")[0]), "control characters"
     assert [line.split()[1] for line in done.stdout.splitlines() if line.startswith("iteration ")] == ["1", "2"]
 
