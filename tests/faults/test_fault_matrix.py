@@ -30,7 +30,7 @@ def account_balances(outcome: Outcome, questions: int) -> None:
         assert row["asked_questions"] == row["returned_questions"] + row["requeued_questions"] + row["failed_questions"] == questions
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize(("role", "phase"), [pytest.param(*cell, marks=() if cell in CORE else pytest.mark.slow) for cell in CELLS])
 def test_a_process_is_killed_and_the_run_learns_what_it_would_have_learned(whole: Pipeline, tmp_path, role: str, phase: str):
     outcome = train_and_lose(whole, tmp_path, role, phase)
@@ -51,7 +51,7 @@ def test_a_process_is_killed_and_the_run_learns_what_it_would_have_learned(whole
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_without_restarts_the_run_ends_with_a_report_in_the_place_of_a_traceback(whole: Pipeline, tmp_path):
     outcome = train_and_lose(whole, tmp_path, "learner rank 0", "update", max_restarts=0)
     assert [row["iteration"] for row in outcome.rows] == [1]
@@ -67,11 +67,10 @@ def test_without_restarts_the_run_ends_with_a_report_in_the_place_of_a_traceback
     (failure,) = outcome.failures
     assert failure["fatal"]
     assert "LearnerLostError" in failure["traceback"]
-    whole.parts.algorithm.restart_learner()
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_a_learner_that_is_lost_before_the_first_checkpoint_begins_again(whole: Pipeline, tmp_path):
     outcome = train_and_lose(whole, tmp_path, "learner rank 0", "update", iteration=1)
     account_balances(outcome, whole.config.train.questions_per_iteration)
@@ -80,7 +79,7 @@ def test_a_learner_that_is_lost_before_the_first_checkpoint_begins_again(whole: 
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_a_learner_that_is_lost_between_two_checkpoints_learns_the_iterations_since_once_more(whole: Pipeline, tmp_path):
     outcome = train_and_lose(whole, tmp_path, "learner rank 0", "update", iteration=3, checkpoint_every=0)
     account_balances(outcome, whole.config.train.questions_per_iteration)

@@ -137,10 +137,11 @@ def train_and_lose(
         with at_the_beginning_of(moment, iteration, supervisor, kill or (lambda: None)) as done:
             try:
                 train(run, Stop())
+                supervisor.look()
             except LearnerLostError as error:
                 supervisor.end(error)
+                algorithm.restart_learner()  # for the next one
         assert done == ([moment] if phase else [])
-        supervisor.look()
     seen = [run_folder.read_trajectories(f"iteration-{row['iteration']:06d}") for row in run_folder.metrics()]
     return Outcome(
         rows=run_folder.metrics(),
