@@ -12,6 +12,7 @@ from rich.console import Console
 from experiments.cluster import cpus_asked_for
 from experiments.datasets import Dataset
 from experiments.parts import Ground
+from experiments.run_asks import CPUS_PER_ROLLOUT_WORKER
 from experiments.stop import Stop
 from experiments.studies.plan import Study, Training
 from experiments.studies.training import check_earlier, finish, folder_of, is_finished
@@ -31,7 +32,7 @@ class Told(tune.Callback):
         return Told, (print,)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._say(f"sweep: {trial.config['point']} is trained ({sum(t.is_finished() for t in trials)} of {len(trials)})")
+        self._say(f"sweep: {trial.config['point']} is trained")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._say(f"sweep: {trial.config['point']} failed; its error is in {trial.local_path}")
@@ -46,7 +47,8 @@ def run_sweep(study: Study, dataset: Dataset, policy: str, ground: Ground, say: 
         check_earlier(training)
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-    needs = tune.PlacementGroupFactory([{"CPU": 0.1}, {"CPU": cpus_asked_for(study.base)}])  # the trial, and the actors that it starts
+    workers = [{"CPU": CPUS_PER_ROLLOUT_WORKER}] * study.base.train.num_rollout_workers  # RLlib puts the i-th into the i-th bundle after its own
+    needs = tune.PlacementGroupFactory([{"CPU": 0.1}, *workers, {"CPU": cpus_asked_for(study.base)}])
     trial = tune.with_parameters(_trial, trainings=tuple(left), dataset=dataset, policy=policy, ground=ground, here=os.getcwd())
     tune.Tuner(
         tune.with_resources(trial, needs),
