@@ -47,7 +47,9 @@ def run_sweep(study: Study, dataset: Dataset, policy: str, ground: Ground, say: 
         check_earlier(training)
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-    workers = [{"CPU": CPUS_PER_ROLLOUT_WORKER}] * study.base.train.num_rollout_workers  # RLlib puts the i-th into the i-th bundle after its own
+    workers = [
+        {"CPU": CPUS_PER_ROLLOUT_WORKER}
+    ] * study.base.train.num_rollout_workers  # RLlib puts the i-th into the i-th bundle after its own
     needs = tune.PlacementGroupFactory([{"CPU": 0.1}, *workers, {"CPU": cpus_asked_for(study.base)}])
     trial = tune.with_parameters(_trial, trainings=tuple(left), dataset=dataset, policy=policy, ground=ground, here=os.getcwd())
     tune.Tuner(
