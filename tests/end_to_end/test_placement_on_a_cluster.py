@@ -30,7 +30,8 @@ def cluster():
 
 
 def run(module: str, address: str, folder: Path, *settings: str) -> tuple[subprocess.CompletedProcess, float]:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | {"RAY_ADDRESS": address}
+    kept = {name: value for name, value in os.environ.items() if name.startswith("RAY_AUTH_") or not name.startswith("RAY_")}
+    environment = kept | {"RAY_ADDRESS": address}  # the nodes ask for a token where an earlier test of this process started Ray
     environment["PYTHONPATH"] = str(REPOSITORY)
     command = [
         sys.executable,
