@@ -2,7 +2,7 @@
 
 Ray waits without a word for CPUs, GPUs or memory that no node has. Here the same request is placed on paper first, in the order in which the
 processes are started: a process that uses a part of a GPU goes to the fullest GPU with room for it (Ray does so, too), one that needs memory to the
-node with most of it, any other to the node with most free CPUs, nodes without GPUs first.
+node with most of it, any other to the node with most free CPUs, nodes without GPUs first. Learners, whose room is reserved at once, stay together.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ class Ask:
     """Custom resource of the nodes that it may run on; empty: any."""
     setting: str = ""
     """The keys that make it ask for less."""
+    together: bool = False
+    """On as few nodes as possible."""
     detail: str = ""
     """What tells these processes from others of the role: `text, shard 0`."""
 
@@ -124,6 +126,8 @@ def _node_for(ask: Ask, nodes: Sequence[Node], taken: Counter[str]) -> Node | No
     fitting = [node for node in nodes if node.takes(ask)]
     if not fitting:
         return None
+    if ask.together and any(taken[node.name] for node in fitting):
+        fitting = [node for node in fitting if taken[node.name]]
     if ask.gpus:
         return min(fitting, key=lambda node: min(share for share in node.shares if share + EPSILON >= ask.gpus))
     if ask.memory:

@@ -73,6 +73,7 @@ def asks_of(config: TrainConfig, roles: RoleResources, knowledge_bases: Sequence
         learner.gpus_per_learner,
         resource=roles.learner,
         setting="learner.num_learners or learner.gpus_per_learner",
+        together=True,
     )
     if train.replay_rollouts:
         return [learners]

@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 import ray
+from ray.util.placement_group import PlacementGroup, get_current_placement_group, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from learner.advantages import TurnAdvantages, turn_advantages
 from learner.checkpoint_files import refuse_damaged, refuse_without_room
@@ -42,7 +44,8 @@ class MismatchError(RuntimeError):
 class LearnerGroup:
     """One to N learner processes that hold one policy. Every wait for them has the deadline of the configuration.
 
-    When one is lost, every method raises `LearnerLostError`; `restart` and `load` bring the group back."""
+    When one is lost, every method raises `LearnerLostError`; `restart` and `load` bring the group back. Their room is reserved for all of them
+    at once (a placement group): two runs on one cluster never wait for each other's half."""
 
     def __init__(self, config: LearnerConfig, policy_path: str):
         self.config = config
@@ -54,6 +57,7 @@ class LearnerGroup:
         self.steps: list[Span] = []
         """When the optimizer steps of the last update were made."""
         self._ranks: list[Any] = []
+        self._places: PlacementGroup | None = None
         self.restart()
 
     @property
@@ -65,14 +69,14 @@ class LearnerGroup:
         """New processes, which hold the policy on disk as version 0, in place of those that there are, some of which may be lost."""
         self.shutdown()
         config, count = self.config, self.config.num_learners
-        options: dict[str, Any] = {"num_cpus": config.cpus_per_learner, "num_gpus": config.gpus_per_learner}
+        needs = {"CPU": config.cpus_per_learner, "GPU": config.gpus_per_learner, config.resource: 0.001 if config.resource else 0.0}
+        options: dict[str, Any] = {"num_cpus": needs["CPU"], "num_gpus": needs["GPU"]}
         options["resources"] = {config.resource: 0.001} if config.resource else {}
         options["runtime_env"] = {"env_vars": dict(config.environment)}
+        options["scheduling_strategy"] = self._reserve([{name: amount for name, amount in needs.items() if amount}] * count)
         actor = ray.remote(**options)(LearnerRank)
         self._ranks = [actor.remote(rank, count, config, self.policy_path) for rank in range(count)]
-        (address,) = self._wait(
-            [self._ranks[0].address.remote()], "the first learner process to start (are there enough free CPUs or GPUs?)"
-        )
+        (address,) = self._wait([self._ranks[0].address.remote()], "the first learner process to start")
         self._all("connect", *address)
         self.build(config)
 
@@ -225,6 +229,9 @@ class LearnerGroup:
         for rank in self._ranks:
             ray.kill(rank)
         self._ranks = []
+        if self._places:
+            remove_placement_group(self._places)
+            self._places = None
 
     def _check_mismatch(self, mismatch: float) -> None:
         bound = self.config.max_mismatch
@@ -259,6 +266,18 @@ class LearnerGroup:
         """What decides which tensors there are in a checkpoint, and in which pieces."""
         keys = ("num_learners", "zero_stage", "dtype", "freeze_vision", "lora_rank", "lora_alpha")
         return {key: getattr(self.config, key) for key in keys} | {"lora_targets": list(self.config.lora_targets)}
+
+    def _reserve(self, bundles: list[dict[str, float]]) -> Any:
+        """Room for all ranks or for none, on as few nodes as possible: they talk to each other all the time. Under Ray Tune the trial has it.
+        Raises `DeadlineError`."""
+        if not bundles[0] or get_current_placement_group():
+            return None
+        self._places = placement_group(bundles, strategy="PACK")
+        if not self._places.wait(self.config.deadline_s):
+            self.shutdown()
+            what = f"room for {len(bundles)} learner processes (are there enough free CPUs or GPUs?)"
+            raise DeadlineError(f"waited {self.config.deadline_s:g} s for {what}")
+        return PlacementGroupSchedulingStrategy(self._places)
 
     def _all(self, method: str, *arguments: Any) -> list[Any]:
         return self._wait([getattr(rank, method).remote(*arguments) for rank in self._ranks], f"all learners to {method}")

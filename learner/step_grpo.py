@@ -17,6 +17,7 @@ from ray.rllib.utils.checkpoints import Checkpointable
 
 from learner.advantages import taught_questions
 from learner.cycles import no_search_for_cycles
+from learner.deadline import results
 from learner.experience import Experience
 from learner.iteration_metrics import reward_metrics, rollout_metrics, staleness, worker_metrics
 from learner.overlong import penalised
@@ -41,6 +42,20 @@ class StepGRPO(Algorithm):
     @classmethod
     def get_default_config(cls) -> StepGRPOConfig:
         return StepGRPOConfig()
+
+    @property
+    def env_runner_group(self) -> Any:
+        return self._env_runner_group
+
+    @env_runner_group.setter
+    def env_runner_group(self, group: Any) -> None:
+        """RLlib sets it while it starts, and then asks the workers for their spaces without a deadline: they are waited for here, with one.
+        Raises `DeadlineError`."""
+        self._env_runner_group = group
+        if group:
+            starting = [worker.assert_healthy.remote() for worker in group._worker_manager.actors().values()]
+            what = "the rollout workers to start (are there free CPUs, and GPUs for train.gpus_per_rollout_worker?)"
+            results(starting, what, self.config.deadline_s)
 
     def setup(self, config: StepGRPOConfig) -> None:
         super().setup(config)

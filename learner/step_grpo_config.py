@@ -55,6 +55,7 @@ class StepGRPOConfig(AlgorithmConfig):
         self.num_env_runners = 2
         self.num_cpus_per_env_runner = 0.5
         self.create_local_env_runner = False
+        self.validate_env_runners_after_construction = False  # without a deadline; `StepGRPO` waits for them with one
         self.restart_failed_env_runners = True
         self.merge_env_runner_states = False
         self.broadcast_env_runner_states = False

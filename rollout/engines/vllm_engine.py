@@ -12,7 +12,7 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Coroutine, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,8 @@ from rollout.weights import refuse_other_names
 
 NEVER = -100.0
 """Logit bias of banned tokens: the lowest that vLLM takes."""
+PATIENCE_S = 1800.0
+"""Bound on what is asked of vLLM; loading a large model and capturing its graphs takes minutes."""
 
 
 class VllmEngine:
@@ -69,8 +71,11 @@ class VllmEngine:
     async def _start(self, options: Any) -> Any:
         return self._vllm.AsyncLLMEngine.from_engine_args(options)
 
-    def _call(self, work: Coroutine[Any, Any, Any]) -> Any:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+    def _call(self, work: Any) -> Any:
+        try:
+            return asyncio.run_coroutine_threadsafe(work, self._loop).result(PATIENCE_S)
+        except TimeoutError:
+            raise RuntimeError(f"waited {PATIENCE_S:g} s for vLLM to end `{work.__name__}`: its own log says what it is doing") from None
 
     @property
     def stats(self) -> EngineStats:
@@ -153,7 +158,7 @@ class VllmEngine:
     async def _respond(self, ticket: int, request: Request, sibling: int) -> None:
         try:
             while True:
-                await self._resumed.wait()
+                await asyncio.wait_for(self._resumed.wait(), PATIENCE_S)
                 version = self.policy_version
                 output = await self._generate(self._names[ticket][sibling], request, sibling)
                 if output.finish_reason != "abort" or ticket in self._given_up:

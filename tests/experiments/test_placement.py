@@ -86,6 +86,13 @@ def test_replicas_of_a_shard_go_to_different_nodes_and_shards_to_the_node_with_m
     assert [dict(placed.nodes) for placed in plan.placed] == [{"a": 1, "b": 1}] * 2
 
 
+def test_learners_stay_together_where_others_go_to_the_emptiest_node():
+    asks = [Ask("learner", 4, 1, together=True), Ask("rollout", 2, 0.5)]
+    plan = place(asks, [Node("a", 5), Node("b", 4)])
+    assert [dict(placed.nodes) for placed in plan.placed] == [{"a": 4}, {"b": 2}]
+    assert dict(place([Ask("learner", 4, 1, together=True)], [Node("a", 3), Node("b", 2)]).placed[0].nodes) == {"a": 3, "b": 1}
+
+
 def test_roles_run_on_the_nodes_that_name_them_and_anywhere_where_none_does():
     named = [
         Node("head", 8),

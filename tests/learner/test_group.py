@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import ray
 import torch
+from ray.util.placement_group import placement_group, remove_placement_group
 from tiny_turns import group as siblings
 from transformers import AutoModelForImageTextToText
 
@@ -421,6 +422,14 @@ def test_the_exported_policy_gives_the_logits_of_the_learner_with_and_without_a_
             inputs |= {"pixel_values": pixels, "image_grid_thw": grids, "mm_token_type_ids": (ids == learned.image_token_id).int()}
         with torch.no_grad():
             torch.testing.assert_close(exported(**inputs).logits, learned.model(**inputs).logits, atol=0, rtol=0)
+
+
+def test_learners_get_room_all_at_once_or_not_at_all_and_the_error_says_what_to_free(ray_cluster, policy_path):
+    with pytest.raises(DeadlineError, match=r"waited 1 s for room for 2 learner processes \(are there enough free CPUs or GPUs\?\)"):
+        LearnerGroup(replace(CONFIG, num_learners=2, cpus_per_learner=3.0, deadline_s=1), policy_path)  # one of them would find room
+    free = placement_group([{"CPU": 0.5}])
+    assert free.wait(30), "what was asked for in vain is still reserved"
+    remove_placement_group(free)
 
 
 def test_a_wait_ends_with_the_name_of_what_it_waits_for(ray_cluster):

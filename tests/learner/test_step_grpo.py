@@ -44,6 +44,12 @@ def test_iterations_sample_with_the_version_that_was_just_learned_and_earn_more(
     assert set(found[0]["seconds"]) == {"push", "rollout", "score", "learn"}
 
 
+def test_workers_that_find_no_room_end_the_start_with_a_sentence(ray_cluster, policy_path):
+    config = offline_config(policy_path, deadline_s=1.0).env_runners(num_env_runners=1, num_cpus_per_env_runner=1000)
+    with pytest.raises(DeadlineError, match=r"waited 1 s for the rollout workers to start \(are there free CPUs"):
+        config.build_algo()
+
+
 class EveryOther:
     """Pays the same for all responses to every other question: those teach nothing."""
 
