@@ -59,7 +59,11 @@ def words(done: subprocess.CompletedProcess) -> str:
             ["learner.num_learners=3", "learner.gpus_per_learner=1", "train.gpus_per_rollout_worker=0.4"],
             "1 of 3 learner find no place: one asks for 1 CPU, 1 GPU on a node with the resource 'learner'; left on 1 node",
         ),
-        (["retrieval.replicas=9"], "find no place: one asks for 0.05 CPU, 120.0 MiB on a node with the resource 'retrieval'"),
+        pytest.param(
+            ["retrieval.replicas=9"],
+            "find no place: one asks for 0.05 CPU, 120.0 MiB on a node with the resource 'retrieval'",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_what_has_no_place_ends_the_command_with_the_mend(cluster, tmp_path, settings, said):
@@ -71,6 +75,7 @@ def test_what_has_no_place_ends_the_command_with_the_mend(cluster, tmp_path, set
     assert seconds < SECONDS
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_the_doctor_sees_the_same_and_the_nodes_of_each_role(cluster, tmp_path):
     done, _ = run("experiments.doctor", cluster, tmp_path, "learner.num_learners=3", "learner.gpus_per_learner=1", "--json")

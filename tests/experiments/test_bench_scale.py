@@ -57,6 +57,7 @@ def test_stand_ins_are_called_as_the_real_ones_are(stand_in, real, methods, more
         assert len(ours) - more == len(theirs), method
 
 
+@pytest.mark.slow
 def test_an_iteration_of_the_simulated_loop_is_accounted_for_and_its_driver_measured(ray_cluster):
     cluster = SimulatedCluster(recorded(8), speed=20)
     try:

@@ -208,6 +208,7 @@ def test_a_policy_is_registered_once_and_comes_back_by_its_alias_as_it_was(
     assert (version.tags["f1_recall"], version.tags["heldout"]) == ("0.5", "aaaa-heldout")
 
 
+@pytest.mark.slow
 def test_best_is_the_best_of_those_that_were_measured_on_the_same_questions(tracking: TrackingConfig, client: Any, tmp_path: Path):
     name = model_name(tracking, "atlas")
 

@@ -165,11 +165,11 @@ def test_a_search_by_name_of_what_runs_shows_passages_and_the_paths_of_their_pic
     assert "searched: read by every search" in capsys.readouterr().out
 
 
-def test_words_and_vectors_are_fused_and_a_reranker_has_the_last_word(ray_cluster, folders, tmp_path):
+def test_words_and_vectors_are_fused_and_a_reranker_has_the_last_word(retriever, folders, tmp_path):
     model = tiny_models.cross_encoder(tmp_path / "reranker")
     config = RetrievalConfig(folders={"facts": folders["facts"]}, hybrid=True)
-    hybrid = start_retrieval(config)
-    reranked = start_retrieval(replace(config, reranker=f"cross-encoder:{model}", rerank_candidates=8))
+    hybrid = start_retrieval(config, models_of=retriever)
+    reranked = start_retrieval(replace(config, reranker=f"cross-encoder:{model}", rerank_candidates=8), models_of=retriever)
     try:
         query = Query("riv11")
         by_words = BM25Index.load(KnowledgeBase.open(folders["facts"]).lexical_folder).search([query.text], 1)[1]
@@ -200,17 +200,18 @@ def test_what_the_cluster_can_not_give_is_said_before_anything_starts(ray_cluste
         start_retrieval(RetrievalConfig(folders=folders, reranker="bge"))
 
 
-def test_an_empty_knowledge_base_and_one_with_less_than_k_answer_with_what_there_is(ray_cluster, tmp_path):
+def test_an_empty_knowledge_base_and_one_with_less_than_k_answer_with_what_there_is(retriever, tmp_path):
     for name, passages in (("empty", []), ("two", [Passage("a", "Älpler 東京"), Passage("b", "b")])):
         vectors = np.eye(384, dtype=np.float32)[: len(passages)]
         write_knowledge_base(tmp_path / name, name=name, passages=passages, vectors=vectors, shards=3, lexical=True, **CARD)
-    retriever = start_retrieval(RetrievalConfig(folders={name: str(tmp_path / name) for name in ("empty", "two")}, hybrid=True))
+    config = RetrievalConfig(folders={name: str(tmp_path / name) for name in ("empty", "two")}, hybrid=True)
+    nearly_empty = start_retrieval(config, models_of=retriever)
     try:
-        found = retriever.search_routed(
+        found = nearly_empty.search_routed(
             [("empty", Query("x")), ("two", Query("東京")), ("two", Query("")), ("empty", Query("y " * 9000))], 50
         )
     finally:
-        retriever.close()
+        nearly_empty.close()
     assert [len(passages) for passages in found] == [0, 2, 2, 0]
     assert {passage.text for passage in found[1]} == {"Älpler 東京", "b"}
 
