@@ -9,10 +9,10 @@ from typing import Any
 from ray import tune
 from rich.console import Console
 
-from experiments.cluster import cpus_asked_for
+from experiments.config import TrainConfig
 from experiments.datasets import Dataset
 from experiments.parts import Ground
-from experiments.run_asks import CPUS_PER_ROLLOUT_WORKER
+from experiments.run_asks import CPUS_PER_REWARD_ACTOR, CPUS_PER_ROLLOUT_WORKER
 from experiments.stop import Stop
 from experiments.studies.plan import Study, Training
 from experiments.studies.training import check_earlier, finish, folder_of, is_finished
@@ -47,10 +47,7 @@ def run_sweep(study: Study, dataset: Dataset, policy: str, ground: Ground, say: 
         check_earlier(training)
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-    workers = [
-        {"CPU": CPUS_PER_ROLLOUT_WORKER}
-    ] * study.base.train.num_rollout_workers  # RLlib puts the i-th into the i-th bundle after its own
-    needs = tune.PlacementGroupFactory([{"CPU": 0.1}, *workers, {"CPU": cpus_asked_for(study.base)}])
+    needs = tune.PlacementGroupFactory([{"CPU": 0.1}, *_room(study.base)])
     trial = tune.with_parameters(_trial, trainings=tuple(left), dataset=dataset, policy=policy, ground=ground, here=os.getcwd())
     tune.Tuner(
         tune.with_resources(trial, needs),
@@ -64,6 +61,13 @@ def run_sweep(study: Study, dataset: Dataset, policy: str, ground: Ground, say: 
             verbose=0,
         ),
     ).fit()
+
+
+def _room(config: TrainConfig) -> list[dict[str, float]]:
+    """A bundle for each rollout worker, where RLlib puts it. Ray puts all others into any of them, so each has room for all others as well: with
+    less, one of them takes a worker's place, and the trial waits for ever."""
+    others = config.learner.num_learners * config.learner.cpus_per_learner + CPUS_PER_REWARD_ACTOR
+    return [{"CPU": CPUS_PER_ROLLOUT_WORKER + others}] * config.train.num_rollout_workers
 
 
 def _trial(point: dict[str, Any], trainings: Sequence[Training], dataset: Dataset, policy: str, ground: Ground, here: str) -> None:
