@@ -81,6 +81,7 @@ def test_what_is_measured_on_a_gpu_runs_on_a_cpu_at_a_small_shape(shared, sample
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_every_figure_of_the_benchmark_is_a_number():
     rows = [row for row in learner_rows(quick=True) if "(no GPU)" not in row.name]
     assert rows
