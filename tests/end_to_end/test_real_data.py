@@ -95,6 +95,15 @@ def test_the_published_step_data_set_trains_offline_and_its_answer_turns_earn_mo
     assert np.mean(last) > np.mean(first)
 
 
+def test_a_warm_up_on_the_published_step_data_set_lowers_the_loss(tmp_path):
+    recorded = tmp_path / "steps.yaml"
+    recorded.write_text(f"base: offline_steps.yaml\ndata: {{path: {SHARED}/r1router/grpo_dataset_valid_new.jsonl}}\n")
+    settings = [f"recorded={recorded}", f"out={tmp_path / 'warm'}", "vocabulary=2048", "longest=640", "minutes=1.5", "log_every=10"]
+    finished([sys.executable, "-m", "experiments.cold_start", *settings])
+    curve = [json.loads(line)["loss"] for line in (tmp_path / "warm/curve.jsonl").read_text().splitlines()]
+    assert np.mean(curve[-2:]) < 0.75 * np.mean(curve[:2])
+
+
 def test_a_killed_evaluation_goes_on_and_gives_what_an_undisturbed_one_gives(tmp_path):
     settings = ["dataset=atlas", "method=policy,direct", "data.worlds=1", "evaluation.questions=48", "train.num_rollout_workers=1"]
     arguments = command("evaluate", tmp_path, "experiments/cold_start_policy", *settings)
