@@ -21,11 +21,14 @@ from typing import Any
 import yaml
 
 from experiments.config import TrainConfig
-from experiments.measures import Counts, added
+from experiments.measures import Counts, averaged
 from rollout.records import Trajectory
 
 SHOWN_ANSWERS = 5
 """Gold answers that a line repeats; a numeric range has thousands."""
+
+EACH_ONCE = "retrievals_per_question"
+"""A measure whose denominator is 1 for every episode."""
 
 
 class EvaluationFolder:
@@ -71,8 +74,12 @@ class Results:
         self.rows |= {row["id"]: row for row in found}
 
     def counts(self, ids: Iterable[str]) -> list[Counts]:
-        """Of these questions, in this order."""
-        return [{name: (top, bottom) for name, (top, bottom) in self.rows[id]["counts"].items()} for id in ids]
+        """Of these questions, in this order. Lines that an earlier version wrote hold sums over episodes: they become means."""
+        counts = [self.rows[id]["counts"] for id in ids]
+        episodes = [max(1.0, found.get(EACH_ONCE, (0.0, 1.0))[1]) for found in counts]
+        return [
+            {name: (top / n, bottom / n) for name, (top, bottom) in found.items()} for found, n in zip(counts, episodes, strict=True)
+        ]
 
 
 def without_nan(tree: Any) -> Any:
@@ -83,7 +90,7 @@ def without_nan(tree: Any) -> Any:
 
 
 def row_of(trajectories: Sequence[Trajectory], counts: Sequence[Counts]) -> dict[str, Any]:
-    """The line of one question; of several episodes the counts are added up, and the first is written out."""
+    """The line of one question; of several episodes the counts are averaged, and the first is written out."""
     first = trajectories[0]
     return {
         "id": first.question.id,
@@ -101,7 +108,7 @@ def row_of(trajectories: Sequence[Trajectory], counts: Sequence[Counts]) -> dict
             for step in first.steps
             if step.exchange
         ],
-        "counts": {name: list(values) for name, values in added(counts).items()},
+        "counts": {name: list(values) for name, values in averaged(counts).items()},
     } | ({"error": first.error} if first.error else {})
 
 

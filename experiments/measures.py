@@ -127,11 +127,14 @@ def _hits(trajectory: Trajectory, gold_passages: Sequence[str]) -> tuple[float, 
     return sum(any(holds_answer(passage, gold) for passage in passages) for gold in gold_steps), len(gold_steps)
 
 
-def added(counts: Sequence[Counts]) -> Counts:
-    """Of several episodes of one question: their mean, once questions are put together."""
+def averaged(counts: Sequence[Counts]) -> Counts:
+    """Of several episodes of one question, which then weighs as much as it does where it is asked once: numerators and denominators, on average.
+
+    A paired test swaps the two results of a question, so both have to be on one scale.
+    """
     names = {name for found in counts for name in found}
-    totals = {name: np.sum([found.get(name, (0.0, 0.0)) for found in counts], axis=0) for name in names}
-    return {name: (float(top), float(bottom)) for name, (top, bottom) in totals.items()}
+    means = {name: np.mean([found.get(name, (0.0, 0.0)) for found in counts], axis=0) for name in names}
+    return {name: (float(top), float(bottom)) for name, (top, bottom) in means.items()}
 
 
 def _count_recorded(group: TurnGroup, retrievers: Mapping[str, str]) -> Counts:

@@ -15,7 +15,7 @@ from experiments.comparison_tables import print_comparison
 from experiments.config import RunConfigError, load_config
 from experiments.datasets import Dataset
 from experiments.evaluate import written_out
-from experiments.evaluation_folder import EvaluationFolder
+from experiments.evaluation_folder import EvaluationFolder, Results
 from experiments.evaluation_progress import EvaluationProgress
 from experiments.measures import MEASURES
 from experiments.method_comparison import compared, measure
@@ -89,7 +89,7 @@ def test_sampled_episodes_of_a_question_are_averaged(tmp_path):
     (sampled,) = methods("sampled", **{"evaluation.samples": "4", "rollout.temperature": "0.7"})
     assert (sampled.rollout.group_size, sampled.rollout.temperature, sampled.rollout.mode) == (4, 0.7, "chain")
     results = run(sampled, Workers(lambda number, sample: sample < 1), folder(tmp_path))
-    assert results.rows["q3"]["counts"]["exact_match"] == [1.0, 4.0]
+    assert results.rows["q3"]["counts"]["exact_match"] == [0.25, 1.0]
     comparison = compared({"sampled": results}, [sampled], [q.id for q in QUESTIONS])
     figure = comparison["methods"]["sampled"]["overall"]["exact_match"]
     assert figure["value"] == pytest.approx(0.25)
@@ -164,3 +164,25 @@ def test_what_was_not_measured_is_nan_and_not_zero(tmp_path):
     results = run(policy, Workers(lambda number, sample: False), folder(tmp_path))
     overall = compared({"policy": results}, [policy], [q.id for q in QUESTIONS])["methods"]["policy"]["overall"]
     assert math.isnan(overall["tokens_per_right_answer"]["value"])
+
+
+def test_sums_that_an_earlier_version_stored_are_read_as_means(tmp_path):
+    file = tmp_path / "sampled.jsonl"
+    file.write_text(json.dumps({"id": "q0", "counts": {"exact_match": [1.0, 4.0], "retrievals_per_question": [6.0, 4.0]}}) + "\n")
+    assert Results(file).counts(["q0"]) == [{"exact_match": (0.25, 1.0), "retrievals_per_question": (1.5, 1.0)}]
+
+
+def test_a_test_that_cannot_be_made_is_a_dash_and_a_null(tmp_path):
+    policy, sampled, everything = methods("policy", "sampled", "all")
+    where = folder(tmp_path)
+    results = {
+        "policy": run(policy, Workers(), where),
+        "sampled": run(sampled, Workers(lambda number, sample: sample < 1), where),
+        "all": run(everything, Workers(lambda number, sample: number < 2), where),
+    }
+    comparison = compared(results, [policy, sampled, everything], [q.id for q in QUESTIONS])
+    assert comparison["differences"]["sampled"]["exact_match"]["p"] < 0.02
+    assert math.isnan(comparison["differences"]["sampled"]["exact_match"]["p_mcnemar_corrected"])
+    assert comparison["differences"]["all"]["exact_match"]["p_mcnemar_corrected"] == pytest.approx(2 * 0.5**8)
+    where.write_summary(comparison)
+    assert json.loads((where.path / "summary.json").read_text())["differences"]["sampled"]["exact_match"]["p_mcnemar"] is None
