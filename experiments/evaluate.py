@@ -26,7 +26,7 @@ from experiments.evaluation_folder import EvaluationFolder
 from experiments.evaluation_progress import EvaluationProgress
 from experiments.measures import Counts, Interval, by_family, count, kb_shares, summarise
 from experiments.method_comparison import compared, measure
-from experiments.methods import as_measured, measured_methods
+from experiments.methods import WITHOUT_GOLD, as_measured, has_gold, leaves_out_oracle, measured_methods
 from experiments.progress import Progress
 from experiments.question_file import DataError
 from experiments.run_asks import CPUS_PER_ROLLOUT_WORKER, on_nodes_with
@@ -213,14 +213,15 @@ def main(arguments: list[str]) -> int:
     try:
         config, policy = read_arguments(written_out(arguments))
         dataset = load_dataset(config.data, config.evaluation, config.retrieval.folders)
-        methods = measured_methods(config, [source.name for source in dataset.evaluation_kbs])
+        gold = has_gold(dataset.heldout)
+        methods = measured_methods(config, [source.name for source in dataset.evaluation_kbs], gold)
         for source in dataset.evaluation_kbs:
             source.check()
     except (RunConfigError, DataError, KnowledgeBaseError) as error:
         console.print(f"error: {error}", style="red", soft_wrap=True, markup=False, highlight=False)
         return 2
     with start_ray(config), EvaluationProgress(console) as progress:
-        for note in dataset.notes:
+        for note in (*dataset.notes, *([WITHOUT_GOLD] if leaves_out_oracle(config, gold) else [])):
             progress.say(note, style="yellow")
         progress.phase("knowledge bases")
         folders = ensure_knowledge_bases(dataset.evaluation_kbs, progress.detail)

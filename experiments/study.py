@@ -20,7 +20,7 @@ from experiments.evaluate import EVALUATION_SEED
 from experiments.evaluation_folder import EvaluationFolder
 from experiments.evaluation_progress import EvaluationProgress
 from experiments.method_comparison import measure
-from experiments.methods import Measured, measured_methods
+from experiments.methods import Measured, has_gold, measured_methods
 from experiments.parts import Ground, build_ground
 from experiments.progress import Progress
 from experiments.question_file import DataError
@@ -43,7 +43,7 @@ class Command:
     def __init__(self, study: Study, dataset: Dataset, policy: str, ground: Ground, stop: Stop, console: Console):
         self.study, self.dataset, self.policy, self.ground, self.stop, self.console = study, dataset, policy, ground, stop, console
         kbs = [source.name for source in dataset.evaluation_kbs]
-        self.methods = measured_methods(study.base, kbs)
+        self.methods = measured_methods(study.base, kbs, has_gold(dataset.heldout))
         self.clock = Clock(study, self.say)
 
     def run(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import math
@@ -19,7 +20,7 @@ from experiments.evaluation_folder import EvaluationFolder, Results
 from experiments.evaluation_progress import EvaluationProgress
 from experiments.measures import MEASURES
 from experiments.method_comparison import compared, measure
-from experiments.methods import measured_methods
+from experiments.methods import has_gold, leaves_out_oracle, measured_methods
 
 KBS = ["text", "text_image", "table"]
 QUESTIONS = [question(number, family="even" if number % 2 == 0 else "odd") for number in range(10)]
@@ -147,6 +148,22 @@ def test_every_method_is_asked_for_by_one_word_and_unknown_ones_are_named():
         methods("'single:news'")
     with pytest.raises(RunConfigError, match=r"brings no knowledge base: name some in retrieval\.folders, or measure method=direct"):
         measured_methods(load_config(["evaluation.methods=[direct,all]"]), [])
+
+
+def test_oracle_routing_is_not_measured_where_nobody_knows_the_gold_steps():
+    names = lambda *told, gold: [m.name for m in measured_methods(load_config(list(told)), KBS, gold)]  # noqa: E731
+    assert names(gold=False) == ["policy", "random", "all"]
+    assert [name for name in names("evaluation.methods=[every]", gold=True) if name not in names("evaluation.methods=[every]", gold=False)] == [
+        "oracle"
+    ]
+    with pytest.raises(RunConfigError, match=r"names oracle, and no held-out question of data\.name=atlas has gold steps .* leave it out"):
+        names("evaluation.methods=[policy,oracle]", gold=False)
+    unknown = [dataclasses.replace(q, gold_steps=None) for q in QUESTIONS]
+    assert not has_gold(unknown)
+    assert has_gold([*unknown, dataclasses.replace(QUESTIONS[0], gold_steps=())])
+    assert leaves_out_oracle(load_config([]), gold=False)
+    assert not leaves_out_oracle(load_config(["evaluation.baselines=[all]"]), gold=False)
+    assert not leaves_out_oracle(load_config([]), gold=True)
 
 
 def test_short_arguments_are_written_out_and_a_new_data_set_forgets_the_old_path():

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
@@ -71,6 +71,7 @@ def test_holm_corrects_by_rank_and_leaves_out_what_could_not_be_tested():
     }
 
 
+@settings(deadline=None, max_examples=30)
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=30), st.integers(1, 5))
 def test_a_question_that_was_asked_several_times_weighs_as_much_as_one_that_was_asked_once(pairs, samples):
     before, after = results([first for first, _ in pairs]), results([second for _, second in pairs])
