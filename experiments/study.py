@@ -77,8 +77,9 @@ class Command:
         place = self.study.folder / "measured" / f"{arm}-seed{seed}"
         config = replace(self.study.base, evaluation=replace(self.study.base.evaluation, folder=str(place)))
         fingerprints = {card.name: card.fingerprint for card in retriever.catalog}
-        folder = EvaluationFolder(config, policy, fingerprints)
-        (place / "newest").write_text(folder.path.name, encoding="utf-8")
+        newest = place / "newest"
+        folder = EvaluationFolder(config, policy, fingerprints, self.dataset.heldout, newest.read_text("utf-8") if newest.exists() else "")
+        newest.write_text(folder.path.name, encoding="utf-8")
         evaluator.use(policy)
         evaluator.seed = EVALUATION_SEED + seed
         with self.clock.timed("measure" if len(methods) > 1 else "measure the sweep"), EvaluationProgress(Console(quiet=True)) as progress:
