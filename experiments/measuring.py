@@ -63,7 +63,7 @@ def write_heldout(run: Run, when: str, evaluation: Evaluation) -> None:
 
 
 def note_stop(run: Run) -> None:
-    """What is known of a run that was stopped before its end."""
+    """What is known of a run that was stopped, or failed, before its end."""
     known = {key: value for key, value in run.folder.summary().items() if key in ("recall", "before", "start_baselines")}
     run.folder.write_summary(summary(run, known))
 
