@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from experiments.measures import excludes_zero
-from experiments.result_tables import HEADINGS, LESS_IS_BETTER, print_family_table, shown
+from experiments.result_tables import HEADINGS, LESS_IS_BETTER, failures, print_family_table, shown
 
 COLUMNS = ("f1_recall", "exact_match", "f1", "routing_accuracy", "stop_accuracy", "retrievals_per_question", "hit_at_k")
 COSTS = ("tokens_per_question", "seconds_per_question", "retrievals_per_right_answer", "tokens_per_right_answer")
@@ -21,6 +21,8 @@ def print_comparison(console: Console, comparison: Mapping[str, Any], title: str
     methods = comparison["methods"]
     first = methods[comparison["against"]]
     print_family_table(console, first, title=title)
+    for line in failures({found["label"]: found for found in methods.values()}):
+        console.print(line, style="yellow", soft_wrap=True, markup=False, highlight=False)
     console.print(_table("methods, same questions", methods, COLUMNS))
     shares = sorted({kb for found in methods.values() for kb in found["kb_shares"]})
     console.print(_costs(methods, shares))

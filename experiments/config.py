@@ -145,7 +145,8 @@ class TrainConfig:
 def load_config(arguments: list[str]) -> TrainConfig:
     """The configuration that `[CONFIG.yaml] [key=value ...]` says. A bare file name is also looked for among the shipped ones.
 
-    Raises RunConfigError, one line, for a missing file, an unknown key (with the nearest known one), or a value of another type.
+    `key={}` on the command line forgets what files put there, whatever else the command line puts there. Raises RunConfigError, one line, for a
+    missing file, an unknown key (with the nearest known one), or a value of another type.
     """
     files = [argument for argument in arguments if "=" not in argument]
     if len(files) > 1:
@@ -154,6 +155,8 @@ def load_config(arguments: list[str]) -> TrainConfig:
     for source, layer in [*(_file_layers(files[0]) if files else []), ("command line", _overrides(arguments))]:
         _check_keys(layer, TrainConfig, source)
         try:
+            for key in [argument.removesuffix("={}") for argument in arguments if argument.endswith("={}") and source == "command line"]:
+                OmegaConf.update(tree, key, {}, merge=False)
             tree = OmegaConf.merge(tree, layer)
         except OmegaConfBaseException as error:
             raise RunConfigError(f"{source}: {_of_wrong_type(layer, error)}") from None

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from learner.config_checks import check_overlap, check_rollout, check_shares
@@ -57,7 +58,8 @@ def check(config: TrainConfig) -> None:
             if not holds:
                 raise ValueError(f"{key} is {shown(value_of(config, key))}; expected {expected}")
     if config.prompts.from_dataset:
-        config.rollout.prompts = config.prompts.from_dataset
+        named, beside = Path(config.prompts.from_dataset), Path(config.data.folder) / config.prompts.from_dataset
+        config.rollout.prompts = str(beside if not named.is_file() and beside.is_file() else named)
     PROMPT_SETS[config.rollout.prompts]
     _check_terms(config)
     if (config.data.name == "recorded_steps") != (config.rollout.mode == "offline"):

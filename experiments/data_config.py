@@ -59,5 +59,5 @@ class EvaluationConfig:
 @dataclass
 class PromptsConfig:
     from_dataset: str = ""
-    """A published step data set (grpo_dataset_valid_new.jsonl): prompts as the released checkpoints were trained with them, system prompts and
-    layout, in the place of `rollout.prompts`. Empty: `rollout.prompts`."""
+    """A published step data set (r1router/grpo_dataset_valid_new.jsonl, from here or from `data.folder`): prompts as the released checkpoints were
+    trained with them, system prompts and layout, in the place of `rollout.prompts`. Empty: `rollout.prompts`."""

@@ -26,7 +26,7 @@ from experiments.evaluation_folder import EvaluationFolder
 from experiments.evaluation_progress import EvaluationProgress
 from experiments.measures import Counts, Interval, by_family, count, kb_shares, summarise
 from experiments.method_comparison import compared, measure
-from experiments.methods import as_measured, measured_methods
+from experiments.methods import WITHOUT_GOLD, as_measured, has_gold, leaves_out_oracle, measured_methods
 from experiments.progress import Progress
 from experiments.question_file import DataError
 from experiments.run_asks import CPUS_PER_ROLLOUT_WORKER, on_nodes_with
@@ -69,6 +69,8 @@ class Evaluation:
         families = by_family(self.trajectories, self.counts)
         return {
             "questions": len(self.trajectories),
+            "failed_episodes": sum(bool(trajectory.error) for trajectory in self.trajectories),
+            "search_errors": sum(trajectory.search_errors for trajectory in self.trajectories),
             "overall": {name: asdict(interval) for name, interval in self.overall().items()},
             "kb_shares": {kb: asdict(interval) for kb, interval in kb_shares(self.counts).items()},
             "by_family": {
@@ -195,14 +197,15 @@ def read_arguments(arguments: list[str]) -> tuple[TrainConfig, str]:
 
 
 def written_out(arguments: Sequence[str]) -> list[str]:
-    """`method=a,b` and `dataset=c` as the settings that they are short for. A data set of another name begins without the paths of the old one."""
+    """`method=a,b` and `dataset=c` as the settings that they are short for. A data set of another name begins without the paths and the knowledge
+    bases of the old one."""
     full: list[str] = []
     for argument in arguments:
         key, _, value = argument.partition("=")
         if key == "method":
             full.append(f"evaluation.methods=[{','.join(repr(name) for name in value.split(','))}]")
         elif key == "dataset":
-            full[1:1] = [f"data.name={value}", "data.path=''", "data.image_folder=''", "data.heldout_path=''"]
+            full[1:1] = [f"data.name={value}", "data.path=''", "data.image_folder=''", "data.heldout_path=''", "retrieval.folders={}"]
         else:
             full.append(argument)
     return full
@@ -213,20 +216,21 @@ def main(arguments: list[str]) -> int:
     try:
         config, policy = read_arguments(written_out(arguments))
         dataset = load_dataset(config.data, config.evaluation, config.retrieval.folders)
-        methods = measured_methods(config, [source.name for source in dataset.evaluation_kbs])
+        gold = has_gold(dataset.heldout)
+        methods = measured_methods(config, [source.name for source in dataset.evaluation_kbs], gold)
         for source in dataset.evaluation_kbs:
             source.check()
     except (RunConfigError, DataError, KnowledgeBaseError) as error:
         console.print(f"error: {error}", style="red", soft_wrap=True, markup=False, highlight=False)
         return 2
     with start_ray(config), EvaluationProgress(console) as progress:
-        for note in dataset.notes:
+        for note in (*dataset.notes, *([WITHOUT_GOLD] if leaves_out_oracle(config, gold) else [])):
             progress.say(note, style="yellow")
         progress.phase("knowledge bases")
         folders = ensure_knowledge_bases(dataset.evaluation_kbs, progress.detail)
         wanted = replace(config.retrieval, folders=folders)
         retriever = start_retrieval(wanted, progress.detail, announce=lambda plan: progress.say(plan.line(), style="dim"))
-        folder = EvaluationFolder(config, policy, {card.name: card.fingerprint for card in retriever.catalog})
+        folder = EvaluationFolder(config, policy, {card.name: card.fingerprint for card in retriever.catalog}, dataset.heldout)
         evaluator = Evaluator(policy, config)
         found = {method.name: measure(evaluator, method, dataset, retriever, folder, progress) for method in methods}
     comparison = compared(found, methods, [item.question.id if isinstance(item, RecordedTurn) else item.id for item in dataset.heldout])

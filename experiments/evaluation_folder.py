@@ -21,20 +21,29 @@ from typing import Any
 import yaml
 
 from experiments.config import TrainConfig
-from experiments.measures import Counts, added
+from experiments.fingerprints import fingerprint
+from experiments.measures import Counts, averaged
 from rollout.records import Trajectory
 
 SHOWN_ANSWERS = 5
 """Gold answers that a line repeats; a numeric range has thousands."""
 
+EACH_ONCE = "retrievals_per_question"
+"""A measure whose denominator is 1 for every episode."""
+
 
 class EvaluationFolder:
-    def __init__(self, config: TrainConfig, policy: str, fingerprints: Mapping[str, str]):
-        """`fingerprints`: knowledge base -> hash of its content."""
-        settings = settings_of(config, policy, fingerprints)
+    def __init__(self, config: TrainConfig, policy: str, fingerprints: Mapping[str, str], questions: Iterable[Any], earlier: str = ""):
+        """`fingerprints`: knowledge base -> hash of its content; `questions`: those that are asked. `earlier`: a folder of an earlier version of
+        the code that is gone on with, if all that it says of its settings is so now."""
+        settings = settings_of(config, policy, fingerprints, questions)
         written = yaml.safe_dump(settings, allow_unicode=True, sort_keys=False)
         checksum = hashlib.sha256(written.encode()).hexdigest()[:8]
-        self.path = Path(config.evaluation.folder) / f"{Path(policy).resolve().name}-{config.data.name.replace(':', '.')}-{checksum}"
+        place = Path(config.evaluation.folder)
+        self.path = place / f"{Path(policy).resolve().name}-{config.data.name.replace(':', '.')}-{checksum}"
+        if not self.path.exists() and earlier and agrees(read_settings_of(place / earlier), settings):
+            self.path = place / earlier
+            return
         self.path.mkdir(parents=True, exist_ok=True)
         (self.path / "settings.yaml").write_text(written, encoding="utf-8")
 
@@ -48,7 +57,8 @@ class EvaluationFolder:
 
 
 class Results:
-    """What one method did, by question. A line that was cut short when the process was killed is dropped, and its question asked again."""
+    """What one method did, by question; of a question that was asked again the last line counts. A line that was cut short when the process was
+    killed is dropped, and its question asked again."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -70,9 +80,23 @@ class Results:
             os.fsync(file.fileno())
         self.rows |= {row["id"]: row for row in found}
 
+    def left(self, ids: Iterable[str]) -> list[str]:
+        """Those that have to be asked (again): a failed search says nothing about the policy."""
+        return [id for id in ids if id not in self.rows or self.rows[id].get("search_errors")]
+
+    def went_wrong(self, ids: Iterable[str]) -> dict[str, int]:
+        """`failed_episodes` (and turns that were left out), and `search_errors`, in all."""
+        rows = [self.rows[id] for id in ids]
+        return {
+            "failed_episodes": sum(row.get("failed", 1 if row.get("error") else 0) for row in rows),
+            "search_errors": sum(row.get("search_errors", 0) for row in rows),
+        }
+
     def counts(self, ids: Iterable[str]) -> list[Counts]:
-        """Of these questions, in this order."""
-        return [{name: (top, bottom) for name, (top, bottom) in self.rows[id]["counts"].items()} for id in ids]
+        """Of these questions, in this order. Lines that an earlier version wrote hold sums over episodes: they become means."""
+        counts = [self.rows[id]["counts"] for id in ids]
+        episodes = [max(1.0, found.get(EACH_ONCE, (0.0, 1.0))[1]) for found in counts]
+        return [{name: (top / n, bottom / n) for name, (top, bottom) in found.items()} for found, n in zip(counts, episodes, strict=True)]
 
 
 def without_nan(tree: Any) -> Any:
@@ -83,7 +107,7 @@ def without_nan(tree: Any) -> Any:
 
 
 def row_of(trajectories: Sequence[Trajectory], counts: Sequence[Counts]) -> dict[str, Any]:
-    """The line of one question; of several episodes the counts are added up, and the first is written out."""
+    """The line of one question; of several episodes the counts are averaged, and the first is written out."""
     first = trajectories[0]
     return {
         "id": first.question.id,
@@ -101,8 +125,16 @@ def row_of(trajectories: Sequence[Trajectory], counts: Sequence[Counts]) -> dict
             for step in first.steps
             if step.exchange
         ],
-        "counts": {name: list(values) for name, values in added(counts).items()},
-    } | ({"error": first.error} if first.error else {})
+        "counts": {name: list(values) for name, values in averaged(counts).items()},
+    } | went_wrong(trajectories)
+
+
+def went_wrong(trajectories: Sequence[Trajectory]) -> dict[str, Any]:
+    """Of the episodes of one question, `failed`: how many were broken off, `error`: why the first of them was, `search_errors`; each where there
+    is something to say."""
+    errors = [trajectory.error for trajectory in trajectories if trajectory.error]
+    found = {"error": errors[0] if errors else "", "failed": len(errors), "search_errors": sum(t.search_errors for t in trajectories)}
+    return {name: value for name, value in found.items() if value}
 
 
 def left_out(id: str) -> dict[str, Any]:
@@ -110,7 +142,20 @@ def left_out(id: str) -> dict[str, Any]:
     return {"id": id, "family": "", "error": "left out: its prompt is longer than rollout.max_prompt_tokens", "counts": {}}
 
 
-def settings_of(config: TrainConfig, policy: str, fingerprints: Mapping[str, str]) -> dict[str, Any]:
+def read_settings_of(folder: Path) -> Any:
+    """What its settings.yaml says; None without one."""
+    file = folder / "settings.yaml"
+    return yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+
+def agrees(said: Any, now: Any) -> bool:
+    """Whether `now` has whatever was said, and as it was said; it may say more."""
+    if isinstance(said, Mapping) and isinstance(now, Mapping):
+        return all(key in now and agrees(value, now[key]) for key, value in said.items())
+    return said is not None and said == now
+
+
+def settings_of(config: TrainConfig, policy: str, fingerprints: Mapping[str, str], questions: Iterable[Any]) -> dict[str, Any]:
     """All that a figure depends on; not which methods are measured, nor how many workers do it."""
     tree = dataclasses.asdict(config)
     evaluation = {key: tree["evaluation"][key] for key in ("questions", "validation_questions", "temperature", "samples")}
@@ -126,7 +171,9 @@ def settings_of(config: TrainConfig, policy: str, fingerprints: Mapping[str, str
             for key, value in tree["rollout"].items()
             if key not in ("threads", "batch_tokens", "tokens_in_flight", "slots", "compile_decode")
         },
-        "retrieval": {key: tree["retrieval"][key] for key in ("reranker", "rerank_candidates") if key in tree["retrieval"]},
+        "retrieval": {key: tree["retrieval"][key] for key in ("hybrid", "reranker", "rerank_candidates")},
+        "dtype": tree["learner"]["dtype"],
+        "heldout": fingerprint(questions),
         "evaluation": evaluation,
         "knowledge_bases": dict(sorted(fingerprints.items())),
     }

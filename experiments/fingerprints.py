@@ -14,6 +14,8 @@ from experiments.provenance import git_commit, machine
 from rollout.records import Image
 
 FILE = "fingerprints.json"
+YOUNGER = frozenset({"answer_range"})
+"""Fields that records did not have from the beginning: where they say nothing, a fingerprint is what it was before."""
 
 
 def fingerprint(items: Iterable[Any]) -> str:
@@ -50,5 +52,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Image):
         return value.key
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        said = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        return {name: _plain(found) for name, found in said.items() if found is not None or name not in YOUNGER}
     return [_plain(item) for item in value] if isinstance(value, tuple | list) else value

@@ -16,7 +16,7 @@ from rewards.paper_evaluator import f1_recall
 from rewards.squad_metrics import exact_match, f1
 from rollout.needs import askable_needs, holds_answer
 from rollout.prompts import parse_answer, parse_plan
-from rollout.records import Exchange, Trajectory, TurnGroup
+from rollout.records import Exchange, Step, Trajectory, TurnGroup
 
 RESAMPLES = 2000
 KB = "kb/"
@@ -64,15 +64,15 @@ def count(trajectory: Trajectory, retrievers: Mapping[str, str], gold_passages: 
     """
     if trajectory.groups and trajectory.groups[0].state.target is not None:
         return _count_recorded(trajectory.groups[0], retrievers)
-    answers, answer = trajectory.question.answers, trajectory.answer
-    right = exact_match(answer, answers)
+    answers, answer, limits = trajectory.question.answers, trajectory.answer, trajectory.question.answer_range
+    right = exact_match(answer, answers, limits)
     asked_kbs = [step.exchange.kb for step in trajectory.steps if step.exchange]
     tokens = sum(len(group.state.prompt_ids) + len(group.chosen.response_ids) for group in trajectory.groups)
     known = 1 if answers else 0
     return {
         "f1_recall": (known and f1_recall(answer, answers), known),
         "exact_match": (known and right, known),
-        "f1": (known and f1(answer, answers), known),
+        "f1": (known and f1(answer, answers, limits), known),
         "retrievals_per_question": (len(asked_kbs), 1),
         "hit_at_k": _hits(trajectory, gold_passages),
         "tokens_per_question": (tokens, 1),
@@ -85,14 +85,15 @@ def count(trajectory: Trajectory, retrievers: Mapping[str, str], gold_passages: 
 
 
 def _decisions(trajectory: Trajectory) -> Counts:
-    """What plan turns decided, and how many turns were well-formed."""
+    """What plan turns decided, and how many turns were well-formed. Where a turn stopped and the method searched all the same (`never_stop`),
+    nothing is said of where it went or whether it stopped: neither was its decision."""
     question = trajectory.question
     asked = routed = over = stopped = premature = well_formed = turns = 0
     history: list[Exchange] = []
     for step in trajectory.steps:
         if step.plan is None:  # a search that no turn decided
             continue
-        if question.gold_steps is not None:
+        if question.gold_steps is not None and not _overruled(step):
             needs = askable_needs(question.gold_steps, history)
             stops = step.action is not None and step.action.kb is None
             if needs:
@@ -117,6 +118,12 @@ def _decisions(trajectory: Trajectory) -> Counts:
     }
 
 
+def _overruled(step: Step) -> bool:
+    """Whether the policy stopped and a search was made in spite of it."""
+    said = parse_plan(step.plan.text, {}) if step.plan and step.action and step.action.kb is not None else None
+    return said is not None and said.kb is None
+
+
 def _hits(trajectory: Trajectory, gold_passages: Sequence[str]) -> tuple[float, float]:
     """A table that was cut into chunks is found when one of them is: their ids are ID#NUMBER."""
     passages = [passage for step in trajectory.steps for passage in step.passages]
@@ -127,11 +134,14 @@ def _hits(trajectory: Trajectory, gold_passages: Sequence[str]) -> tuple[float, 
     return sum(any(holds_answer(passage, gold) for passage in passages) for gold in gold_steps), len(gold_steps)
 
 
-def added(counts: Sequence[Counts]) -> Counts:
-    """Of several episodes of one question: their mean, once questions are put together."""
+def averaged(counts: Sequence[Counts]) -> Counts:
+    """Of several episodes of one question, which then weighs as much as it does where it is asked once: numerators and denominators, on average.
+
+    A paired test swaps the two results of a question, so both have to be on one scale.
+    """
     names = {name for found in counts for name in found}
-    totals = {name: np.sum([found.get(name, (0.0, 0.0)) for found in counts], axis=0) for name in names}
-    return {name: (float(top), float(bottom)) for name, (top, bottom) in totals.items()}
+    means = {name: np.mean([found.get(name, (0.0, 0.0)) for found in counts], axis=0) for name in names}
+    return {name: (float(top), float(bottom)) for name, (top, bottom) in means.items()}
 
 
 def _count_recorded(group: TurnGroup, retrievers: Mapping[str, str]) -> Counts:
@@ -149,8 +159,8 @@ def _count_recorded(group: TurnGroup, retrievers: Mapping[str, str]) -> Counts:
     answer = parse_answer(text)
     if state.kind == "final":
         counts["f1_recall"] = (f1_recall(answer or "", state.question.answers), 1)
-        counts["exact_match"] = (exact_match(answer or "", state.question.answers), 1)
-        counts["f1"] = (f1(answer or "", state.question.answers), 1)
+        counts["exact_match"] = (exact_match(answer or "", state.question.answers, state.question.answer_range), 1)
+        counts["f1"] = (f1(answer or "", state.question.answers, state.question.answer_range), 1)
     return counts | {"format_rate": (answer is not None, 1)}
 
 

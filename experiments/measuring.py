@@ -7,6 +7,7 @@ from typing import Any
 
 from experiments.evaluate import Evaluation
 from experiments.measures import paired_difference
+from experiments.methods import WITHOUT_GOLD, has_gold, routable
 from experiments.parts import Run
 from experiments.passage_pictures import passage_pictures
 from experiments.summary import summary
@@ -62,7 +63,7 @@ def write_heldout(run: Run, when: str, evaluation: Evaluation) -> None:
 
 
 def note_stop(run: Run) -> None:
-    """What is known of a run that was stopped before its end."""
+    """What is known of a run that was stopped, or failed, before its end."""
     known = {key: value for key, value in run.folder.summary().items() if key in ("recall", "before", "start_baselines")}
     run.folder.write_summary(summary(run, known))
 
@@ -70,7 +71,10 @@ def note_stop(run: Run) -> None:
 def other_routings(run: Run, routings: list[str], when: str) -> dict[str, Any]:
     """Routing -> summary, with the policy that the evaluation workers hold."""
     found = {}
-    for routing in routings:
+    measured = routable(routings, has_gold(run.dataset.heldout))
+    if measured != list(routings):
+        run.progress.say(WITHOUT_GOLD, style="yellow")
+    for routing in measured:
         run.progress.phase(f"evaluate {when}, routing: {routing}")
         evaluation = run.parts.evaluator.run(
             run.dataset.heldout, run.parts.evaluation_retriever, routing, run.progress, run.dataset.gold_passages

@@ -35,9 +35,10 @@ class Asks(Protocol):
 def measure(
     evaluator: Asks, method: Measured, dataset: Dataset, retriever: Retriever, folder: EvaluationFolder, progress: EvaluationProgress
 ) -> Results:
-    """What the method did on every held-out question; those that are in the folder are not asked again."""
+    """What the method did on every held-out question; those that are in the folder are not asked again, unless a search of theirs failed."""
     results, retrievers = folder.results(method.name), names_of(retriever)
-    left = [item for item in dataset.heldout if id_of(item) not in results.rows]
+    to_ask = frozenset(results.left(map(id_of, dataset.heldout)))
+    left = [item for item in dataset.heldout if id_of(item) in to_ask]
     progress.phase(method.label, total=len(dataset.heldout), done=len(dataset.heldout) - len(left))
     for _, items, trajectories in evaluator.parts(left, retriever, method.rollout, QUESTIONS_AT_ONCE):
         by_question: dict[str, list[Trajectory]] = {}
@@ -66,7 +67,12 @@ def compared(results: Mapping[str, Results], methods: Sequence[Measured], ids: S
     return {
         "questions": len(ids),
         "methods": {
-            method.name: {"label": method.label, "isolates": method.isolates, **figures(counts[method.name], families)}
+            method.name: {
+                "label": method.label,
+                "isolates": method.isolates,
+                **results[method.name].went_wrong(ids),
+                **figures(counts[method.name], families),
+            }
             for method in methods
         },
         "against": first,

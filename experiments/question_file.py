@@ -29,17 +29,24 @@ class DataError(ValueError):
 
 
 def read_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(`FILE:LINE`, object) of every line that is not blank. Raises DataError for a missing file and for a line that is no JSON object."""
+    """(`FILE:LINE`, object) of every line that is not blank. Raises DataError for a missing file, and for a line that is no UTF-8 or no JSON
+    object."""
     if not path.is_file():
         raise DataError(f"{path}: no such file; set data.path to a JSON Lines or Parquet file")
     if path.suffix == ".parquet":
         yield from _parquet_rows(path)
         return
-    with path.open(encoding="utf-8", errors="replace") as lines:
-        for number, line in enumerate(lines, 1):
+    with path.open("rb") as lines:
+        for number, raw in enumerate(lines, 1):
+            where = f"{path}:{number}"
+            try:
+                line = raw.decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise DataError(
+                    f"{where}: not UTF-8 (byte {raw[error.start]:#04x} at place {error.start + 1}); expected UTF-8: save the file as that"
+                ) from None
             if not line.strip():
                 continue
-            where = f"{path}:{number}"
             try:
                 record = json.loads(line)
             except json.JSONDecodeError as error:

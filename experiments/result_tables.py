@@ -105,6 +105,16 @@ def print_family_table(console: Console, summary: Mapping[str, Any], title: str)
     console.print(table)
 
 
+def failures(measured: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """A line for each evaluation, by its name, in which something went wrong; summaries of earlier versions do not say."""
+    lines = []
+    for name, found in measured.items():
+        failed, searches = found.get("failed_episodes", 0), found.get("search_errors", 0)
+        if failed or searches:
+            lines.append(f"warning, {name}: {failed} episodes failed and count as wrong; {searches} searches failed")
+    return lines
+
+
 def methods_table(methods: Mapping[str, Mapping[str, Figure]]) -> Table:
     """One row for each way of routing."""
     table = Table(title="ways of routing, same questions", title_justify="left", title_style="bold")
@@ -131,6 +141,9 @@ def print_results(console: Console, summary: Mapping[str, Any]) -> None:
     before, after = summary["before"], summary["after"]
     console.print(before_after_table(before["overall"], after["overall"], summary["difference"], before["questions"]))
     console.print(family_table(before, after))
+    others = {label_of(name): found for name, found in summary["baselines"].items()}
+    for line in failures({"before": before, "after": after} | others):
+        console.print(line, style="yellow", soft_wrap=True, markup=False, highlight=False)
     if summary["baselines"]:
         others = {name: other["overall"] for name, other in summary["baselines"].items()}
         console.print(methods_table({"policy": after["overall"]} | others))

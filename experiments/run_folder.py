@@ -33,6 +33,21 @@ COMPLETE = "complete.json"
 """Stands in every checkpoint that was written to its end; holds the iteration."""
 
 
+DEPTH = 3
+"""Of runs/: RUN, STUDY/RUN, STUDY/sweep/RUN."""
+
+
+def run_folders(parent: Path, depth: int = DEPTH) -> list[Path]:
+    """Every run folder at most so deep below `parent`, sorted; what lies within a run folder is not looked at."""
+    found: list[Path] = []
+    for path in sorted(parent.iterdir()) if parent.is_dir() else []:
+        if (path / "config.yaml").is_file():
+            found.append(path)
+        elif depth > 1 and path.is_dir():
+            found += run_folders(path, depth - 1)
+    return found
+
+
 @dataclass(frozen=True)
 class RunFolder:
     path: Path

@@ -38,11 +38,15 @@ def permutation_p(before: Sequence[Counts], after: Sequence[Counts], name: str, 
 def mcnemar_p(before: Sequence[Counts], after: Sequence[Counts], name: str = "exact_match") -> float:
     """Exact McNemar test of a measure that is right or wrong: of the questions on which the two differ, is one ahead more often than a coin?
 
-    1 where they differ on none. Raises ValueError when the two differ in length.
+    1 where they differ on none; NaN where a question is neither right nor wrong but something between, as the mean of several episodes is. Raises
+    ValueError when the two differ in length.
     """
     if len(before) != len(after):
         raise ValueError(f"a paired test needs the same questions twice: {len(before)} before, {len(after)} after")
-    difference = columns(after, name)[:, 0] - columns(before, name)[:, 0]
+    first, second = columns(before, name)[:, 0], columns(after, name)[:, 0]
+    if not np.isin(np.concatenate([first, second]), (0.0, 1.0)).all():
+        return float("nan")
+    difference = second - first
     gained, lost = int((difference > 0).sum()), int((difference < 0).sum())
     return float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
 

@@ -20,7 +20,7 @@ from experiments.evaluate import EVALUATION_SEED
 from experiments.evaluation_folder import EvaluationFolder
 from experiments.evaluation_progress import EvaluationProgress
 from experiments.method_comparison import measure
-from experiments.methods import Measured, measured_methods
+from experiments.methods import Measured, has_gold, measured_methods
 from experiments.parts import Ground, build_ground
 from experiments.progress import Progress
 from experiments.question_file import DataError
@@ -43,7 +43,7 @@ class Command:
     def __init__(self, study: Study, dataset: Dataset, policy: str, ground: Ground, stop: Stop, console: Console):
         self.study, self.dataset, self.policy, self.ground, self.stop, self.console = study, dataset, policy, ground, stop, console
         kbs = [source.name for source in dataset.evaluation_kbs]
-        self.methods = measured_methods(study.base, kbs)
+        self.methods = measured_methods(study.base, kbs, has_gold(dataset.heldout))
         self.clock = Clock(study, self.say)
 
     def run(self) -> None:
@@ -77,8 +77,9 @@ class Command:
         place = self.study.folder / "measured" / f"{arm}-seed{seed}"
         config = replace(self.study.base, evaluation=replace(self.study.base.evaluation, folder=str(place)))
         fingerprints = {card.name: card.fingerprint for card in retriever.catalog}
-        folder = EvaluationFolder(config, policy, fingerprints)
-        (place / "newest").write_text(folder.path.name, encoding="utf-8")
+        newest = place / "newest"
+        folder = EvaluationFolder(config, policy, fingerprints, self.dataset.heldout, newest.read_text("utf-8") if newest.exists() else "")
+        newest.write_text(folder.path.name, encoding="utf-8")
         evaluator.use(policy)
         evaluator.seed = EVALUATION_SEED + seed
         with self.clock.timed("measure" if len(methods) > 1 else "measure the sweep"), EvaluationProgress(Console(quiet=True)) as progress:

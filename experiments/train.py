@@ -18,12 +18,13 @@ from experiments.config import RunConfigError, TrainConfig, find_policy, load_co
 from experiments.datasets import Dataset, load_dataset
 from experiments.derived_numbers import derived_table
 from experiments.dry_run import dry_run
+from experiments.early_report import report_so_far
 from experiments.failures.roles import roles_of
 from experiments.failures.supervisor import Supervisor
 from experiments.fingerprints import write_fingerprints
 from experiments.halves import dumped_iterations, learn_only, roll_out_only
 from experiments.iteration import iterate, over
-from experiments.measuring import measure_end, measure_start, note_stop
+from experiments.measuring import measure_end, measure_start
 from experiments.parts import Run, build_parts
 from experiments.progress import Progress
 from experiments.question_file import DataError
@@ -66,7 +67,7 @@ def whole_run(config: TrainConfig, dataset: Dataset, policy: str, console: Conso
         console.print(note, style="yellow", soft_wrap=True, markup=False, highlight=False)
     supervised = Supervisor.of(folder.path, console)
     with start_ray(config), supervised as supervisor, Stop() as stop, _progress(config, console) as progress:
-        tracker, parts = Tracker(config, folder.path, progress.say), None
+        tracker, parts, run = Tracker(config, folder.path, progress.say), None, None
         outcome = "FAILED"
         try:
             with tally.timed("set_up"), supervisor.clock.doing("set_up"):
@@ -79,7 +80,6 @@ def whole_run(config: TrainConfig, dataset: Dataset, policy: str, console: Conso
             train(run, stop)
             if stop.asked:
                 outcome = "KILLED"
-                note_stop(run)
                 progress.say(how_it_stopped(run, stop), style="yellow")
                 return STOPPED
             measure_end(run)
@@ -95,6 +95,8 @@ def whole_run(config: TrainConfig, dataset: Dataset, policy: str, console: Conso
             supervisor.interrupted()
             return STOPPED
         finally:
+            if outcome != "FINISHED":
+                report_so_far(folder, run, progress.say)
             tracker.finish(outcome)
             if parts:
                 parts.close()

@@ -1,7 +1,7 @@
 """`python -m experiments.upload RUN ... [tracking.KEY=value ...]`: run folders to MLflow, as far as they are not there.
 
-For runs whose MLflow was away, or that were made on a machine without one. RUN is a run folder, or a name in runs/; without any, all of runs/.
-Running it twice changes nothing.
+For runs whose MLflow was away, or that were made on a machine without one. RUN is a run folder, or a name in runs/; without any, every run
+folder in runs/, those of studies as well. Running it twice changes nothing.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from rich.console import Console
 
 from experiments.command_settings import read_settings
 from experiments.config import RunConfigError, TrackingConfig
-from experiments.run_folder import RunFolder
+from experiments.run_folder import RunFolder, run_folders
 from experiments.tracking.identity import identity
 from experiments.tracking.run_description import flat_yaml
 from experiments.tracking.run_upload import RunUpload, Sent
@@ -32,26 +32,30 @@ class UploadSettings:
     """Likewise."""
     parent: str = ""
     """Likewise: name of the parent run."""
-    model: str = TrackingConfig.model
-    """Begins the name under which policies are registered; empty: policies stay where they are."""
+    model: str | None = None
+    """Begins the name under which policies are registered; empty: policies stay where they are; null: likewise what the run was told."""
 
 
 def upload(folder: RunFolder, settings: UploadSettings) -> tuple[Sent, str]:
     """What was sent, and the id of the run. Raises what MLflow raises."""
-    said = flat_yaml(folder.path / "config.yaml")
-    told = TrackingConfig(
-        uri=settings.uri or said.get("tracking.uri") or TrackingConfig.uri,
-        experiment=settings.experiment or said.get("tracking.experiment") or TrackingConfig.experiment,
-        parent=settings.parent or said.get("tracking.parent") or "",
-        model=settings.model,
-    )
-    run = RunUpload(folder.path, told)
+    run = RunUpload(folder.path, told_by(folder, settings))
     run.open()
     run.metrics()
     run.results()
     run.describe()
     run.close(outcome_of(folder))
     return run.sent, run.run_id
+
+
+def told_by(folder: RunFolder, settings: UploadSettings) -> TrackingConfig:
+    """What the run was told, where the command does not say otherwise."""
+    said = flat_yaml(folder.path / "config.yaml")
+    return TrackingConfig(
+        uri=settings.uri or said.get("tracking.uri") or TrackingConfig.uri,
+        experiment=settings.experiment or said.get("tracking.experiment") or TrackingConfig.experiment,
+        parent=settings.parent or said.get("tracking.parent") or "",
+        model=said.get("tracking.model", TrackingConfig.model) if settings.model is None else settings.model,
+    )
 
 
 def outcome_of(folder: RunFolder) -> str:
@@ -63,10 +67,11 @@ def main(arguments: list[str]) -> int:
     console = Console(width=None if sys.stdout.isatty() else 160)
     bound_waiting(seconds=30, retries=3)
     try:
-        settings = read_settings(UploadSettings, [argument.removeprefix(STARTS) for argument in arguments if "=" in argument])
+        told = [argument.removeprefix(STARTS) for argument in arguments if "=" in argument]
+        settings = read_settings(UploadSettings, [argument + "''" if argument.endswith("=") else argument for argument in told])
         named = [argument for argument in arguments if "=" not in argument]
         found = [path if (path := Path(name)).is_dir() else Path("runs") / name for name in named]
-        folders = [RunFolder.open(path) for path in found or sorted(path.parent for path in Path("runs").glob("*/config.yaml"))]
+        folders = [RunFolder.open(path) for path in found or run_folders(Path("runs"))]
         if not folders:
             raise RunConfigError("no runs in runs/; name the folders of runs")
     except RunConfigError as error:

@@ -51,7 +51,8 @@ class RewardActor:
     def score(self, trajectories: Sequence[Trajectory]) -> list[ScoredTurn]:
         """Every turn that can be judged, trajectory by trajectory. Episodes are numbered by their place in `trajectories`."""
         similarity = batched_similarity(
-            [text for trajectory in trajectories for text in texts_to_compare(trajectory, self._retrievers)], self._retriever
+            [t for trajectory in trajectories for t in texts_to_compare(trajectory, self._retrievers, self._config.paper_stops)],
+            self._retriever,
         )
         scored: list[ScoredTurn] = []
         for number, trajectory in enumerate(trajectories):

@@ -14,6 +14,9 @@ class RewardConfig:
     """Plan turn: weight of the fraction of the gold query's entities that the query names; by embedding alone a wrong name scores .95."""
     routing_weight: float = 0.5
     """Plan turn: weight of naming exactly one retriever, the gold one."""
+    paper_stops: bool = False
+    """Plan turns: `None` is compared like any other query and retriever, as in the paper: stopping too early still earns the cosine of the word
+    `None` with the gold query, and a search where nothing is left that of its query with `None`. False: stopping is right or wrong."""
     entity_gates_query: bool = False
     """Multiply the query part by the entity match, so that a similar query about somebody else earns nothing for being similar."""
     format_weight: float = 0.0

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from rewards.composition import composed_of, composed_reward
 from rewards.config import RewardConfig
 from rewards.judged_turn import JudgedTurn, Retrievers, Similarity, plan_needs
-from rewards.step_rewards import answer_reward, judge_of, outcome_of
+from rewards.step_rewards import STOPPING, answer_reward, judge_of, outcome_of
 from rollout.prompts import parse_plan
 from rollout.records import ScoredTurn, Trajectory, TurnGroup, TurnReward
 
@@ -44,16 +44,19 @@ def score_trajectory(
     ]
 
 
-def texts_to_compare(trajectory: Trajectory, retrievers: Retrievers) -> Iterator[str]:
-    """Every text whose embedding `score_trajectory` will ask for: one batch of them saves a call for each turn."""
+def texts_to_compare(trajectory: Trajectory, retrievers: Retrievers, stops: bool = False) -> Iterator[str]:
+    """Every text whose embedding `score_trajectory` will ask for: one batch of them saves a call for each turn. `stops`: `reward.paper_stops`."""
     for group in trajectory.groups:
-        if group.state.kind != "plan" or not (needs := plan_needs(group.state)):
+        needs = plan_needs(group.state) if group.state.kind == "plan" else None
+        if needs is None or not (needs or stops):
             continue
-        yield from (need.query for need in needs)
+        yield from (need.query for need in needs or (STOPPING,))
         for turn in group.turns:
             action = parse_plan(turn.text, retrievers)
             if action is not None and action.kb is not None:
                 yield action.query
+            elif action is not None and stops:
+                yield STOPPING.query
 
 
 def judged_turns(

@@ -13,41 +13,46 @@ from rewards.config import RewardConfig
 from rewards.judged_turn import Retrievers, Similarity, plan_needs
 from rewards.metrics import best_gold, token_recall, tokens
 from rollout.needs import asks_for, entities, holds_answer, mentions
-from rollout.prompts import parse_answer, parse_plan
+from rollout.prompts import STOP, parse_answer, parse_plan
 from rollout.records import UNKNOWN, GoldStep, State, Trajectory, TurnReward
 
+STOPPING = GoldStep(STOP, "", "")
+"""Stopping, as the paper has it: one more query, to one more retriever."""
 MALFORMED = TurnReward(0.0, {"format": 0.0})
 
 
 def plan_reward(text: str, needs: Sequence[GoldStep], similarity: Similarity, config: RewardConfig, retrievers: Retrievers) -> TurnReward:
-    """Query, entity and routing part against the need that gives the most; without needs only stopping is right, with needs it is wrong.
+    """Query, entity and routing part against the need that gives the most; without needs only stopping is right, with needs it is wrong
+    (`reward.paper_stops`: stopping is the query `None` to the retriever `None`, and earns its parts like another).
 
     Components: with needs `query`, `entity`, `routing` and `premature` (it stopped), without needs `stop` (it stopped).
     """
     action = parse_plan(text, retrievers)
     if action is None:
         return MALFORMED
-    if not needs:
-        stops = float(action.kb is None)
-        return _with_format({"stop": stops}, {"stop": stops}, config)
-    if action.kb is None:
-        return _with_format({}, {"routing": 0.0, "premature": 1.0}, config)
+    stops = action.kb is None
+    if not config.paper_stops:
+        if not needs:
+            return _with_format({"stop": float(stops)}, {"stop": float(stops)}, config)
+        if stops:
+            return _with_format({}, {"routing": 0.0, "premature": 1.0}, config)
+    asked, kb = (STOP, STOPPING.kb) if stops else (action.query, action.kb)
 
     def parts(need: GoldStep) -> dict[str, float]:
-        query = max(0.0, similarity(action.query, need.query))
-        named = entity_match(action.query, need)
+        query = max(0.0, similarity(asked, need.query))
+        named = entity_match(asked, need)
         entity = query if named is None else named
         if config.entity_gates_query:
             query *= entity
-        return {"query": query, "entity": entity, "routing": float(action.kb == need.kb), "premature": 0.0}
+        return {"query": query, "entity": entity, "routing": float(kb == need.kb), "premature": float(stops)}
 
     weights = {"query": config.query_weight, "entity": config.entity_weight, "routing": config.routing_weight}
 
     def earned(parts: Mapping[str, float]) -> dict[str, float]:
         return {name: weight * parts[name] for name, weight in weights.items()}
 
-    best = max((parts(need) for need in needs), key=lambda parts: sum(earned(parts).values()))
-    return _with_format(earned(best), best, config)
+    best = max((parts(need) for need in needs or (STOPPING,)), key=lambda parts: sum(earned(parts).values()))
+    return _with_format(earned(best), best if needs else {"stop": float(stops)}, config)
 
 
 def entity_match(query: str, need: GoldStep) -> float | None:

@@ -21,7 +21,8 @@ class RolloutConfig:
     max_passage_chars: int = 400
     """Longer passages are cut in the prompt."""
     routing: str = "policy"
-    """Who names the knowledge base: `policy`; or, for comparison, `random`, `oracle` (the gold one, or stop when nothing is needed), and the
+    """Who names the knowledge base: `policy`; or, for comparison, `random`, `oracle` (the gold one, or stop when nothing is needed, where gold
+    steps are known), and the
     methods that have no router: `all`, `single:KB`, `direct`, `ircot`, `never_stop` (rollout/methods)."""
     temperature: float = 1.0
     """0: greedy."""

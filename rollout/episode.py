@@ -228,13 +228,18 @@ def _go_on(group: TurnGroup, rng: random.Random, parse: Callable[[str], Any]) ->
 def _route(
     action: Action | None, question: Question, history: tuple[Exchange, ...], around: Surroundings, rng: random.Random
 ) -> Action | None:
-    """Who names the knowledge base: the policy; for comparison, chance, or the gold steps (which also say when to stop)."""
+    """Who names the knowledge base: the policy; for comparison, chance, or the gold steps.
+
+    Those also end an episode that needs nothing more; one that the policy ends too early stays ended. Without gold steps the policy decides.
+    """
     if action is None or around.config.routing == "policy":
         return action
     if around.config.routing == "random":
         return action if action.kb is None else replace(action, kb=rng.choice(sorted(around.cards)))
     if around.config.routing == "oracle":
-        needs = askable_needs(question.gold_steps or (), history)
+        if question.gold_steps is None:
+            return action
+        needs = askable_needs(question.gold_steps, history)
         if not needs:
             return Action("", None)
         need = next((need for need in needs if asks_for(action.query, need)), needs[0])

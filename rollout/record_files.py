@@ -262,6 +262,7 @@ def _question(plain: dict[str, Any], images: dict[str, Image]) -> Question:
         **plain
         | {
             "answers": tuple(plain["answers"]),
+            "answer_range": tuple(found) if (found := plain.get("answer_range")) else None,
             "image": images[plain["image"]] if plain["image"] else None,
             "gold_steps": None if gold is None else tuple(map(_gold, gold)),
         }

@@ -58,6 +58,9 @@ class Question:
     """What has to be found out, in one right order; () when nothing has to be; None when nobody knows."""
     family: str = ""
     """Kind of question (`text_one_hop`, `image_table`, ...): results are reported by it."""
+    answer_range: tuple[float, float] | None = None
+    """Numeric questions of InfoSeek: any number from the first to the second, both included, is right. `answers` then lists the numbers that the
+    paper's evaluator accepts, which compares texts."""
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,12 @@ FEWEST = 10
 """Fewer shared questions than this are no comparison."""
 UNEQUAL = 1.1
 """Runs whose sampled turns differ by more than this factor are not said to have had the same training."""
-DECIDE_THE_MEASURING = ("evaluation.temperature", "rollout.max_steps", "rollout.passages", "rollout.max_new_tokens", "rollout.prompts")
+DECIDE_THE_MEASURING = (
+    "evaluation.temperature",
+    *(f"rollout.{key}" for key in ("max_steps", "passages", "max_new_tokens", "prompts", "max_passage_chars", "shuffle_passages")),
+    "rollout.max_prompt_tokens",
+    *(f"retrieval.{key}" for key in ("hybrid", "reranker", "rerank_candidates")),
+)
 """Settings under which another figure comes out of the same policy."""
 
 

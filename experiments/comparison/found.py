@@ -37,7 +37,14 @@ def as_json(found: Comparison) -> dict[str, Any]:
     """For `comparison.json`."""
     return {
         "runs": [
-            {"name": run.name, "run_id": run.run_id, "state": run.state, "iterations": run.iterations, "after": run.after}
+            {
+                "name": run.name,
+                "run_id": run.run_id,
+                "state": run.state,
+                "iterations": run.iterations,
+                "best": run.summary.get("best"),
+                "after": run.after,
+            }
             for run in found.runs
         ],
         "caveats": found.caveats,

@@ -115,11 +115,13 @@ def _runs(found: Comparison) -> str:
             run.iterations,
             f"{run.summary.get('turns', 0):,}",
             f"{seconds:,.0f}" if seconds else "–",
+            run.validated,
             run.run_id[:8] or "–",
         ]
         return f"<tr><td>{escape(run.name)}</td>{''.join(f'<td>{escape(str(fact))}</td>' for fact in facts)}</tr>"
 
-    return "<h2>The runs</h2>" + _table(["run", "state", "iterations", "turns", "train s", "MLflow run"], "".join(map(row, found.runs)))
+    heads = ["run", "state", "iterations", "turns", "train s", "best on validation", "MLflow run"]
+    return "<h2>The runs</h2>" + _table(heads, "".join(map(row, found.runs)))
 
 
 def _table(headings: list[str], rows: str) -> str:

@@ -80,6 +80,12 @@ class ComparedRun:
         """Measure -> figure of the best policy on the held-out questions; empty where it was not measured."""
         return self.summary.get("after", {}).get("overall", {})
 
+    @property
+    def validated(self) -> str:
+        """Score of the best policy on the validation questions, and its iteration: all that a run without final figures knows of it."""
+        best = self.summary.get("best") or {}
+        return f"{best['score']:.3f} (iteration {best['iteration']})" if "score" in best else "–"
+
     @cached_property
     def questions(self) -> dict[str, Measured]:
         """Question id -> what was measured after training. Empty where it was not, or was not kept question by question."""

@@ -31,11 +31,11 @@ def print_comparison(console: Console, found: Comparison) -> None:
 
 def _runs(found: Comparison) -> Table:
     table = _table("runs, final figures on held-out questions, ± half a 95 % interval", "run")
-    for heading in ("state", "iterations", "train s", *(HEADINGS[name] for name in COLUMNS)):
+    for heading in ("state", "iterations", "train s", "best on validation", *(HEADINGS[name] for name in COLUMNS)):
         table.add_column(heading, justify="right")
     for run in found.runs:
         seconds = run.summary.get("seconds", {}).get("train")
-        row = [run.name, run.state, str(run.iterations), f"{seconds:,.0f}" if seconds else "–"]
+        row = [run.name, run.state, str(run.iterations), f"{seconds:,.0f}" if seconds else "–", run.validated]
         table.add_row(*row, *(shown(run.after.get(name, {})) for name in COLUMNS))
     return table
 

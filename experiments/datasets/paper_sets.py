@@ -30,9 +30,19 @@ def several(record: dict[str, Any]) -> tuple[str, ...]:
 
 
 def infoseek(record: dict[str, Any]) -> tuple[str, ...]:
-    """Names and their aliases, or every number of a range."""
+    """Names and their aliases, or every number of a range that the paper's evaluator takes for right."""
+    limits = infoseek_range(record)
+    return tuple(range_answers(*limits)) if limits else tuple(map(str, record["answer_eval"]))
+
+
+def infoseek_range(record: dict[str, Any]) -> tuple[float, float] | None:
+    """Of a numeric question: the lowest and the highest right number."""
     first = record["answer_eval"][0]
-    return tuple(range_answers(*first["range"])) if isinstance(first, dict) else tuple(map(str, record["answer_eval"]))
+    return (float(first["range"][0]), float(first["range"][1])) if isinstance(first, dict) else None
+
+
+def no_range(record: dict[str, Any]) -> None:
+    return None
 
 
 @dataclass(frozen=True)
@@ -40,11 +50,12 @@ class PaperSet:
     file: str
     answers: Callable[[dict[str, Any]], tuple[str, ...]]
     pictured: bool = False
+    limits: Callable[[dict[str, Any]], tuple[float, float] | None] = no_range
 
 
 SETS = {
     "paper_2wiki": PaperSet("2wikimultihopqa_val.jsonl", one),
-    "infoseek": PaperSet("infoseek_val.jsonl", infoseek, pictured=True),
+    "infoseek": PaperSet("infoseek_val.jsonl", infoseek, pictured=True, limits=infoseek_range),
     "webqa": PaperSet("webqa_val.jsonl", several, pictured=True),
     "dynvqa": PaperSet("DynVQA_en.202412.jsonl", several, pictured=True),
     "openwikitable": PaperSet("openwikitqa_val.jsonl", one),
@@ -63,7 +74,8 @@ def load_paper_set(name: str, data: DataConfig, evaluation: EvaluationConfig) ->
             break
         try:
             image = _picture(where, str(record["image_id"]), data.image_folder) if published.pictured else None
-            questions.append(Question(f"{name}-{number}", record["question"], published.answers(record), image, None, name))
+            answers, limits = published.answers(record), published.limits(record)
+            questions.append(Question(f"{name}-{number}", record["question"], answers, image, None, name, limits))
         except (KeyError, TypeError, IndexError) as error:
             raise DataError(f"{where}: not a record of {name} ({type(error).__name__}: {error})") from None
         pictures += image is not None

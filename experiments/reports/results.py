@@ -26,6 +26,7 @@ def head(summary: Summary, name: str) -> str:
         f"policy version {summary.get('policy_version', 0)}",
         f"commit {str(summary.get('git_commit') or 'unknown')[:10]}",
         f"{machine.get('cpus', '?')} CPUs, {machine.get('memory_gib', '?')} GiB",
+        "" if compared(summary) else "not measured after training: it was stopped, failed, or is still going on",
     ]
     return f"<h1>{escape(name)}</h1><p class='soft facts'>{escape(' · '.join(filter(None, facts)))}</p>"
 

@@ -14,7 +14,13 @@ PAPER_POINTS = 7.0
 """Points of F1-Recall by which the paper's router is ahead of its baselines, on average."""
 PAPER_RANDOM = 55.93 - 52.50
 """Points by which the paper's learned routing is ahead of random routing."""
-COURSE = "routing accuracy of sampled plan turns, on average over the training"
+COURSES = {
+    "validation_f1_recall": "F1-Recall on the validation questions",
+    "routing": "routing accuracy of sampled plan turns",
+}
+"""What was measured on the way, on average over the training: what is judged by, and what is told beside it. The second is what the reward of each
+step pays for, and is of the policy that sampled, which is one version older one step off: it says which reward is followed sooner, no more."""
+BY_CONSTRUCTION = "by construction"
 Found = Mapping[str, Any]
 """A figure as `results.json` has it: value, low, high, seeds."""
 
@@ -23,7 +29,8 @@ Found = Mapping[str, Any]
 class Answer:
     question: str
     verdict: str
-    """`holds`, `does not hold`, `cannot be told apart` or `not measured yet`; of questions without a claim, a few words."""
+    """`holds`, `does not hold`, `cannot be told apart` or `not measured yet`; of questions without a claim, and of what cannot be otherwise, a few
+    words."""
     says: str
 
 
@@ -125,18 +132,25 @@ def _outcome(results: Found) -> list[Answer]:
             f"Step-GRPO minus outcome GRPO after as many turns: {points(turned['f1_recall'])} of F1-Recall ({verdict(turned['f1_recall'])}), "
             f"{points(turned['routing_accuracy'])} of routing accuracy ({verdict(turned['routing_accuracy'])})."
         )
-    course = on_the_way(results, "outcome_grpo")
-    way = negative(course) if course else None
-    learned = "" if way is None or verdict(way) == NOT_MEASURED else f"Step-GRPO minus outcome GRPO: {points(way)} of {COURSE}."
+    course = {name: negative(found) for name, found in on_the_way(results, "outcome_grpo").items()}
+    learned = told_of_courses("Step-GRPO minus outcome GRPO", course)
+    if verdict(course.get("routing")) != NOT_MEASURED:
+        learned += " The latter is what the reward of each step pays for, and that of the outcome does not: no proof of faster learning."
     return [
         Answer("Is the reward of each step better than that of the outcome, in the end?", verdict(turned.get("f1_recall")), says),
-        Answer("Does the reward of each step learn faster?", verdict(way), learned),
+        Answer("Does the reward of each step learn faster?", verdict(course.get("validation_f1_recall")), learned),
     ]
 
 
-def on_the_way(results: Found, arm: str) -> Found | None:
-    """The arm minus Step-GRPO, of how well plan turns were routed on average over the training; None where it is not known."""
-    return results["on_the_way"]["routing"].get(arm, {}).get("against_step")
+def on_the_way(results: Found, arm: str) -> dict[str, Found]:
+    """Measure of `COURSES` -> the arm minus Step-GRPO, on average over the training; without those that are not known."""
+    found = {name: results["on_the_way"].get(name, {}).get(arm, {}).get("against_step") for name in COURSES}
+    return {name: difference for name, difference in found.items() if difference}
+
+
+def told_of_courses(what: str, course: Mapping[str, Found]) -> str:
+    parts = [f"{points(found)} of {COURSES[name]} ({verdict(found)})" for name, found in course.items() if verdict(found) != NOT_MEASURED]
+    return f"{what}, on average over the training: {', '.join(parts)}." if parts else ""
 
 
 def _retrievals(results: Found) -> Answer:
@@ -150,10 +164,16 @@ def _retrievals(results: Found) -> Answer:
 
 def _stopping(results: Found) -> Answer:
     found = results["against_methods"].get(STEP_GRPO, {}).get("never_stop", {})
-    says = ""
-    if found:
-        says = f"It makes {amount(found['retrievals_per_question'])} searches against never stopping, at {points(found['f1_recall'])} of F1-Recall."
-    return Answer("Does stopping save searches?", verdict(found.get("retrievals_per_question"), less=True), says)
+    """Never stopping makes every search there is room for, so only its price is a finding; and the price is not that of searching on alone."""
+    question = "Does stopping save searches?"
+    if verdict(found.get("retrievals_per_question"), less=True) == NOT_MEASURED:
+        return Answer(question, NOT_MEASURED, "")
+    says = (
+        f"{amount(found['retrievals_per_question'])} searches against never stopping, which always makes all of them. What comes with it: "
+        f"{points(found['f1_recall'])} of F1-Recall. That is no price of searching on alone: where the policy would stop, the whole question is "
+        "asked in its place, and what is read then stands before the final answer."
+    )
+    return Answer(question, BY_CONSTRUCTION, says)
 
 
 def _cost(results: Found) -> Answer:
@@ -182,10 +202,12 @@ def _overlap(results: Found) -> list[Answer]:
             means = {arm: sum(found) / len(found) for arm, found in seconds.items()}
             says += f" Training took {means['one_step_off']:.0f} s one step off, {means[STEP_GRPO]:.0f} s in step."
     words = {HOLDS: "better one step off", FAILS: "worse one step off", OPEN: OPEN, NOT_MEASURED: NOT_MEASURED}
-    learned = "" if course is None or verdict(course) == NOT_MEASURED else f"One step off minus in step: {points(course)} of {COURSE}."
+    learned = told_of_courses("One step off minus in step", course)
+    if verdict(course.get("routing")) != NOT_MEASURED:
+        learned += " The latter is of turns that a policy one version older sampled."
     return [
         Answer("Is as much learned one step off (overlap=1), in the end?", words[verdict(end)], says),
-        Answer("And on the way there?", words[verdict(course)], learned),
+        Answer("And on the way there?", words[verdict(course.get("validation_f1_recall"))], learned),
     ]
 
 

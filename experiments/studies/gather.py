@@ -11,7 +11,7 @@ from typing import Any
 from experiments.datasets import Dataset
 from experiments.evaluation_folder import Results
 from experiments.measures import KB, Counts
-from experiments.methods import measured_methods
+from experiments.methods import has_gold, measured_methods
 from experiments.provenance import git_commit, machine
 from experiments.significance import holm
 from experiments.studies.confusion import routing_confusion, together
@@ -38,7 +38,7 @@ Measured = dict[str, dict[int, list[Counts]]]
 def gather(study: Study, dataset: Dataset) -> dict[str, Any]:
     """What is there so far; `missing` names what is not."""
     kbs = [source.name for source in dataset.evaluation_kbs]
-    methods = measured_methods(study.base, kbs)
+    methods = measured_methods(study.base, kbs, has_gold(dataset.heldout))
     arms = study.settings.arms
     measured = {arm: _measured(study, dataset, arm, [m.name for m in methods], study.settings.seeds) for arm in arms}
     missing = [

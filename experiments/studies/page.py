@@ -88,7 +88,7 @@ def _answers(results: Found) -> str:
         "## Answers\n\n"
         + table(("question", "", "what was measured"), rows)
         + "\n\n*Holds*: the whole 95 % interval and every seed say so. *Does not hold*: they all say the opposite. *Cannot be told apart*: "
-        "anything else, which is no proof of equality."
+        "anything else, which is no proof of equality. *By construction*: it could not have come out otherwise."
     )
 
 

@@ -142,21 +142,32 @@ def read_study(arguments: Sequence[str]) -> Study:
     base = load_config(rest)
     study = str(Path(base.runs_folder) / base.name)
 
-    def training(arm: str, seed: int, turns: int, changed: Sequence[str], folder: str, name: str) -> Training:
+    def training(arm: str, seed: int, turns: int, changed: Sequence[str], folder: str, name: str, parent: str) -> Training:
         told = [f"name={name}", f"runs_folder={folder}", f"train.seed={seed}", f"train.turns={turns}", "train.resume=auto"]
+        told.append(f"tracking.parent={parent}")
         return Training(name, arm, seed, load_config([*rest, *changed, *told]))
 
     trainings = [
-        training(arm, seed, settings.turns, ARMS[arm].settings, study, f"{arm}-seed{seed}")
+        training(arm, seed, settings.turns, ARMS[arm].settings, study, f"{arm}-seed{seed}", parent_of(base))
         for seed in settings.seeds
         for arm in settings.arms
         if arm != COLD_START
     ]
     sweep = [
-        training(point, POINTS[point].seed, settings.sweep_turns, POINTS[point].settings, f"{study}/sweep", point)
+        training(point, POINTS[point].seed, settings.sweep_turns, POINTS[point].settings, f"{study}/sweep", point, sweep_parent_of(base))
         for point in settings.sweep
     ]
     return Study(settings, base, tuple(trainings), tuple(sweep))
+
+
+def parent_of(base: TrainConfig) -> str:
+    """Name of the run under which MLflow shows the trainings of the arms."""
+    return base.tracking.parent or base.name
+
+
+def sweep_parent_of(base: TrainConfig) -> str:
+    """And that of the sweep."""
+    return f"{parent_of(base)}-sweep"
 
 
 def differing(earlier: TrainConfig, now: TrainConfig) -> list[str]:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from scipy.stats import t
 
-from experiments.measures import RESAMPLES, Counts, added, columns, ratio
+from experiments.measures import RESAMPLES, Counts, averaged, columns, ratio
 from experiments.significance import permutation_p
 
 
@@ -59,8 +59,8 @@ def figure(counts: Sequence[Sequence[Counts]], name: str, minus: Sequence[Sequen
 
 
 def p_value(counts: Sequence[Sequence[Counts]], minus: Sequence[Sequence[Counts]], name: str) -> float:
-    """Of a paired permutation test over questions, the seeds of a question put together."""
-    together = [[added(of_question) for of_question in zip(*found, strict=True)] for found in (minus, counts)]
+    """Of a paired permutation test over questions, the seeds of a question averaged."""
+    together = [[averaged(of_question) for of_question in zip(*found, strict=True)] for found in (minus, counts)]
     return permutation_p(together[0], together[1], name)
 
 

@@ -14,8 +14,9 @@ from experiments.datasets import Dataset
 from experiments.parts import Ground
 from experiments.run_asks import CPUS_PER_REWARD_ACTOR, CPUS_PER_ROLLOUT_WORKER
 from experiments.stop import Stop
-from experiments.studies.plan import Study, Training
+from experiments.studies.plan import Study, Training, sweep_parent_of
 from experiments.studies.training import check_earlier, finish, folder_of, is_finished
+from experiments.tracking.sweep import sweep as tracked_sweep
 
 TRIES = 2
 """Times that Tune begins a trial again after a failure."""
@@ -49,7 +50,7 @@ def run_sweep(study: Study, dataset: Dataset, policy: str, ground: Ground, say: 
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     needs = tune.PlacementGroupFactory([{"CPU": 0.1}, *_room(study.base)])
     trial = tune.with_parameters(_trial, trainings=tuple(left), dataset=dataset, policy=policy, ground=ground, here=os.getcwd())
-    tune.Tuner(
+    tuner = tune.Tuner(
         tune.with_resources(trial, needs),
         param_space={"point": tune.grid_search([training.arm for training in left])},
         tune_config=tune.TuneConfig(metric="score", mode="max", max_concurrent_trials=1),
@@ -60,7 +61,9 @@ def run_sweep(study: Study, dataset: Dataset, policy: str, ground: Ground, say: 
             callbacks=[Told(say)],
             verbose=0,
         ),
-    ).fit()
+    )
+    with tracked_sweep(study.base.tracking, sweep_parent_of(study.base)):
+        tuner.fit()
 
 
 def _room(config: TrainConfig) -> list[dict[str, float]]:

@@ -13,6 +13,7 @@ from rich.console import Console
 from experiments.checkpoints import resume
 from experiments.config import RunConfigError
 from experiments.datasets import Dataset
+from experiments.early_report import report_so_far
 from experiments.failures.roles import roles_of
 from experiments.failures.supervisor import Supervisor
 from experiments.fingerprints import write_fingerprints
@@ -76,6 +77,7 @@ def finish(training: Training, dataset: Dataset, policy: str, ground: Ground, co
             note_stop(run)
             outcome = "KILLED" if stop.asked else "FINISHED"
         finally:
+            report_so_far(folder, None, progress.say)
             tracker.finish(outcome)
             if parts:
                 parts.close()

@@ -115,7 +115,12 @@ def description(folder: Path, summary: Mapping[str, Any]) -> str:
             "Artifacts: `report.html` (all of it to look at), `plots/`, `tables/`, `trajectories/`, `policy/` (Hugging Face format).",
         ]
     elif summary:
-        lines.append("Not measured after training: it was stopped, failed, or is still going on.")
+        best = summary.get("best") or {}
+        lines.append(
+            "Not measured on held-out questions by the run itself: it belongs to a study, was stopped, failed, or is still going on."
+        )
+        if "score" in best:
+            lines.append(f"Best policy so far: iteration {best['iteration']}, {best['score']:.3f} on the validation questions.")
     return "\n".join(line if line.startswith("|") or not line else line + "  " for line in lines)
 
 

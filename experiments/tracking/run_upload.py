@@ -129,7 +129,8 @@ class RunUpload:
         summary = self.folder.summary()
         self._log((metrics, step, self._end()) for metrics, step in result_metrics(summary))
         self.sent.files += send_artifacts(self._client, self.run_id, self.folder, with_policy=bool(self.tracking.model))
-        if self.tracking.model and self.folder.policy.is_dir() and "after" in summary:
+        done = "after" in summary or identity(self.folder.path).get("outcome") == "FINISHED"  # trainings of a study are measured elsewhere
+        if self.tracking.model and self.folder.policy.is_dir() and done:
             self.sent.versions += register_policy(self._client, self.run_id, self.folder, self.tracking)
 
     def close(self, outcome: str) -> None:

@@ -36,9 +36,14 @@ METHODS = {
     "random": Method("random routing", "what naming the knowledge base is worth: the policy asks and stops, chance routes"),
     "oracle": Method(
         "oracle routing",
-        "how much better routes could still make it: they are given from the gold steps, which also end an episode that has all it needs",
+        "how much better routes, and stops that come too late, could still make it: both are given from the gold steps; what the policy asks, and "
+        "stops that come too early, stay its own",
     ),
-    "never_stop": Method("router without stopping", "what stopping is worth: every episode makes all of its searches", never_stop),
+    "never_stop": Method(
+        "router without stopping",
+        "what stopping is worth: every episode makes all of its searches, the further ones with the question itself",
+        never_stop,
+    ),
     "ircot": Method("interleaved, all knowledge bases", "what routing saves: every query goes to every knowledge base", interleaved),
     "all": Method("all knowledge bases, one answer turn", "what asking step by step is worth: one search of everything", everything),
     "single": Method("one knowledge base, one answer turn", "plain RAG: what a single knowledge base can answer", single, per_kb=True),

@@ -14,11 +14,12 @@ from made_run import begun, config_in, finished
 from mlflow import MlflowClient
 
 from experiments.compare import main
-from experiments.comparison.chosen import is_filter
+from experiments.comparison.caveats import DECIDE_THE_MEASURING
+from experiments.comparison.chosen import all_found, chosen_runs, is_filter
 from experiments.comparison.found import Comparison, compare_runs
 from experiments.comparison.page import comparison_page
 from experiments.comparison.runs import ComparedRun, named
-from experiments.config import TrainConfig
+from experiments.config import RunConfigError, TrackingConfig, TrainConfig, flat
 from experiments.measures import paired_difference
 from experiments.run_folder import RunFolder
 from experiments.tracking.identity import identity, note
@@ -130,7 +131,9 @@ def test_measures_that_one_run_lacks_are_said_and_left_out(tmp_path: Path):
 def test_runs_that_did_not_end_have_curves_and_no_figures(tmp_path: Path, outcome: str, said: str):
     broken = begun(config(tmp_path, "broken"), rows=2)
     note(broken.path, outcome=outcome)
+    broken.write_summary({"iterations": 2, "best": {"iteration": 2, "score": 0.7}})
     found = compared(finished(config(tmp_path, "one")), broken)
+    assert next(run for run in found.runs if run.name == "broken").validated == "0.700 (iteration 2)"
     assert f"broken {said} after 2 iterations: it has no final figures, only its curves" in found.caveats
     assert found.differences[0].figures == {}
     page = comparison_page(found)
@@ -284,3 +287,33 @@ def test_a_comparison_of_one_run_shows_it_alone(tmp_path: Path):
     assert (found.differences, found.settings) == ([], {})
     assert isinstance(found.runs[0], ComparedRun)
     assert "F1-Recall" in comparison_page(found)
+
+
+def test_runs_of_studies_are_compared_by_their_name_where_it_is_one_run_s_alone(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for place in ("", "study", "other"):
+        for name in ("default", *(["seed0"] if place else []), *(["seed1"] if place == "study" else [])):
+            begun(dataclasses.replace(config(tmp_path, name), runs_folder=f"runs/{place}"))
+    place = lambda *names: [run.folder.path.as_posix() for run in chosen_runs(names, Path("runs"), TrackingConfig(), tmp_path)]  # noqa: E731
+    assert place("seed1", "default") == ["runs/study/seed1", "runs/default"]
+    assert len(place()) == 6
+    with pytest.raises(RunConfigError, match=r"seed0: 2 runs have that name; .* runs/other/seed0, runs/study/seed0"):
+        place("seed0")
+
+
+def test_a_filter_finds_every_run_however_many_mlflow_hands_out_at_a_time(both, monkeypatch):
+    uri, *_ = both
+    monkeypatch.setattr("experiments.comparison.chosen.AT_ONCE", 1)
+    client = MlflowClient(tracking_uri=uri)
+    experiment = client.get_experiment_by_name("r1-router").experiment_id
+    assert {run.info.run_name for run in all_found(client, experiment, "params.`data.name` = 'atlas'")} == {"one", "other"}
+    assert all_found(client, experiment, "params.`data.name` = 'none'") == []
+
+
+@pytest.mark.parametrize(
+    "setting",
+    ["retrieval.hybrid", "retrieval.reranker", "rollout.max_passage_chars", "rollout.shuffle_passages", "rollout.max_prompt_tokens"],
+)
+def test_settings_that_decide_what_is_measured_are_said_when_they_differ(setting: str):
+    assert setting in DECIDE_THE_MEASURING
+    assert setting in flat(TrainConfig())

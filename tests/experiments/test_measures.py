@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
 import pytest
-from episodes import RETRIEVERS, STOP, episode, malformed, question, recorded, static, step, stop
+from episodes import RETRIEVERS, STOP, episode, malformed, question, recorded, static, step, stop, turn
 
 from experiments.measures import Counts, excludes_zero, paired_difference, summarise
 from experiments.measures import count as count_episode
@@ -94,3 +95,15 @@ def test_what_could_not_be_measured_has_no_value():
 def test_a_paired_difference_refuses_different_questions():
     with pytest.raises(ValueError, match="1 before, 0 after"):
         paired_difference([count(episode(question(), answer="Tasla"))], [])
+
+
+def test_a_stop_that_a_method_overrules_is_no_decision_to_be_judged():
+    """`never_stop` after the policy stopped: the search is counted, its route and the stop are not."""
+    forced = dataclasses.replace(step("table", "unknown"), plan=turn("plan", STOP))
+    early = count(episode(question(), forced, answer="Tasla"))
+    assert early["routing_accuracy"] == early["stop_accuracy"] == early["premature_stop_rate"] == (0, 0)
+    assert early["retrievals_per_question"] == (1, 1)
+    late = count(episode(question(), step("text", "Tasla"), forced, answer="Tasla"))
+    assert (late["routing_accuracy"], late["stop_accuracy"]) == ((1, 1), (0, 0))
+    own = count(episode(question(), step("text", "Tasla"), step("table", "unknown"), answer="Tasla"))
+    assert own["stop_accuracy"] == (0, 1)  # it went on by itself

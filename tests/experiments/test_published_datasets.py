@@ -15,11 +15,12 @@ from experiments.config import DataConfig, EvaluationConfig, RunConfigError
 from experiments.datasets import Dataset, load_dataset
 from experiments.datasets.dataset import split
 from experiments.datasets.real_atlas import questions_about, read_countries
+from experiments.measures import count
 from experiments.question_file import DataError, read_questions
 from experiments.train import check
 from rewards.paper_evaluator import f1_recall
 from rollout.needs import askable_needs, holds_answer, remaining_needs
-from rollout.records import Exchange
+from rollout.records import Exchange, Trajectory
 
 SHARED = (Path(__file__).parents[2] / "../shared/data").resolve()
 SMALL = EvaluationConfig(questions=16, validation_questions=8)
@@ -54,6 +55,9 @@ def test_numeric_questions_of_infoseek_take_every_number_of_their_range():
     assert gestation.text == "How many days does the gestation of this animal take?"  # gold: 6.5 to 7 days
     assert f1_recall("about 6.75 days", gestation.answers) == 1.0
     assert f1_recall("about 8 days", gestation.answers) == 0.0
+    assert gestation.answer_range == (6.5, 7.0)
+    right, wrong = (Trajectory(gestation, (), None, said, ()) for said in ("6.75", "65"))  # SQuAD's normalisation makes 65 of 6.5
+    assert [count(found, {})["exact_match"] for found in (right, wrong)] == [(1.0, 1), (0.0, 1)]
 
 
 def test_pictures_are_found_by_their_id_and_those_that_are_missing_are_counted(tmp_path):

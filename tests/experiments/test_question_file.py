@@ -76,3 +76,13 @@ def test_half_a_picture_does_not_pass(tmp_path: Path):
     (tmp_path / "half.png").write_bytes(picture()[: len(picture()) // 2])
     with pytest.raises(DataError, match="does not decode"):
         read_questions(write(tmp_path, {"text": "a", "answers": ["b"], "image": "half.png"}))
+
+
+def test_a_line_that_is_not_utf_8_is_named_and_nothing_of_it_is_guessed(tmp_path: Path):
+    file = tmp_path / "questions.jsonl"
+    line = json.dumps({"text": "Wo liegt Zürich?", "answers": ["Zürich"]}, ensure_ascii=False)
+    file.write_bytes(line.encode("utf-8") + b"\r\n" + line.encode("latin-1") + b"\n")
+    with pytest.raises(DataError, match=rf"^{file}:2: not UTF-8 \(byte 0xfc at place \d+\); expected UTF-8"):
+        read_questions(file)
+    file.write_bytes(line.encode("utf-8") + b"\r\n")
+    assert read_questions(file)[0].answers == ("Zürich",)

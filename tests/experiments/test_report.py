@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import html.parser
 import io
 import json
@@ -11,14 +12,17 @@ import shutil
 import zlib
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import PIL.Image
 import pyarrow.parquet as pq
 import pytest
 from episodes import RETRIEVERS, episode, malformed, question, recorded, step, stop
+from made_run import begun, config_in
 
 from experiments.charts import KB_COLOURS, line_chart, moving_mean
 from experiments.config import TrainConfig
+from experiments.early_report import report_so_far
 from experiments.evaluate import Evaluation
 from experiments.measures import count, paired_difference
 from experiments.report import main, write_report
@@ -28,6 +32,7 @@ from experiments.reports.confusion import confusion, confusion_section
 from experiments.reports.time_breakdown import time_section
 from experiments.run_folder import RunFolder
 from experiments.serving.page import FILE as SERVED
+from experiments.tally import Tally
 from rollout.records import GoldStep, Image, Trajectory
 
 VOID = {"meta", "img", "br", "input"}
@@ -240,3 +245,35 @@ def test_a_chart_without_points_is_left_out_and_one_point_is_drawn():
 def test_the_moving_mean_of_a_line_is_the_line():
     points = [(float(i), 2.0) for i in range(100)]
     assert moving_mean(points) == points
+
+
+def test_a_run_that_ends_early_leaves_a_report_with_its_warnings_and_no_figures_after_training(tmp_path: Path):
+    said: list[str] = []
+    folder = begun(config_in(tmp_path, "early"))
+    sign = {"iteration": 2, "name": "entropy", "found": 0.01, "threshold": 0.1, "cause": "it fell", "advice": "less"}
+    parts = SimpleNamespace(algorithm=SimpleNamespace(policy_version=3))
+    run = SimpleNamespace(
+        config=dataclasses.make_dataclass("Config", ["name"])("early"),
+        folder=folder,
+        parts=parts,
+        tally=Tally(warnings=[sign]),
+        tracker=SimpleNamespace(failures=0),
+        iteration=3,
+    )
+    report_so_far(folder, run, lambda line, style="": said.append(line))
+    page = folder.report.read_text()
+    assert said == [f"report of what there is: {folder.report}"]
+    assert "iteration 2: entropy" in page
+    assert "not measured after training" in page
+    assert "Before and after" not in page
+    assert folder.summary()["warnings"] == [sign]
+
+
+def test_a_report_that_cannot_be_written_ends_nothing_and_is_said(tmp_path: Path):
+    said: list[str] = []
+    folder = begun(config_in(tmp_path, "early"))
+    (folder.path / "config.yaml").unlink()
+    report_so_far(folder, None, lambda line, style="": said.append(line))
+    assert [line.partition(":")[0] for line in said] == ["warning"]
+    report_so_far(begun(config_in(tmp_path, "none"), rows=0), None, lambda line, style="": said.append(line))
+    assert len(said) == 1

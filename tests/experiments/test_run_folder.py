@@ -10,7 +10,7 @@ import pytest
 from episodes import episode, question, static, step, stop
 
 from experiments.config import LoopConfig, RunConfigError, TrainConfig
-from experiments.run_folder import COMPLETE, RunFolder
+from experiments.run_folder import COMPLETE, RunFolder, run_folders
 from rollout.records import Image
 
 
@@ -108,3 +108,13 @@ def test_checkpoints_of_a_future_that_was_given_up_are_put_aside(tmp_path):
     folder.abandon_after(20)
     assert [path.name for path in folder.complete_checkpoints()] == ["iteration-000020"]
     assert (folder.checkpoint_at(60).with_name("iteration-000060.abandoned") / COMPLETE).is_file()
+
+
+def test_runs_of_studies_are_found_and_what_lies_within_a_run_is_none(tmp_path: Path):
+    runs = ["laptop", "study/step-seed0", "study/sweep/default"]
+    for name in (*runs, "laptop/old", "study/tune/trial/deep"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "config.yaml").write_text("name: x")
+    (tmp_path / "study/start.json").write_text("{}")
+    assert [path.relative_to(tmp_path).as_posix() for path in run_folders(tmp_path)] == runs
+    assert run_folders(tmp_path / "nothing") == []

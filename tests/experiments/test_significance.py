@@ -6,10 +6,11 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
+from experiments.measures import averaged
 from experiments.significance import holm, mcnemar_p, permutation_p
 
 
@@ -68,3 +69,32 @@ def test_holm_corrects_by_rank_and_leaves_out_what_could_not_be_tested():
         "c": 0.06,
         "d": pytest.approx(math.nan, nan_ok=True),
     }
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=30), st.integers(1, 5))
+def test_a_question_that_was_asked_several_times_weighs_as_much_as_one_that_was_asked_once(pairs, samples):
+    before, after = results([first for first, _ in pairs]), results([second for _, second in pairs])
+    assert [averaged([counts] * samples) for counts in after] == after
+    assert mcnemar_p(before, [averaged([counts] * samples) for counts in after]) == mcnemar_p(before, after)
+
+
+@pytest.mark.parametrize("samples", [1, 4])
+def test_samples_with_the_rates_of_the_other_method_are_not_called_different(samples):
+    rng = np.random.default_rng(3)
+    before = results(rng.random(60) < 0.5)
+    same = [averaged([counts] * samples) for counts in before]
+    assert permutation_p(before, same, "exact_match") == mcnemar_p(before, same) == 1.0
+    apart = results(rng.random(60) < 0.7)
+    asked_often = [averaged([counts] * samples) for counts in apart]
+    assert permutation_p(before, asked_often, "exact_match") == permutation_p(before, apart, "exact_match")
+
+
+def test_what_is_neither_right_nor_wrong_has_no_mcnemar_test_and_is_not_corrected_for():
+    before = results([0] * 9 + [1])
+    sampled = [averaged(results(right)) for right in ([0, 1],) * 10]
+    p_values = {"sampled": mcnemar_p(before, sampled), "all": mcnemar_p(before, results([1] * 10))}
+    assert math.isnan(p_values["sampled"])
+    corrected = holm(p_values)
+    assert corrected["all"] == p_values["all"]
+    assert math.isnan(corrected["sampled"])

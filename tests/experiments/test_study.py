@@ -32,7 +32,7 @@ QUESTIONS = [question(number) for number in range(12)]
 DATA = Dataset(
     [], [], QUESTIONS, evaluation_kbs=(KnowledgeBaseSource("text", Path("kbs/text")), KnowledgeBaseSource("table", Path("kbs/table")))
 )
-INDIFFERENT = {"name", "runs_folder", "train.resume", "train.seed", "train.turns"}
+INDIFFERENT = {"name", "runs_folder", "train.resume", "train.seed", "train.turns", "tracking.parent"}
 
 
 def study(tmp_path: Path, *settings: str):
@@ -84,6 +84,14 @@ def test_the_sweep_changes_one_factor_at_a_time_and_keeps_turns_an_iteration(pla
         sections = {key.partition(".")[0] for key in changed}
         assert bool(changed) == bool(POINTS[training.arm].settings)
         assert sections in (set(), {"reward"}, {"rollout", "train"}, {"learner"})
+
+
+def test_mlflow_shows_the_arms_under_one_parent_and_the_sweep_under_another(tmp_path):
+    found = study(tmp_path)
+    assert {t.config.tracking.parent for t in found.trainings} == {"study"}
+    assert {t.config.tracking.parent for t in found.sweep} == {"study-sweep"}
+    named = study(tmp_path, "tracking.parent=mine")
+    assert {t.config.tracking.parent for t in (*named.trainings, *named.sweep)} == {"mine", "mine-sweep"}
 
 
 def test_training_ends_with_the_iteration_in_which_the_turns_are_sampled(tmp_path):
@@ -141,7 +149,7 @@ def asked(found, arm: str, seed: int, method: str, right) -> None:
     place = found.folder / "measured" / f"{arm}-seed{seed}"
     config = found.base
     config.evaluation.folder = str(place)
-    folder = EvaluationFolder(config, "policy", {})
+    folder = EvaluationFolder(config, "policy", {}, QUESTIONS)
     (place / "newest").write_text(folder.path.name)
     rows = []
     for number, item in enumerate(QUESTIONS):

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from experiments.evaluation_folder import row_of
 from experiments.measures import columns, count, interval
-from experiments.studies.answers import FAILS, HOLDS, OPEN, PAPER_POINTS, _factor, beside, negative, points, verdict
+from experiments.studies.answers import FAILS, HOLDS, OPEN, PAPER_POINTS, _factor, _outcome, _stopping, beside, negative, points, verdict
 from experiments.studies.confusion import routing_confusion, together
 from experiments.studies.curves import over_seeds
+from experiments.studies.plan import STEP_GRPO
 from experiments.studies.seeds import figure, mean_over_seeds, p_value
 from rollout.records import GoldStep, Question
 
@@ -171,3 +172,31 @@ def test_curves_begin_before_training_and_end_where_all_seeds_have_been():
     assert (mean <= high).all()
     assert high[-1] == 1.0
     assert over_seeds(curves, "b", "m") is None
+
+
+def courses(validation: tuple[float, float, float], routing: tuple[float, float, float]) -> dict:
+    """Outcome GRPO minus Step-GRPO on the way: (value, low, high) of each."""
+    of = lambda value, low, high: {"against_step": {"value": value, "low": low, "high": high, "seeds": [low, high]}}  # noqa: E731
+    return {"on_the_way": {"validation_f1_recall": {"outcome_grpo": of(*validation)}, "routing": {"outcome_grpo": of(*routing)}}}
+
+
+def test_who_learns_faster_is_judged_by_answers_and_not_by_what_one_of_the_rewards_pays_for():
+    results = {"against_step": {}, **courses(validation=(-0.01, -0.04, 0.02), routing=(-0.07, -0.08, -0.06))}
+    faster = _outcome(results)[1]
+    assert faster.verdict == OPEN
+    assert "+1.0 points [-2.0, +4.0] of F1-Recall on the validation questions (cannot be told apart)" in faster.says
+    assert "+7.0 points [+6.0, +8.0] of routing accuracy of sampled plan turns (holds)" in faster.says
+    assert "no proof of faster learning" in faster.says
+    assert _outcome({"against_step": {}, **courses((-0.05, -0.06, -0.04), (0.0, -0.1, 0.1))})[1].verdict == HOLDS
+    assert _outcome({"against_step": {}, "on_the_way": {"validation_f1_recall": {}, "routing": {}}})[1].verdict == "not measured yet"
+
+
+def test_that_never_stopping_searches_more_is_no_finding():
+    less = {"value": -1.6, "low": -1.7, "high": -1.5, "seeds": [-1.6]}
+    better = {"value": 0.4, "low": 0.3, "high": 0.5, "seeds": [0.4]}
+    against = {STEP_GRPO: {"never_stop": {"retrievals_per_question": less, "f1_recall": better}}}
+    found = _stopping({"against_methods": against})
+    assert found.verdict == "by construction"
+    assert "+40.0 points" in found.says
+    assert "no price of searching on alone" in found.says
+    assert _stopping({"against_methods": {}}).verdict == "not measured yet"

@@ -12,16 +12,18 @@ import pytest
 import torch
 from made_run import begun, config_in, finished, row
 
+from experiments.command_settings import read_settings
 from experiments.config import LoopConfig, TrackingConfig, resolved_yaml
 from experiments.fingerprints import fingerprint
 from experiments.iteration_figures import LEARNER, ROLLOUT
 from experiments.run_folder import RunFolder
-from experiments.tracking.identity import identity
+from experiments.tracking.identity import identity, note
 from experiments.tracking.metric_names import SECTIONS, metric_name, seconds_of
 from experiments.tracking.policy_version import model_name
 from experiments.tracking.run_upload import RunUpload, Sent
 from experiments.tracking.store import experiment_id
 from experiments.tracking.sweep import sweep
+from experiments.upload import UploadSettings, told_by
 from experiments.upload import main as upload_command
 from rollout.policy import Policy
 from rollout.records import Image, Question
@@ -225,6 +227,28 @@ def test_best_is_the_best_of_those_that_were_measured_on_the_same_questions(trac
     assert best == ["1", "2", "2", "4"]
 
 
+def test_a_training_that_somebody_else_measures_is_registered_by_its_validation_score(
+    tracking: TrackingConfig, client: Any, tmp_path: Path
+):
+    """A training of a study: it is finished, and has neither before nor after."""
+    name = model_name(tracking, "atlas")
+    for run, score, outcome in (("good", 0.8, "FINISHED"), ("worse", 0.4, "FINISHED"), ("stopped", 0.9, "KILLED")):
+        folder = begun(config_in(tmp_path, run))
+        folder.policy.mkdir()
+        (folder.policy / "config.json").write_text(json.dumps(run))
+        folder.write_summary({"name": run, "iterations": 3, "best": {"iteration": 2, "score": score}})
+        note(folder.path, outcome=outcome)
+        sent, run_id = upload(folder, tracking, outcome)
+        assert len(sent.versions) == (outcome == "FINISHED")
+        assert "policy" in {entry.path for entry in client.list_artifacts(run_id)}
+    assert str(client.get_model_version_by_alias(name, "best").version) == "1"
+    version = client.get_model_version(name, "2")
+    assert (version.tags["validation"], "f1_recall" in version.tags) == ("0.4", False)
+    assert version.description == (
+        "Run worse, iteration 2: not measured on held-out questions by the run; 0.400 on the validation questions."
+    )
+
+
 def test_without_a_model_name_the_policy_stays_where_it_is(tracking: TrackingConfig, client: Any, tmp_path: Path):
     folder = finished(config_in(tmp_path, "big"))
     folder.policy.mkdir()
@@ -284,3 +308,11 @@ def test_a_fingerprint_knows_every_word_and_picture_and_their_order():
 def test_artifacts_of_a_local_data_base_lie_beside_it(tracking: TrackingConfig, client: Any, store: str):
     location = client.get_experiment(experiment_id(client, tracking)).artifact_location
     assert Path(location.removeprefix("file://")) == Path(store.removeprefix("sqlite:///")).parent / "mlruns" / tracking.experiment
+
+
+@pytest.mark.parametrize(("said", "model"), [([], "mine"), (["model=other"], "other"), (["model=''"], "")])
+def test_a_later_upload_names_models_as_the_run_was_told_where_nothing_else_is_said(tmp_path: Path, said: list[str], model: str):
+    folder = begun(config_in(tmp_path, "told", model="mine"))
+    assert told_by(folder, read_settings(UploadSettings, said)).model == model
+    untold = begun(config_in(tmp_path, "kept", model=""))
+    assert told_by(untold, UploadSettings()).model == ""

@@ -107,6 +107,8 @@ def test_a_run_that_is_asked_to_stop_saves_itself_first(tmp_path: Path, start_po
         said, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == STOPPED
     assert "go on with train.resume=auto" in said
+    assert "report of what there is" in said
+    assert (tmp_path / "runs/smoke/report.html").stat().st_size > 10_000
     metrics = (tmp_path / "runs/smoke/metrics.jsonl").read_text().splitlines()
     assert (tmp_path / f"runs/smoke/checkpoints/iteration-{len(metrics):06d}/complete.json").exists()
 

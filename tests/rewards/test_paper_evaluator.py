@@ -9,15 +9,45 @@ import pytest
 from nltk.tokenize import word_tokenize
 from torchmetrics.functional.text import squad
 
-from rewards.paper_evaluator import CONTRACTIONS, f1_recall, paper_tokens, range_answers
+from rewards.paper_evaluator import f1_recall, paper_tokens, range_answers
 from rewards.squad_metrics import exact_match, f1
 
 PAIRS = 2000
+
+
+def restated_contractions() -> dict[str, str]:
+    """Words with an apostrophe missing -> with it: the table of the VQA evaluation, put together again by what the words end in."""
+    ending = {
+        "n't": "ai are ca could did does do had has have is might must need ought sha should was were wo would",
+        "'ve": "could might must not should they we what where who would you",
+        "'d": "he how it someone something there they where who you",
+        "'ll": "how it somebody someone something they what who why you",
+        "'re": "there they what why you",
+        "'s": "he how somebody someone that there what when where who why",
+    }
+    found = {f"{stem}{end.replace(chr(39), '')}": stem + end for end, stems in ending.items() for stem in stems.split()}
+    for stem in "could had might should would".split():
+        found |= {f"{stem}nt've": f"{stem}n't've", f"{stem}n'tve": f"{stem}n't've"}
+    for stem in "he it she somebody someone something there they we who you".split():
+        found |= {f"{stem}d've": f"{stem}'d've", f"{stem}'dve": f"{stem}'d've"}
+    found |= {
+        "maam": "ma'am",
+        "oclock": "o'clock",
+        "twas": "'twas",
+        "somebody'd": "somebodyd",
+    }  # the last one the other way round, as it is there
+    found |= dict.fromkeys(("ow's'at", "'ows'at", "'ow'sat"), "'ow's'at")
+    found |= {"yall": "y'all"} | dict.fromkeys(("yall'll", "y'allll"), "y'all'll")
+    return found | dict.fromkeys(("yall'd've", "y'alld've", "y'all'dve"), "y'all'd've")
+
+
+RESTATED_CONTRACTIONS = restated_contractions()
 PIECES = [
     *"the a an The film Tasla tasla Kor-mu Zürich ŁÓDŹ naïve 東京 🇵🇰 Ωmega straße İstanbul of is was in".split(),
     *"one Two ten none zero 7 12 1,250 1,234,567 3.14 0.5 .5 41. 1899 20/03/1851 $5.2 12% -4 2003-04 1.062".split(),
     *"dont don't isn't isnt couldnt've somebody'd o'clock its it's y'all 'twas Wisbar's cannot gonna".split(),
     *"U.S. e.g. St. (Oregon) [2] {x} \"quoted\" 'single' a/b c;d e:f g|h what? stop! _x_ x+y=z <b> @home `code` -- ... .. ,".split(),
+    *RESTATED_CONTRACTIONS,
     *["\n", "\t", "  ", "\u00a0", "“curly”", "’s", "film’s", "...", ", ", "? ", "...5"],
 ]
 
@@ -48,7 +78,7 @@ def restated_tokens(text: str) -> list[str]:
     numbers = {"none": "0", "zero": "0", "one": "1", "two": "2", "three": "3", "four": "4", "five": "5"}
     numbers |= {"six": "6", "seven": "7", "eight": "8", "nine": "9", "ten": "10"}
     words = [numbers.get(word, word) for word in stripped.lower().split()]
-    words = [CONTRACTIONS.get(word, word) for word in words if word not in ("an", "the")]
+    words = [RESTATED_CONTRACTIONS.get(word, word) for word in words if word not in ("an", "the")]
     return [token for token in word_tokenize(" ".join(words).lower(), preserve_line=True) if token not in ",.?!:;'\""]
 
 
@@ -67,6 +97,14 @@ def restated_f1_recall(prediction: str, answers: list[str]) -> float:
             f1_of_both = 2 * precision * recall / (precision + recall)
             best = best if best[0] >= f1_of_both else (f1_of_both, recall)
     return best[1]
+
+
+def test_every_contraction_is_spelled_as_in_the_restated_table_and_no_other_word_is():
+    assert len(RESTATED_CONTRACTIONS) == 114
+    others = "shes lets im ive id ill were well shell hell theyd've's somebodyd whats' dont' aint't wed wont've cannot".split()
+    for word in [*RESTATED_CONTRACTIONS, *RESTATED_CONTRACTIONS.values(), *others]:
+        assert list(paper_tokens(f"so {word} there")) == restated_tokens(f"so {word} there"), word
+    assert all(paper_tokens(wrong) == paper_tokens(right) for wrong, right in RESTATED_CONTRACTIONS.items() if wrong != "somebody'd")
 
 
 def test_f1_recall_is_that_of_a_restated_evaluator_on_two_thousand_pairs():
@@ -126,3 +164,33 @@ def test_exact_match_and_f1_are_those_of_the_library_on_two_thousand_pairs():
         expected = squad({"id": "q", "prediction_text": prediction}, target)
         assert exact_match(prediction, answers) == float(expected["exact_match"]) / 100
         assert f1(prediction, answers) == pytest.approx(float(expected["f1"]) / 100, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "limits", "matches", "agreement"),
+    [
+        ("1000", (100.0, 200.0), 0.0, 0.0),  # 100.0 without its point
+        ("150", (100.0, 200.0), 1.0, 1.0),
+        ("150.25", (100.0, 200.0), 1.0, 1.0),  # between two steps of the evaluator
+        ("100", (100.0, 200.0), 1.0, 1.0),
+        ("200.0.", (100.0, 200.0), 1.0, 1.0),
+        ("200.1", (100.0, 200.0), 0.0, 0.0),
+        ("6", (6.5, 7.0), 0.0, 0.0),  # a whole number below the range
+        ("$1,250", (1200.0, 1300.0), 1.0, 1.0),
+        ("the 1,250 m", (1200.0, 1300.0), 0.0, 2 / 3),
+        ("about 12 to 13", (12.5, 14.0), 0.0, 2 / 5),
+        ("-4", (3.0, 5.0), 0.0, 0.0),
+        ("-4", (-5.0, -3.0), 1.0, 1.0),
+        (".5", (0.4, 0.6), 1.0, 1.0),
+        ("12,5", (12.0, 13.0), 0.0, 0.0),  # no number that this notation has
+        ("many", (1.0, 2.0), 0.0, 0.0),
+        ("", (0.0, 1.0), 0.0, 0.0),
+        (". - ,", (0.0, 1.0), 0.0, 0.0),
+    ],
+)
+def test_a_range_is_compared_with_numbers_and_not_with_texts(
+    prediction: str, limits: tuple[float, float], matches: float, agreement: float
+):
+    answers = range_answers(*limits)
+    assert exact_match(prediction, answers, limits) == matches
+    assert f1(prediction, answers, limits) == pytest.approx(agreement)

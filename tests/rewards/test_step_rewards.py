@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from scored_episode import CAPITAL, PEOPLE, QUESTION, RETRIEVERS, plan, said, same, turn
 
+from experiments.datasets.recorded_steps import read_recorded_steps
 from retrieval_actors.records import Passage
 from rewards.config import RewardConfig
 from rewards.judged_turn import plan_needs
 from rewards.scoring import score_trajectory, texts_to_compare
 from rewards.step_rewards import abstain_reward, answer_gold, answer_reward, plan_reward
 from rollout.records import Exchange, GoldStep, Question, State, Trajectory, TurnGroup
+
+STEPS = (Path(__file__).parents[2] / "../shared/data/r1router/grpo_dataset_valid_new.jsonl").resolve()
 
 
 def state(kind: str, question: Question = QUESTION, **seen) -> State:
@@ -182,6 +187,47 @@ def test_the_parts_of_a_reward_add_up_to_it(config):
 
 def test_only_texts_that_will_be_compared_are_embedded():
     assert set(texts_to_compare(episode(), RETRIEVERS)) == {CAPITAL.query}
+
+
+PAPER = RewardConfig(query_weight=0.5, entity_weight=0.0, routing_weight=0.5, paper_stops=True)
+
+
+def test_as_in_the_paper_none_is_a_query_and_a_retriever_like_others():
+    stop, ask = plan("None", "None"), plan(CAPITAL.query, "Text Retriever")
+    assert earned(stop, [], PAPER) == pytest.approx(1.0)
+    assert earned(ask, [], PAPER) == pytest.approx(0.5 * 0.9)
+    assert earned(stop, [CAPITAL], PAPER) == pytest.approx(0.5 * 0.9)
+    assert earned(ask, [CAPITAL], PAPER) == pytest.approx(1.0)
+    assert earned(plan("None", "Text Retriever"), [], PAPER) == 0.0  # malformed
+    assert plan_reward(stop, [CAPITAL], same, PAPER, RETRIEVERS).components["premature"] == 1.0
+    assert plan_reward(ask, [], same, PAPER, RETRIEVERS).components == {"format": 1.0, "stop": 0.0}
+
+
+def test_texts_of_stops_are_embedded_where_they_are_compared():
+    done = TurnGroup(
+        state("plan", Question("q", "?", ("a",), gold_steps=())),
+        (turn("plan", plan("Who?", "Text Retriever")), turn("plan", plan("None", "None"))),
+    )
+    found = Trajectory(QUESTION, (), None, "", (done,))
+    assert set(texts_to_compare(found, RETRIEVERS)) == set()
+    assert set(texts_to_compare(found, RETRIEVERS, stops=True)) == {"None", "Who?"}
+
+
+@pytest.mark.skipif(not STEPS.is_file(), reason="the published step data set is not beside the repository")
+def test_every_recorded_plan_turn_earns_what_the_released_rule_gives():
+    """Against the rule as it is written down, on the gold of every recorded turn: each is answered with its own gold, a stop, and another's."""
+    names = {"text": "Text Retriever", "text_image": "Text Image Retriever", "table": "Table Retriever", "": "None"}
+    golds = [t.target for found in read_recorded_steps(STEPS).trajectories for t in found if t.kind == "plan"]
+    assert (len(golds), sum(gold.kb == "" for gold in golds)) == (346, 53)
+
+    def letters(a: str, b: str) -> float:
+        return len(set(a) & set(b)) / max(len(set(a)), len(set(b)))
+
+    for gold, other in zip(golds, golds[1:] + golds[:1], strict=True):
+        for asked in (gold, other, GoldStep("None", "", "")):
+            (judged,) = score_trajectory(recorded("plan", gold, plan(asked.query, names[asked.kb])), letters, PAPER, RETRIEVERS)
+            released = 0.5 * letters(asked.query, gold.query) + 0.5 * (names[asked.kb] == names[gold.kb])
+            assert judged.reward.total == pytest.approx(released)
 
 
 def recorded(kind: str, target: GoldStep, *texts: str) -> Trajectory:

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import random
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 from scripted import Script
 
 from experiments.teacher import answer_response, plan_response
+from retrieval_actors.records import Passage
 from rollout.config import RolloutConfig
+from rollout.episode import Log, Surroundings, episode
 from rollout.episode_pool import roll_out
 from rollout.methods.registry import METHODS, find_method, is_method, label_of
+from rollout.records import GoldStep, Question, Turn, TurnGroup
+from rollout.searches import Look
 
 KBS = ["text", "text_image", "table"]
 
@@ -33,6 +41,46 @@ def run(method: str, question, policy, retriever, say=None, **settings):
     config = RolloutConfig(mode="chain", group_size=1, routing=method, **settings)
     (trajectory,) = roll_out([question], engine, retriever, config, seed=0)
     return trajectory, engine.prompts
+
+
+def walked(question, policy, routing: str, *plans: tuple[str, str]):
+    """One episode in which each plan turn says the next of `plans`; every search finds the same passage."""
+    said = iter(plans)
+    names = {"text": "Text Retriever", "table": "Table Retriever"}
+    cards = {kb: SimpleNamespace(name=kb, retriever_name=name, description=kb, modality=kb) for kb, name in names.items()}
+    around = Surroundings(policy, cards, RolloutConfig(mode="chain", group_size=1, routing=routing))
+    going, sent = episode(question, around, random.Random(0), Log()), None
+    while True:
+        try:
+            wanted = going.send(sent)
+        except StopIteration as over:
+            return over.value
+        if isinstance(wanted, Look):
+            sent = [Passage("p", "Runo is in Kormu.", kb=wanted.kb)]
+            continue
+        kind = wanted.state.kind
+        text = plan_response("t", *next(said)) if kind == "plan" else answer_response("t", "Runo")
+        sent = TurnGroup(wanted.state, (Turn(kind, np.array([5], np.int32), np.zeros(1, np.float32), "stop", 0, text),))
+
+
+@pytest.mark.parametrize(
+    ("gold", "routes"),
+    [
+        (None, ["text", None]),  # nobody knows: the policy decides
+        ((), [None]),  # nothing is needed: the gold steps end it at once
+        ((GoldStep("What is the capital of Kormu?", "table", "Runo", ("Kormu",)),), ["table", None]),
+    ],
+)
+def test_oracle_routing_follows_gold_steps_and_the_policy_where_there_are_none(fresh_policy, gold, routes):
+    question = Question("q", "What is the capital of Kormu?", ("Runo",), None, gold)
+    trajectory = walked(question, fresh_policy, "oracle", ("What is the capital of Kormu?", "Text Retriever"), ("None", "None"))
+    assert [step.action.kb for step in trajectory.steps] == routes
+
+
+def test_oracle_routing_leaves_a_stop_that_comes_too_early(fresh_policy):
+    gold = GoldStep("What is the capital of Kormu?", "table", "Runo", ("Kormu",))
+    trajectory = walked(Question("q", "What is the capital of Kormu?", ("Runo",), None, (gold,)), fresh_policy, "oracle", ("None", "None"))
+    assert [step.action.kb for step in trajectory.steps] == [None]
 
 
 def asked(trajectory) -> list[str]:

@@ -39,7 +39,7 @@ def turn(kind: str, text: str = "said — 'so'\n") -> Turn:
 
 def live(number: int) -> Trajectory:
     """One step and a final turn, with pictures and a failed search."""
-    asked = Question(f"q{number}", "Flag?", ("a", "b"), Image.of(b"picture" * number), (GOLD,), "image")
+    asked = Question(f"q{number}", "Flag?", ("a", "b"), Image.of(b"picture" * number), (GOLD,), "image", (1.5, 2.0) if number % 2 else None)
     passages = (
         Passage("p", "text", "title", b"passage picture", "text_image", 0.1 + number),
         Passage("", "", error="the shard is gone"),

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from scripted import Card
 
+from experiments.config import RunConfigError, load_config
 from retrieval_actors.records import Passage
 from rollout.config import RolloutConfig
 from rollout.episode import Log, Surroundings, answer
@@ -120,3 +121,12 @@ def test_unknown_prompts_and_broken_step_data_sets_are_named(tmp_path: Path):
     broken.write_text('{"steps": [{"step_type": "ret", "system": "s"}]}\n{"images": []}\n')
     with pytest.raises(ValueError, match=r"steps\.jsonl:2: not a recorded trajectory"):
         PROMPT_SETS[str(broken)]
+
+
+@needs_steps
+def test_recorded_prompts_are_looked_for_beside_the_data_as_well():
+    published = f"r1router/{STEPS.name}"
+    config = load_config([f"data.folder={STEPS.parents[1]}", f"prompts.from_dataset={published}"])
+    assert Path(config.rollout.prompts).resolve() == STEPS
+    with pytest.raises(RunConfigError, match=r"rollout\.prompts is 'r1router/"):
+        load_config(["data.folder=nowhere", f"prompts.from_dataset={published}"])
