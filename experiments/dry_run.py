@@ -42,11 +42,13 @@ def dry_run(config: TrainConfig, console: Console) -> bool:
     dataset, found = _data(config)
     findings += found
     try:
-        shape = policy_shape(config.train.policy, config.learner)
+        shape = policy_shape(
+            config.train.policy, replace(config.learner, gradient_checkpointing=False)
+        )  # what a layer saves is measured on it
         findings += [
             *examine_policy(shape, config.rollout.max_prompt_tokens + max(map(config.rollout.longest, ("plan", "answer", "final"))))
         ]
-        findings += _built(config, shape, console)
+        findings += _built(config, shape, dataset, console)
     except RunConfigError as error:
         findings.append(Finding("policy", "missing", str(error)))
     except ValueError as error:  # adapters for layers that there are not
@@ -71,11 +73,11 @@ def _data(config: TrainConfig) -> tuple[Dataset | None, list[Finding]]:
     return dataset, [Finding("data", f"{config.data.name}: {counts}", mend), *notes]
 
 
-def _built(config: TrainConfig, shape: PolicyShape, console: Console) -> Iterator[Finding]:
+def _built(config: TrainConfig, shape: PolicyShape, dataset: Dataset | None, console: Console) -> Iterator[Finding]:
     """The learner's objects, and the memory of every process that holds the policy."""
-    alone = counted(policy_shape(config.train.policy, replace(config.learner, lora_rank=0)).model)
-    not_checkpointed = replace(config.learner, gradient_checkpointing=False)
-    numbers, saved, memory = learner_memory(policy_shape(config.train.policy, not_checkpointed).model, config)
+    without_adapters = policy_shape(config.train.policy, replace(config.learner, lora_rank=0)) if config.learner.lora_rank else shape
+    alone = counted(without_adapters.model)
+    numbers, saved, memory = learner_memory(shape.model, config)
     trained = [parameter for parameter in shape.model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=learning_rate(config.learner, 0), weight_decay=config.learner.weight_decay)
     stage = engine_settings(config.learner)["zero_optimization"]["stage"]
@@ -92,7 +94,8 @@ def _built(config: TrainConfig, shape: PolicyShape, console: Console) -> Iterato
     )
     shares = {who: sampler_share(who, shape.config, alone, config) for who in ("rollout", "evaluation")}
     shares["learner"] = learner_share(memory)
-    kinds: dict[str, list[GpuShare]] = gpus_of(config, shares)
+    asks = asks_of(config, RoleResources.of(config, ()), knowledge_bases_of(dataset))
+    kinds: dict[str, list[GpuShare]] = gpus_of(config, shares, asks)
     on_cpu = {} if kinds else {"this machine": list(shares.values())}
     console.print(memory_table(kinds or on_cpu, config.ray.gpu_gib), highlight=False)
     yield from fits(kinds, config.ray.gpu_gib, memory, config)

@@ -6,6 +6,7 @@ import re
 
 import pytest
 from hypothesis import given
+from hypothesis import settings as within
 from hypothesis import strategies as st
 
 from experiments.config import load_config
@@ -135,6 +136,7 @@ SOME_ASK = st.builds(
 SOME_NODE = st.tuples(st.integers(0, 8), st.integers(0, 4), st.integers(0, 8))
 
 
+@within(deadline=None)
 @given(asks=st.lists(SOME_ASK), nodes=st.lists(SOME_NODE, min_size=1, max_size=4))
 def test_nothing_is_promised_twice(asks, nodes):
     left = [Node(f"n{i}", cpus, gpus, memory * GIB) for i, (cpus, gpus, memory) in enumerate(nodes)]
