@@ -114,7 +114,9 @@ def _placement(config: TrainConfig, dataset: Dataset | None, console: Console) -
         return Finding("placement", "not looked at: ray.cluster_file is empty", "name the file of your cluster there", fatal=False)
     file = next((path for path in (Path(config.ray.cluster_file), REPOSITORY / config.ray.cluster_file) if path.is_file()), None)
     if file is None:
-        raise RunConfigError(f"ray.cluster_file is {config.ray.cluster_file!r}: no such file; expected a file of Ray's launcher, or '' for none")
+        raise RunConfigError(
+            f"ray.cluster_file is {config.ray.cluster_file!r}: no such file; expected a file of Ray's launcher, or '' for none"
+        )
     most = cluster_file_nodes(file, "max_workers")
     if placed_on(config, dataset, cluster_file_nodes(file)).refusal and not placed_on(config, dataset, most).refusal:
         return _laid_out(config, dataset, most, f"{file.name}, grown to max_workers (ray.join_s=600 asks for that)", console)

@@ -140,6 +140,8 @@ def test_a_submitted_run_ends_with_a_whole_run_folder(head, tmp_path):
     assert [line.split()[1] for line in done.stdout.splitlines() if line.startswith("iteration ")] == ["1", "2"]
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_a_job_that_fails_says_why(head):
     failed = submit(head, sys.executable, "-m", "experiments.train", "smoke.yaml", "train.iteratons=2")
     assert failed.returncode != 0
