@@ -11,6 +11,7 @@ import pytest
 from episodes import episode, question, step, stop
 from rich.console import Console
 
+from experiments import evaluate
 from experiments.comparison_tables import print_comparison
 from experiments.config import RunConfigError, load_config
 from experiments.datasets import Dataset
@@ -164,3 +165,12 @@ def test_what_was_not_measured_is_nan_and_not_zero(tmp_path):
     results = run(policy, Workers(lambda number, sample: False), folder(tmp_path))
     overall = compared({"policy": results}, [policy], [q.id for q in QUESTIONS])["methods"]["policy"]["overall"]
     assert math.isnan(overall["tokens_per_right_answer"]["value"])
+
+
+def test_an_evaluation_without_a_place_is_refused_at_once_with_the_mend(ray_cluster, tmp_path, capsys):
+    folders = [f"runs_folder={tmp_path}", f"data.kb_folder={tmp_path / 'kbs'}"]
+    assert evaluate.main(["experiments/cold_start_policy", "smoke.yaml", "train.gpus_per_rollout_worker=1", *folders]) == 2
+    said = " ".join(capsys.readouterr().out.split())
+    assert "2 of 2 evaluation find no place: one asks for 0.5 CPU, 1 GPU" in said
+    assert "Mend: lower train.num_rollout_workers or train.gpus_per_evaluation_worker" in said
+    assert not (tmp_path / "kbs").exists()

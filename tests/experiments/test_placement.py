@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import settings as within
 from hypothesis import strategies as st
 
 from experiments.config import load_config
-from experiments.growth import bundles_of
+from experiments.growth import bundles_of, growing
 from experiments.placement import Ask, Node, place
 from experiments.run_asks import RoleResources, asks_of, asks_of_evaluation
 
@@ -166,3 +167,18 @@ def test_an_evaluation_starts_no_learner():
     config = load_config(["learner.num_learners=9", "learner.gpus_per_learner=1"])
     asks = asks_of_evaluation(config, RoleResources(), [[], []])
     assert {ask.role: ask.count for ask in asks} == {"embedder": 1, "evaluation": 2}
+
+
+def test_the_request_to_an_autoscaler_ends_with_the_wait(ray_cluster):
+    with growing() as grow:
+        grow([Ask("learner", 2, 4, 1, resource="learner")])
+        assert requested() == [{"CPU": 4.0, "GPU": 1.0, "learner": 0.001}] * 2
+    assert requested() == []
+
+
+def requested() -> list[dict[str, float]]:
+    """What the autoscaler of the cluster would find when it looks next."""
+    from ray._private.ray_constants import AUTOSCALER_RESOURCE_REQUEST_CHANNEL
+    from ray.experimental.internal_kv import _internal_kv_get
+
+    return json.loads(_internal_kv_get(AUTOSCALER_RESOURCE_REQUEST_CHANNEL))
