@@ -25,7 +25,7 @@ RAY = Path(sys.executable).with_name("ray")
 @dataclass(frozen=True)
 class Head:
     dashboard: str
-    """Its address."""
+    """Its address, if there is one."""
     gcs: str
     """What RAY_ADDRESS is for a driver."""
     environment: dict[str, str]
@@ -55,7 +55,7 @@ def status_of(address: str, token: str = "") -> int:
 
 
 @contextmanager
-def own_head(*options: str, port: int = 0, variables: Mapping[str, str] | None = None) -> Iterator[Head]:
+def own_head(*options: str, port: int = 0, with_dashboard: bool = True, variables: Mapping[str, str] | None = None) -> Iterator[Head]:
     """Ends with the block. `options` and `variables`: more of them, for `ray start`. Its folder is short: sockets lie in it."""
     folder = tempfile.mkdtemp(prefix="ray-")
     gcs, dashboard, agent, agent_grpc, client = free_ports(5)
@@ -64,7 +64,7 @@ def own_head(*options: str, port: int = 0, variables: Mapping[str, str] | None =
     environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_USAGE_STATS_ENABLED": "0"}
     environment["RAY_agent_register_timeout_ms"] = "120000"  # a head whose agent is late, on a busy machine, would end itself
     command = [str(RAY), "start", "--head", "--block", f"--temp-dir={folder}", f"--port={gcs}", "--node-ip-address=127.0.0.1"]
-    command += ["--include-dashboard=true", f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}"]
+    command += [f"--include-dashboard={str(with_dashboard).lower()}", f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}"]
     command += [f"--dashboard-agent-listen-port={agent}", f"--dashboard-agent-grpc-port={agent_grpc}"]
     command += ["--object-store-memory=300000000", "--disable-usage-stats", "--min-worker-port=0", "--max-worker-port=0", *options]
     said = Path(folder, "head.log")
@@ -75,7 +75,9 @@ def own_head(*options: str, port: int = 0, variables: Mapping[str, str] | None =
     address = f"http://127.0.0.1:{dashboard}"
     try:
         end = time.monotonic() + 90
-        while status_of(address, environment["RAY_AUTH_TOKEN"]) != 200:
+        while not (
+            status_of(address, environment["RAY_AUTH_TOKEN"]) == 200 if with_dashboard else "Ray runtime started" in said.read_text()
+        ):
             assert process.poll() is None, f"the head ended: {said.read_text()[-2000:]}"
             assert time.monotonic() < end, f"the head did not start: {said.read_text()[-2000:]}"
             time.sleep(0.5)

@@ -48,7 +48,7 @@ def growing_cluster(tmp_path):
     file = tmp_path / "cluster.json"
     file.write_text(json.dumps(CONFIG | {"provider": provider}))
     variables = {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
-    with own_head("--num-cpus=4", f"--autoscaling-config={file}", port=port, variables=variables) as head:
+    with own_head("--num-cpus=4", f"--autoscaling-config={file}", port=port, with_dashboard=False, variables=variables) as head:
         yield head
 
 
