@@ -33,7 +33,7 @@ def note_on_folders(config: TrainConfig) -> str:
     """For a submitted job, which runs in a copy of its working directory: which paths a later job would not find; empty: none."""
     if UPLOADED not in os.getcwd():
         return ""
-    tracked = config.tracking.uri.removeprefix("sqlite:///")
+    tracked = config.tracking.uri.removeprefix("sqlite:///") if config.tracking.mlflow else ""
     kept = {"runs_folder": config.runs_folder, "data.kb_folder": config.data.kb_folder, "tracking.uri": tracked}
     lost = ", ".join(f"{key}={path}" for key, path in kept.items() if path and "://" not in path and not os.path.isabs(path))
     return f"note: {lost}: relative to this job's copy of the repository, which no later job sees; give absolute paths" if lost else ""

@@ -112,11 +112,16 @@ class ClusterConfig:
     num_cpus: int = 0
     """CPUs that Ray counts with; 0: those of the machine, at least as many as the actors of a run ask for. Unused under RAY_ADDRESS."""
     object_store_mb: int = 512
-    """Memory for what the processes hand each other."""
+    """Memory, on each node, for what the processes hand each other. Under RAY_ADDRESS it is what `ray start --object-store-memory` said there,
+    and `experiments.doctor` compares the two."""
     gpu_gib: float = 80.0
     """Memory of one GPU, in GiB: what a dry run compares with."""
     join_s: float = 0.0
-    """Seconds to wait for nodes that are still joining the cluster, before a run that finds no place there is refused."""
+    """Seconds to wait for nodes before a run that finds no place is refused: for those that are joining, and for those that the cluster's
+    autoscaler, which is asked for them, can start."""
+    cluster_file: str = "ray_cluster.yaml"
+    """The cluster that a dry run lays processes with GPUs onto, as Ray's launcher takes it (only `available_node_types` and `head_node_type` are
+    looked at); empty: onto none."""
 
 
 @dataclass

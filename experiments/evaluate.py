@@ -27,9 +27,10 @@ from experiments.evaluation_progress import EvaluationProgress
 from experiments.measures import Counts, Interval, by_family, count, kb_shares, summarise
 from experiments.method_comparison import compared, measure
 from experiments.methods import WITHOUT_GOLD, as_measured, has_gold, leaves_out_oracle, measured_methods
+from experiments.placement_table import placed_or_refused
 from experiments.progress import Progress
 from experiments.question_file import DataError
-from experiments.run_asks import CPUS_PER_ROLLOUT_WORKER, on_nodes_with
+from experiments.run_asks import CPUS_PER_ROLLOUT_WORKER, asks_of_evaluation, on_nodes_with
 from experiments.run_folder import RunFolder
 from learner.deadline import DeadlineError
 from retrieval_actors.knowledge_base import KnowledgeBaseError
@@ -226,12 +227,17 @@ def main(arguments: list[str]) -> int:
     with start_ray(config), EvaluationProgress(console) as progress:
         for note in (*dataset.notes, *([WITHOUT_GOLD] if leaves_out_oracle(config, gold) else [])):
             progress.say(note, style="yellow")
+        try:
+            placed, roles = placed_or_refused(config, dataset, console, asks_of_evaluation)
+        except RunConfigError as error:
+            console.print(f"error: {error}", style="red", soft_wrap=True, markup=False, highlight=False)
+            return 2
         progress.phase("knowledge bases")
         folders = ensure_knowledge_bases(dataset.evaluation_kbs, progress.detail)
-        wanted = replace(config.retrieval, folders=folders)
+        wanted = replace(placed.retrieval, folders=folders)
         retriever = start_retrieval(wanted, progress.detail, announce=lambda plan: progress.say(plan.line(), style="dim"))
         folder = EvaluationFolder(config, policy, {card.name: card.fingerprint for card in retriever.catalog}, dataset.heldout)
-        evaluator = Evaluator(policy, config)
+        evaluator = Evaluator(policy, config, roles.rollout)
         found = {method.name: measure(evaluator, method, dataset, retriever, folder, progress) for method in methods}
     comparison = compared(found, methods, [item.question.id if isinstance(item, RecordedTurn) else item.id for item in dataset.heldout])
     folder.write_summary({"policy": policy, "dataset": config.data.name, **comparison})

@@ -1,13 +1,14 @@
 """What the processes of a run hold on each GPU, before any of them exists: parameters, gradients, optimizer, keys and values, activations.
 
 The learner's part is `learner/memory_plan.py`. A rollout or evaluation worker holds the policy, the keys and values of `rollout.batch_tokens`
-tokens (and, while that cache grows, the old and the new one), and what one prefill or one step of decoding needs. Embedders and shards are not
-counted.
+tokens (and, while that cache grows, the old and the new one), and what one prefill or one step of decoding needs; with
+`learner.transport=collective` a rollout worker keeps the weights as they were received, too. Embedders and shards are not counted.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from rich.table import Table
 
 from experiments.config import TrainConfig
 from experiments.findings import Finding
+from experiments.placement import Ask, Node, place
 from learner.memory_plan import Counted, RankMemory, counted, rank_memory
 from learner.saved_activations import SavedBytes, saved_bytes
 from rollout.engines.transformers_engine import PREFILL_TOKENS
@@ -79,10 +81,12 @@ def sampler_share(who: str, policy: Any, numbers: Counted, config: TrainConfig) 
     a_token = 2 * text.num_hidden_layers * text.num_key_value_heads * size * b
     prefill = PREFILL_TOKENS * (3 * text.intermediate_size + 4 * text.hidden_size) * b
     decode = config.rollout.slots * text.vocab_size * SAMPLING_BYTES
+    received = who == "rollout" and config.learner.transport == "collective" and config.rollout.engine != "vllm"
     return GpuShare(
         who,
         {
             "parameters": numbers.parameters * b,
+            "weights received": numbers.parameters * b if received else 0,
             "KV cache": a_token * config.rollout.batch_tokens,
             "KV cache growing": a_token * config.rollout.batch_tokens,
             "activations": max(prefill, decode),
@@ -91,21 +95,28 @@ def sampler_share(who: str, policy: Any, numbers: Counted, config: TrainConfig) 
     )
 
 
-def gpus_of(config: TrainConfig, shares: dict[str, GpuShare]) -> dict[str, list[GpuShare]]:
-    """Kind of GPU -> who is on one of that kind. Workers with a share of a GPU come together on it."""
-    train, learner = config.train, config.learner
-    workers = [shares["rollout"]] if train.gpus_per_rollout_worker else []
-    if config.evaluation_gpus and config.evaluation_gpus + train.gpus_per_rollout_worker <= 1:
-        workers.append(shares["evaluation"])
-    found = {"rollout GPU": workers} if workers else {}
-    if config.evaluation_gpus and shares["evaluation"] not in workers:
-        found["evaluation GPU"] = [shares["evaluation"]]
-    if learner.gpus_per_learner:
-        if train.placement == "colocated":
-            found = {"every GPU": [shares["learner"], *workers]}
-        else:
-            found["learner GPU"] = [shares["learner"]]
+def gpus_of(config: TrainConfig, shares: dict[str, GpuShare], asks: Sequence[Ask]) -> dict[str, list[GpuShare]]:
+    """Kind of GPU -> who is on the fullest one of that kind, where all `asks` are laid onto as few GPUs as take them."""
+    on_gpus = [ask for ask in asks if ask.gpus]
+    cpus, resources = sum(ask.count * ask.cpus for ask in on_gpus), frozenset(ask.resource for ask in on_gpus)
+    node = Node("all", cpus, sum(ask.count for ask in on_gpus), resources=resources)
+    place(on_gpus, [node])
+    found: dict[str, list[GpuShare]] = {}
+    for occupants in node.occupants:
+        holders = [shares[ask.role] for ask in occupants if ask.role in shares]
+        kind = "every GPU" if config.train.placement == "colocated" else f"{_foremost(holders)} GPU"
+        if holders and _total(holders) > _total(found.get(kind, [])):
+            found[kind] = holders
     return found
+
+
+def _foremost(holders: Sequence[GpuShare]) -> str:
+    """Whom a GPU is named for."""
+    return next((who for who in ("learner", "rollout", "evaluation") if any(share.who == who for share in holders)), "")
+
+
+def _total(shares: Sequence[GpuShare]) -> int:
+    return sum(share.total for share in shares)
 
 
 def memory_table(kinds: dict[str, list[GpuShare]], gpu_gib: float) -> Table:
@@ -118,7 +129,7 @@ def memory_table(kinds: dict[str, list[GpuShare]], gpu_gib: float) -> Table:
         for share in shares:
             cells = [f"{share.parts[name] / GIB:.1f}" if share.parts.get(name) else "" for name in names]
             table.add_row(share.who, *cells, f"{share.total / GIB:.1f}")
-        table.add_row(kind, *[""] * len(names), f"{sum(share.total for share in shares) / GIB:.1f}", style="bold")
+        table.add_row(kind, *[""] * len(names), f"{_total(shares) / GIB:.1f}", style="bold")
     return table
 
 
@@ -126,7 +137,7 @@ def fits(kinds: dict[str, list[GpuShare]], gpu_gib: float, memory: RankMemory, c
     """Whether each kind of GPU is large enough, and what would make it so."""
     found = []
     for kind, shares in kinds.items():
-        needed, usable = sum(share.total for share in shares) / GIB, gpu_gib * FRAGMENTED
+        needed, usable = _total(shares) / GIB, gpu_gib * FRAGMENTED
         largest = max(((share, name) for share in shares for name in share.parts), key=lambda pair: pair[0].parts[pair[1]])
         mend = f"the largest part is {largest[1]} of the {largest[0].who}: {_mend(largest[1], config)}" if needed > usable else ""
         found.append(Finding(kind, f"{needed:.1f} GiB of {gpu_gib:g} (of which {usable:.1f} are counted on)", mend))
@@ -147,6 +158,7 @@ def _mend(part: str, config: TrainConfig) -> str:
         "gradients": "learner.zero_stage=2 or higher with more learner.num_learners, or learner.lora_rank",
         "parameters": "learner.dtype=bfloat16, or for the learner learner.zero_stage=3",
         "exchange": "learner.zero_stage=1, which exchanges gradients in place",
+        "weights received": "learner.transport=object_store, which hands them over in main memory",
         "KV cache": "a lower rollout.batch_tokens",
         "KV cache growing": "a lower rollout.batch_tokens",
         "reference": "learner.zero_stage=3, learner.lora_rank, or learner.kl_weight=0",

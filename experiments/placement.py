@@ -60,11 +60,14 @@ class Node:
     """Names of its custom resources."""
     shares: list[float] = field(init=False)
     """What is free of each GPU."""
+    occupants: list[list[Ask]] = field(init=False)
+    """Who was put on each GPU: once for each process."""
 
     def __post_init__(self) -> None:
         whole = int(self.gpus + EPSILON)
         rest = self.gpus - whole
         self.shares = [1.0] * whole + ([rest] if rest > EPSILON else [])
+        self.occupants = [[] for _ in self.shares]
         self._bounded = self.memory > 0
 
     def takes(self, ask: Ask) -> bool:
@@ -81,6 +84,7 @@ class Node:
         if ask.gpus:
             fullest = min((share, i) for i, share in enumerate(self.shares) if share + EPSILON >= ask.gpus)[1]
             self.shares[fullest] -= ask.gpus
+            self.occupants[fullest].append(ask)
 
     def offers(self) -> str:
         """For messages."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import ray
 from rich.console import Console, Group, RenderableType
@@ -11,12 +11,15 @@ from rich.table import Table
 
 from experiments.config import RunConfigError, TrainConfig
 from experiments.datasets import Dataset, KnowledgeBaseSource
-from experiments.placement import Node, Plan, place
+from experiments.growth import growing
+from experiments.placement import Ask, Node, Plan, place
 from experiments.run_asks import RoleResources, asks_of, with_roles
 from retrieval_actors.memory_plan import readable
 
 BUILT_IN = ("CPU", "GPU", "memory", "object_store_memory", "accelerator_type:", "node:")
 POLL_S = 1.0
+Processes = Callable[[TrainConfig, RoleResources, Sequence[Sequence[KnowledgeBaseSource]]], list[Ask]]
+"""`asks_of`, or that part of it which a command starts."""
 MOST_ROWS = 12
 """Nodes, or shards, that are listed one by one."""
 
@@ -43,20 +46,27 @@ def knowledge_bases_of(dataset: Dataset | None) -> list[Sequence[KnowledgeBaseSo
     return [dataset.training_kbs, *([dataset.evaluation_kbs] if folders[1] != folders[0] else [])]
 
 
-def placed_or_refused(config: TrainConfig, dataset: Dataset | None, console: Console) -> tuple[TrainConfig, RoleResources]:
+def placed_or_refused(
+    config: TrainConfig, dataset: Dataset | None, console: Console, processes: Processes = asks_of
+) -> tuple[TrainConfig, RoleResources]:
     """Prints who runs where; returns the configuration with the nodes of learners and retrieval said, and the nodes of every role.
 
-    Raises RunConfigError at once (after `ray.join_s` seconds in which nodes could join) for what no node has room for, with the mend.
+    Raises RunConfigError at once (after `ray.join_s` seconds, in which an autoscaler is asked for nodes) for what no node has room for, with the
+    mend. `processes`: whose places are looked for.
     """
     end = time.monotonic() + config.ray.join_s
-    while True:
-        nodes = cluster_nodes()
-        roles = RoleResources.of(config, {name for node in nodes for name in node.resources})
-        plan = place(asks_of(config, roles, knowledge_bases_of(dataset)), [_copy(node) for node in nodes])
-        if not plan.refusal or time.monotonic() >= end:
-            break
-        console.print(f"waiting for nodes, {end - time.monotonic():.0f} s left: {plan.refusal}", style="dim", soft_wrap=True, markup=False)
-        time.sleep(min(10 * POLL_S, max(0.0, end - time.monotonic())))
+    with growing() as grow:
+        while True:
+            nodes = cluster_nodes()
+            roles = RoleResources.of(config, {name for node in nodes for name in node.resources})
+            asks = processes(config, roles, knowledge_bases_of(dataset))
+            plan = place(asks, [_copy(node) for node in nodes])
+            if not plan.refusal or time.monotonic() >= end:
+                break
+            grow(asks)
+            left = f"waiting for nodes, {end - time.monotonic():.0f} s left: {plan.refusal}"
+            console.print(left, style="dim", soft_wrap=True, markup=False)
+            time.sleep(min(10 * POLL_S, max(0.0, end - time.monotonic())))
     if plan.refusal:
         raise RunConfigError(plan.refusal)
     console.print(plan_table(plan, nodes), highlight=False)

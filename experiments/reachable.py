@@ -27,7 +27,8 @@ ASK_RAY = """
 import json, ray
 ray.init(logging_level="error", log_to_driver=False)
 from experiments.placement_table import cluster_nodes
-print(json.dumps([[n.name, n.cpus, n.gpus, n.memory, sorted(n.resources)] for n in cluster_nodes()]))
+stores = [n["Resources"].get("object_store_memory", 0) for n in ray.nodes() if n["Alive"]]
+print(json.dumps([min(stores), [[n.name, n.cpus, n.gpus, n.memory, sorted(n.resources)] for n in cluster_nodes()]]))
 """
 
 
@@ -60,14 +61,21 @@ def examine_ray(config: TrainConfig, dataset: Dataset | None) -> Iterator[Findin
         mend = "same Ray and Python on both sides; with token authentication RAY_AUTH_MODE=token and the head's RAY_AUTH_TOKEN"
         yield Finding("Ray", f"RAY_ADDRESS={address}: {said[:200]}", mend)
         return
-    nodes = [
-        Node(name, cpus, gpus, memory, frozenset(names)) for name, cpus, gpus, memory, names in json.loads(asked.stdout.splitlines()[-1])
-    ]
+    smallest, found_nodes = json.loads(asked.stdout.splitlines()[-1])
+    nodes = [Node(name, cpus, gpus, memory, frozenset(names)) for name, cpus, gpus, memory, names in found_nodes]
     totals = f"{len(nodes)} nodes, {sum(node.cpus for node in nodes):g} CPUs and {sum(node.gpus for node in nodes):g} GPUs free"
     roles = RoleResources.of(config, {name for node in nodes for name in node.resources})
     plan = place(asks_of(config, roles, knowledge_bases_of(dataset)), nodes)
     yield Finding("Ray", f"{address}: {totals}")
+    yield object_stores(smallest, config.ray.object_store_mb)
     yield Finding("placement", "no place for all of the run" if plan.refusal else "everything has a place", plan.refusal)
+
+
+def object_stores(smallest: float, wanted_mb: int) -> Finding:
+    """`smallest`: bytes of the smallest object store of the cluster's nodes, which a run finds as they are."""
+    short = smallest < wanted_mb * 2**20
+    mend = f"start its nodes with ray start --object-store-memory={wanted_mb * 2**20}, else Ray writes to their disks" if short else ""
+    return Finding("object store", f"{smallest / 2**20:,.0f} MiB on the smallest node, ray.object_store_mb={wanted_mb}", mend, fatal=False)
 
 
 def examine_ports() -> Iterator[Finding]:

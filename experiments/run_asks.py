@@ -92,6 +92,12 @@ def asks_of(config: TrainConfig, roles: RoleResources, knowledge_bases: Sequence
     return [*_retrieval(config, roles, knowledge_bases), rewards, rollout, learners, evaluation]
 
 
+def asks_of_evaluation(config: TrainConfig, roles: RoleResources, knowledge_bases: Sequence[Sequence[KnowledgeBaseSource]]) -> list[Ask]:
+    """The processes of `experiments.evaluate`, which searches the knowledge bases of evaluation, the last ones, alone."""
+    asks = asks_of(replace(config, train=replace(config.train, replay_rollouts="")), roles, knowledge_bases[-1:])
+    return [ask for ask in asks if ask.role not in ("learner", "rollout", "rewards")]
+
+
 def cpus_of(asks: Sequence[Ask]) -> float:
     return sum(ask.count * ask.cpus for ask in asks)
 

@@ -97,8 +97,8 @@ def driver_share(gpus: int) -> float:
     return split(gpus)[0] * rolled_out_per_gpu() * of("driver_us") / 1e6
 
 
-def drivers(gpus: int, busy: float = 0.7) -> int:
-    return max(1, math.ceil(driver_share(gpus) / busy))
+def one_driver_is_enough(gpus: int, busy: float = 0.7) -> bool:
+    return driver_share(gpus) <= busy
 
 
 def weight_bytes() -> float:
@@ -154,7 +154,7 @@ def rollout_table() -> str:
         rate = rollout * rolled_out_per_gpu()
         up = rate * trajectory_bytes() / 1e6
         amounts = [f"{gpus:,}", f"{rollout} + {learner}", f"{rate:,.1f}", f"{rate * sampled_tokens():,.0f}", f"{up:,.1f} MB/s"]
-        rows.append([*amounts, f"{driver_share(gpus):.2f}", f"{drivers(gpus)}", f"{needed_qps(gpus):,.0f}"])
+        rows.append([*amounts, f"{driver_share(gpus):.2f}", "yes" if one_driver_is_enough(gpus) else "no", f"{needed_qps(gpus):,.0f}"])
     heads = [
         "GPUs",
         "rollout + learner",
@@ -162,7 +162,7 @@ def rollout_table() -> str:
         "tokens sampled/s",
         "trajectories up",
         "one driver is busy",
-        "drivers at 0.7",
+        "that is enough (0.7)",
         "searches/s",
     ]
     return table(heads, rows)

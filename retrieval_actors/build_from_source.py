@@ -83,6 +83,11 @@ def build_from_source(build: Build, progress: Progress | None = None, say: Calla
             say(found)
         chunks = read_parts(work, build.reading, build.skip_broken, build.chunk_size, progress)
         clock.lap("reading")
+        total = sum(chunk.passages for chunk in chunks)
+        if build.shards > total:
+            raise ValueError(
+                f"shards={build.shards}: {build.reading.path} has {total} passages; expected at most as many shards: shards={total}"
+            )
         parts = range(len(build.reading.parts()))
         summaries = [work.part_summary(part) for part in parts]
         pictures = any(summary["pictures"] for summary in summaries)
@@ -95,7 +100,6 @@ def build_from_source(build: Build, progress: Progress | None = None, say: Calla
         broken = (line for part in parts for line in work.broken(part))
         with new_folder(build.out, work.new_folder) as aside:
             first_broken = tuple(_write_skipped(aside / SKIPPED, broken))
-            total = sum(chunk.passages for chunk in chunks)
             bounds = [total * number // build.shards for number in range(build.shards + 1)]
             entries = []
             for number, (first, last) in enumerate(itertools.pairwise(bounds)):

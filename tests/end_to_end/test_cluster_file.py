@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,44 @@ def test_the_set_up_installs_this_repository_with_the_pinned_versions():
     assert "-e '~/r1-router[gpu]'" in commands
 
 
+def test_the_command_that_the_file_names_is_a_run_that_leaves_nothing_in_the_copy_of_its_job():
+    lines = [line.removeprefix("#") for line in CLUSTER.read_text().splitlines() if line.startswith("#   ")]
+    words = " ".join(lines).partition(" -- ")[2].split()
+    assert words[:3] == ["python", "-m", "experiments.train"]
+    config = load_config(words[3:])
+    assert config.train.resume == "auto"
+    assert config.tracking.uri.startswith("sqlite:////")
+    assert all(Path(path).is_absolute() for path in (config.runs_folder, config.data.path, *config.retrieval.folders.values()))
+
+
+def test_every_node_asks_for_the_token_that_it_was_given():
+    cluster = yaml.safe_load(CLUSTER.read_text())
+    assert cluster["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"  # where Ray looks for it, on every machine
+    starts = [line for key in ("head", "worker") for line in cluster[f"{key}_start_ray_commands"] if "ray start" in line]
+    assert len(starts) == 2
+    assert all("RAY_AUTH_MODE=token ray start" in line for line in starts)
+
+
+def object_stores() -> dict[str, int]:
+    """Where a node is started -> bytes of its object store."""
+    cluster = yaml.safe_load(CLUSTER.read_text())
+    found = {
+        f"launcher, {key}": int(re.search(r"--object-store-memory=(\d+)", cluster[f"{key}_start_ray_commands"][-1])[1])
+        for key in ("head", "worker")
+    }
+    for file in MANIFESTS:
+        for group in groups_of(file):
+            found[f"{file}, {group.get('groupName', 'head')}"] = int(group["rayStartParams"]["object-store-memory"])
+    return found
+
+
+@pytest.mark.parametrize("file", PAPER)
+def test_the_object_store_of_every_node_is_as_large_as_the_paper_configurations_ask(file):
+    stores = object_stores()
+    assert len(stores) == 10
+    assert min(stores.values()) >= load_config([file]).ray.object_store_mb * 2**20
+
+
 @pytest.mark.parametrize("file", PAPER)
 def test_the_nodes_that_are_started_have_a_place_for_the_paper_configurations(file):
     plan = placed_on(load_config([file]), None, cluster_file_nodes(CLUSTER))
@@ -68,8 +107,8 @@ def test_fewer_nodes_would_not_do():
     assert "1 of 4 rollout find no place" in placed_on(load_config(["paper_3b.yaml"]), None, nodes).refusal
 
 
-# KubeRay. The published schemas of the two resources have some ten thousand lines, most of them Kubernetes' own pod template; below is the part
-# that is ours to get wrong: which keys there are (KubeRay 1.5) and what kind of value belongs there.
+# KubeRay. The published schema of each of the two resources has 700,000 characters, most of them Kubernetes' own pod template; below is the
+# part that is ours to get wrong: which keys there are (KubeRay 1.5.1) and what kind of value belongs there.
 TEXTS = {"type": "object", "additionalProperties": {"type": "string"}}
 CONTAINER = {
     "type": "object",
@@ -157,6 +196,21 @@ def test_a_manifest_has_the_keys_of_its_resource(file):
 def spec_of(file: str) -> dict:
     spec = yaml.safe_load((KUBERAY / file).read_text())["spec"]
     return spec.get("rayClusterSpec", spec)
+
+
+def groups_of(file: str) -> list[dict]:
+    return [spec_of(file)["headGroupSpec"], *spec_of(file)["workerGroupSpecs"]]
+
+
+@pytest.mark.parametrize("file", MANIFESTS)
+def test_every_pod_has_shared_memory_for_its_object_store(file):
+    for group in groups_of(file):
+        pod = group["template"]["spec"]
+        (container,) = pod["containers"]
+        (volume,) = [mount["name"] for mount in container["volumeMounts"] if mount["mountPath"] == "/dev/shm"]
+        assert {"name": volume, "emptyDir": {"medium": "Memory"}} in pod["volumes"]
+        limit = int(container["resources"]["limits"]["memory"].removesuffix("Gi")) * 2**30
+        assert int(group["rayStartParams"]["object-store-memory"]) <= limit / 2  # it counts against the limit of the pod
 
 
 @pytest.mark.parametrize("file", MANIFESTS)

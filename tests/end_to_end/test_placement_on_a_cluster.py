@@ -81,6 +81,8 @@ def test_the_doctor_sees_the_same_and_the_nodes_of_each_role(cluster, tmp_path):
     done, _ = run("experiments.doctor", cluster, tmp_path, "learner.num_learners=3", "learner.gpus_per_learner=1", "--json")
     findings = {finding["what"]: finding for finding in json.loads(done.stdout)}
     assert "4 nodes" in findings["Ray"]["found"]
+    assert findings["object store"]["status"] == "warn"  # 80 MiB are not the 512 of the configuration
+    assert "--object-store-memory=536870912" in findings["object store"]["mend"]
     assert findings["placement"]["status"] == "fail"
     assert "1 of 3 learner find no place" in findings["placement"]["mend"]
 

@@ -12,6 +12,7 @@ import pytest
 from experiments import doctor
 from experiments.config import REPOSITORY, load_config
 from experiments.findings import Finding, any_fails
+from experiments.reachable import object_stores
 from retrieval_actors.build import write_knowledge_base
 from retrieval_actors.records import Passage
 
@@ -156,3 +157,10 @@ def test_gpus_that_are_not_there(settings):
 def test_data_that_is_not_there(settings, capsys):
     assert doctor.main([*settings, "data.name=questions", "data.path=nowhere.jsonl", "retrieval.folders.text=nowhere"]) == 1
     assert "nowhere.jsonl" in capsys.readouterr().out
+
+
+def test_an_object_store_smaller_than_the_configuration_says_is_a_warning():
+    assert object_stores(512 * 2**20, 512).status == "ok"
+    short = object_stores(511 * 2**20, 512)
+    assert short.status == "warn"
+    assert "ray start --object-store-memory=536870912" in short.mend

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from experiments import train
 from experiments.config import RunConfigError, find_policy, load_config
-from experiments.dry_run import dry_run
+from experiments.dry_run import dry_run, examine_placement
 from experiments.findings import Finding
 from experiments.kb_findings import examine_knowledge_bases
 from experiments.policy_shape import examine_policy, policy_shape
@@ -68,6 +68,36 @@ def test_a_policy_that_does_not_fit_is_told_what_to_change():
     assert not good
     (line,) = [line for line in text.splitlines() if line.startswith("fail  learner GPU")]
     assert "the largest part is" in line
+
+
+CLUSTER = """
+head_node_type: head
+available_node_types:
+  head: {resources: {CPU: 8}}
+  gpu: {resources: {CPU: 64, GPU: 8}, min_workers: 1, max_workers: 13}
+"""
+
+
+@pytest.mark.parametrize(
+    ("cluster", "learners", "status", "said"),
+    [
+        (CLUSTER, 4, "ok", "on mine.yaml: everything has a place"),
+        (CLUSTER, 96, "ok", "on mine.yaml, grown to max_workers (ray.join_s=600 asks for that): everything has a place"),
+        (CLUSTER, 112, "fail", "105 of 112 learner find no place"),
+        ("a: b", 1, "fail", "no file of Ray's launcher; expected available_node_types and head_node_type"),
+        (None, 1, "fail", "no such file; expected a file of Ray's launcher, or '' for none"),
+        ("", 1, "warn", "not looked at: ray.cluster_file is empty"),
+    ],
+)
+def test_a_run_is_laid_onto_the_cluster_of_its_own(tmp_path, cluster, learners, status, said):
+    file = tmp_path / "mine.yaml"
+    if cluster:
+        file.write_text(cluster)
+    settings = [f"learner.num_learners={learners}", "learner.gpus_per_learner=1", "train.gpus_per_rollout_worker=0.5"]
+    config = load_config([*settings, "ray.cluster_file=''" if cluster == "" else f"ray.cluster_file={file}"])
+    finding = examine_placement(config, None, Console(file=Path("/dev/null").open("w")))  # noqa: SIM115
+    assert finding.status == status
+    assert said in f"{finding.found} {finding.mend}"
 
 
 def test_the_command_ends_with_0_or_2(tmp_path, capsys):

@@ -13,6 +13,7 @@ import yaml
 from episodes import episode, question, step, stop
 from rich.console import Console
 
+from experiments import evaluate
 from experiments.comparison_tables import print_comparison
 from experiments.config import RunConfigError, load_config, resolved_yaml
 from experiments.datasets import Dataset
@@ -269,3 +270,12 @@ def test_a_test_that_cannot_be_made_is_a_dash_and_a_null(tmp_path):
     assert comparison["differences"]["all"]["exact_match"]["p_mcnemar_corrected"] == pytest.approx(2 * 0.5**8)
     where.write_summary(comparison)
     assert json.loads((where.path / "summary.json").read_text())["differences"]["sampled"]["exact_match"]["p_mcnemar"] is None
+
+
+def test_an_evaluation_without_a_place_is_refused_at_once_with_the_mend(ray_cluster, tmp_path, capsys):
+    folders = [f"runs_folder={tmp_path}", f"data.kb_folder={tmp_path / 'kbs'}"]
+    assert evaluate.main(["experiments/cold_start_policy", "smoke.yaml", "train.gpus_per_rollout_worker=1", *folders]) == 2
+    said = " ".join(capsys.readouterr().out.split())
+    assert "2 of 2 evaluation find no place: one asks for 0.5 CPU, 1 GPU" in said
+    assert "Mend: lower train.num_rollout_workers or train.gpus_per_evaluation_worker" in said
+    assert not (tmp_path / "kbs").exists()

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import pytest
 from hypothesis import given
+from hypothesis import settings as within
 from hypothesis import strategies as st
 
 from experiments.config import load_config
+from experiments.growth import bundles_of, growing
 from experiments.placement import Ask, Node, place
-from experiments.run_asks import RoleResources, asks_of
+from experiments.run_asks import RoleResources, asks_of, asks_of_evaluation
 
 GIB = 2**30
 COLOCATED = [
@@ -135,6 +138,7 @@ SOME_ASK = st.builds(
 SOME_NODE = st.tuples(st.integers(0, 8), st.integers(0, 4), st.integers(0, 8))
 
 
+@within(deadline=None)
 @given(asks=st.lists(SOME_ASK), nodes=st.lists(SOME_NODE, min_size=1, max_size=4))
 def test_nothing_is_promised_twice(asks, nodes):
     left = [Node(f"n{i}", cpus, gpus, memory * GIB) for i, (cpus, gpus, memory) in enumerate(nodes)]
@@ -148,3 +152,33 @@ def test_nothing_is_promised_twice(asks, nodes):
             assert not memory or sum(ask.memory * n for ask, n in here) <= memory * GIB
     if not plan.refusal:
         assert sum(sum(placed.nodes.values()) for placed in plan.placed) == sum(ask.count for ask in asks)
+
+
+def test_an_autoscaler_is_asked_for_the_room_of_each_process():
+    asks = of_a_run("learner.num_learners=2", "learner.gpus_per_learner=1", "learner.cpus_per_learner=4", there=("learner", "retrieval"))
+    bundles = bundles_of([*asks, Ask("shard", 1, 0.05, memory=GIB, resource="retrieval")])
+    assert bundles.count({"CPU": 4.0, "GPU": 1.0, "learner": 0.001}) == 2
+    assert bundles.count({"CPU": 0.05, "memory": float(GIB), "retrieval": 0.001}) == 1
+    assert bundles.count({"CPU": 0.5}) == 4  # two rollout workers, two evaluation workers
+    assert len(bundles) == sum(ask.count for ask in asks) + 1
+
+
+def test_an_evaluation_starts_no_learner():
+    config = load_config(["learner.num_learners=9", "learner.gpus_per_learner=1"])
+    asks = asks_of_evaluation(config, RoleResources(), [[], []])
+    assert {ask.role: ask.count for ask in asks} == {"embedder": 1, "evaluation": 2}
+
+
+def test_the_request_to_an_autoscaler_ends_with_the_wait(ray_cluster):
+    with growing() as grow:
+        grow([Ask("learner", 2, 4, 1, resource="learner")])
+        assert requested() == [{"CPU": 4.0, "GPU": 1.0, "learner": 0.001}] * 2
+    assert requested() == []
+
+
+def requested() -> list[dict[str, float]]:
+    """What the autoscaler of the cluster would find when it looks next."""
+    from ray._private.ray_constants import AUTOSCALER_RESOURCE_REQUEST_CHANNEL
+    from ray.experimental.internal_kv import _internal_kv_get
+
+    return json.loads(_internal_kv_get(AUTOSCALER_RESOURCE_REQUEST_CHANNEL))

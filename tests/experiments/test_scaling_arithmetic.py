@@ -69,7 +69,7 @@ def test_a_tree_whose_senders_serve_all_their_children_at_once(receivers, times)
 def test_more_is_needed_for_more():
     shares = [scaling.driver_share(gpus) for gpus in scaling.GPUS]
     assert shares == sorted(shares)
-    assert scaling.drivers(8) == 1
+    assert [scaling.one_driver_is_enough(gpus) for gpus in (8, 1000)] == [True, False]
     for kind in ("flat", "SQ8"):
         assert scaling.index_bytes(kind, 1024) > scaling.index_bytes(kind, 384)
         assert scaling.search_qps(kind, 1024, 1e6) < scaling.search_qps(kind, 384, 1e6)

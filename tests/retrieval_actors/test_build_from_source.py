@@ -65,6 +65,16 @@ def test_a_build_from_a_source_equals_the_build_in_one_process(whole, lines, tmp
     assert sorted(path.name for path in lines.parent.iterdir()) == ["facts.jsonl", "whole"]
 
 
+def test_more_shards_than_passages_are_refused_before_anything_is_embedded(ray_cluster, tmp_path):
+    source = tmp_path / "two.jsonl"
+    source.write_text('{"text": "one"}\n{"text": "two"}\n')
+    told: list[str] = []
+    with pytest.raises(ValueError, match=r"shards=3: .*two\.jsonl has 2 passages; expected at most as many shards: shards=2"):
+        build_from_source(planned(source, tmp_path / "kb", ["shards=3"]), lambda what, *_: told.append(what))
+    assert set(told) == {"reading"}
+    assert not (tmp_path / "kb").exists()
+
+
 @pytest.mark.slow
 def test_a_build_that_is_killed_goes_on_and_gives_the_same_manifest(whole, lines, tmp_path):
     out, work = tmp_path / "kb", tmp_path / ".kb.building"
