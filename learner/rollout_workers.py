@@ -15,7 +15,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from learner.cycles import no_search_for_cycles
-from learner.deadline import DeadlineError
+from learner.deadline import FETCH_S, DeadlineError
 from learner.lost_learner import line
 from learner.rollout_batch import Batch, Chunk
 from learner.weight_broadcast import WeightBroadcast
@@ -161,7 +161,7 @@ class RolloutWorkers:
         first in the queue."""
         worker, chunk = self.sampling.pop(answer)
         try:
-            worked: Worked = ray.get(answer)
+            worked: Worked = ray.get(answer, timeout=self.deadline_s / 2)  # its node may be gone; the other half is for the others
         except RayError as error:
             if isinstance(error, RayTaskError) and not isinstance(error.cause, WrongPolicyVersion):
                 raise
@@ -191,7 +191,7 @@ class RolloutWorkers:
         worker = self._joining.pop(answer)
         bucket, reason = self.transfer.stuck_at(worker)
         try:
-            self.transfer.check(worker, ray.get(answer))
+            self.transfer.check(worker, ray.get(answer, timeout=FETCH_S))
         except RayError as error:
             if isinstance(error, RayTaskError) and not isinstance(error.cause, MissingWeightsError):
                 raise

@@ -198,6 +198,12 @@ class StepGRPO(Algorithm):
         """`RolloutWorkers` takes restarted workers back in, while the others work."""
         return []
 
+    def cleanup(self) -> None:
+        """Ends all processes, whatever they are doing: RLlib would first wait for a word of each rollout worker, without a deadline."""
+        if group := getattr(self, "_env_runner_group", None):
+            group._worker_manager.clear()
+        super().cleanup()
+
     def _report(self, experience: Experience, gathered: Sequence[Experience], version: int, learned: dict[str, float]) -> None:
         """`gathered`: what was rolled out in this iteration, `experience`: what was learned from, by the learner of this version."""
         reports = [report for part in gathered for report in part.reports]

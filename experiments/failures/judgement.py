@@ -54,6 +54,8 @@ def is_hang(error: BaseException) -> bool:
 def whose(error: BaseException) -> str:
     if isinstance(error, FloatingPointError):
         return "learner"
+    if isinstance(error, LearnerLostError):  # of a group that was being started: its processes were never seen alive
+        return f"learner rank {error.ranks[0]}" if error.ranks else "learner"
     return "rollout workers" if isinstance(error, DeadlineError) and "rollout worker" in str(error) else "program"
 
 
