@@ -26,7 +26,7 @@ from rollout.weights import MissingWeightsError, PublishedBucket
 from rollout.worker import WrongPolicyVersion
 
 ATTEMPTS = 4
-"""A chunk that has cost so many workers their lives will cost the next one its life, too."""
+"""A chunk that has cost so many workers their lives, and of which nothing came back between, will cost the next one its life, too."""
 RETRY_S = 0.5
 """Between two tries to reach a worker that Ray is restarting."""
 SLICE_S, LONG_SLICE_S = 0.5, 5.0
@@ -146,9 +146,9 @@ class RolloutWorkers:
             return
         for worker in sorted(self.alive - {worker for worker, _ in self.sampling.values()})[: len(batch.waiting)]:
             chunk = batch.waiting.popleft()
-            chunk.given, chunk.attempts = batch.left(chunk), chunk.attempts + 1
+            chunk.given = batch.left(chunk)
             questions = [batch.questions[place] for place in chunk.given]
-            if chunk.attempts > ATTEMPTS:
+            if chunk.losses >= ATTEMPTS:
                 ids = ", ".join(getattr(question, "id", "?") for question in questions)
                 raise RuntimeError(
                     f"{ATTEMPTS} rollout workers died of the same questions ({ids}); out of memory? lower rollout.batch_tokens"
@@ -166,11 +166,13 @@ class RolloutWorkers:
             if isinstance(error, RayTaskError) and not isinstance(error.cause, WrongPolicyVersion):
                 raise
             self._leave(worker, 0.0, bucket=0, reason=line(error))
+            chunk.losses += not isinstance(error, RayTaskError)  # a worker without the weights was restarted before it had the chunk
             self.requeued_chunks += 1
             batch.waiting.appendleft(chunk)
             return
         batch.reports.append(worked.report)
         batch.take_in(chunk, worked.finished)
+        chunk.losses = 0 if worked.finished else chunk.losses
         if worked.unfinished and not batch.over:
             self.sampling[self.handles[worker].go_on.remote(self.version, _slice_s(batch))] = worker, chunk
 
