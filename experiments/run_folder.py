@@ -96,7 +96,9 @@ class RunFolder:
     def forget_after(self, iteration: int) -> None:
         """Drop the metrics of later iterations: a resumed run will write them again."""
         kept = [row for row in self.metrics() if row["iteration"] <= iteration]
-        (self.path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+        aside = self.path / "metrics.jsonl.new"
+        aside.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+        aside.replace(self.path / "metrics.jsonl")
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         aside = self.path / "summary.json.new"
