@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from experiments.failures.driver_file import DriverFile
 from experiments.failures.exit_status import ExitStatus, exit_status, opened
 from experiments.failures.failure import read_failures
 from experiments.failures.judgement import out_of_memory
-from experiments.failures.node_watch import LOG_LINES, LastSeen, last_lines
+from experiments.failures.node_watch import LOG_LINES, LastSeen, NodeWatch, last_lines
 from experiments.failures.ray_facts import Death
 from experiments.failures.roles import phase_of
 from experiments.failures.supervisor import Supervisor
@@ -72,7 +73,7 @@ SEEN = LastSeen(exit=ExitStatus(signal="SIGKILL"), memory_mb=900.0, peak_mb=1000
             "USER_ERROR",
             "yes, its log says",
         ),
-        (replace(SEEN, oom_kills=2), "SYSTEM_ERROR", "yes, the kernel has killed 2 processes"),
+        (replace(SEEN, oom_kills=2), "SYSTEM_ERROR", "yes, the kernel killed 2 processes of its node for want of memory at that moment"),
         (replace(SEEN, node_memory="19.9 of 20.0 GiB"), "SYSTEM_ERROR", "possibly: 19.9 of 20.0 GiB were in use"),
         (SEEN, "SYSTEM_ERROR", "no sign of it"),
     ],
@@ -80,6 +81,34 @@ SEEN = LastSeen(exit=ExitStatus(signal="SIGKILL"), memory_mb=900.0, peak_mb=1000
 def test_whether_it_was_memory(seen, kind, expected):
     detail = "End of file. Some common causes include: (1) the process was killed by the OOM killer due to high memory usage"
     assert out_of_memory(seen, Death(1, "n", "10.0.0.1", kind, detail, 0.0)).startswith(expected)
+
+
+@pytest.mark.parametrize("killed_by_the_kernel", [False, True])
+def test_only_what_the_kernel_killed_about_the_end_of_a_process_speaks_for_memory(ray_cluster, monkeypatch, killed_by_the_kernel):
+    monkeypatch.setattr("experiments.failures.node_watch.SAMPLE_S", 0.1)
+    kills = [3]  # earlier in the run, of somebody else
+    watch = NodeWatch(lambda: kills[0])
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    watch.watch([process.pid])
+    until(lambda: watch.last_seen(process.pid).memory_mb)
+    kills[0] += 1  # while it lives on
+    time.sleep(0.4)
+    kills[0] += killed_by_the_kernel
+    process.kill()
+    process.wait(timeout=30)
+    time.sleep(0.4)
+    kills[0] += 5  # before anybody asks
+    seen = watch.last_seen(process.pid)
+    watch.close()
+    assert seen.oom_kills == killed_by_the_kernel
+    assert out_of_memory(seen, None).startswith("yes, the kernel") == killed_by_the_kernel
+
+
+def until(happened: Callable[[], object]) -> None:
+    end = time.monotonic() + 30
+    while not happened():
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 def test_knowledge_bases_search_while_others_roll_out():
