@@ -25,6 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from experiments.config import RunConfigError, TrainConfig, load_config, resolved_yaml
+from experiments.failures.driver_file import live_driver
 from experiments.passage_pictures import Pictures
 from experiments.trajectory_rows import NO_PICTURES, PICTURE_SCHEMA, TRAJECTORY_SCHEMA, picture_rows, sibling_groups, trajectory_row
 from rollout.records import ScoredTurn, Trajectory
@@ -39,8 +40,15 @@ class RunFolder:
 
     @classmethod
     def start(cls, config: TrainConfig) -> RunFolder:
-        """The folder of this run, made if need be. Unless it is resumed, an earlier run of that name steps aside: its time becomes its name."""
+        """The folder of this run, made if need be. Unless it is resumed, an earlier run of that name steps aside: its time becomes its name.
+
+        Raises RunConfigError where another process still drives the run."""
         folder = cls(Path(config.runs_folder) / config.name)
+        if driver := live_driver(folder.path):
+            raise RunConfigError(
+                f"{folder.path} is still driven by {driver}; expected a run that nobody drives: end that process and wait until it has saved "
+                "(SIGTERM, or ray job stop), or give this run another name=..."
+            )
         earlier = folder.path / "config.yaml"
         if config.train.resume == "none" and earlier.exists():
             began = datetime.fromtimestamp(earlier.stat().st_mtime)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -17,9 +18,9 @@ import pytest
 from rich.console import Console
 
 from experiments.cluster import note_on_folders
-from experiments.config import TrackingConfig, TrainConfig
+from experiments.config import LoopConfig, RunConfigError, TrackingConfig, TrainConfig
 from experiments.data_config import DataConfig
-from experiments.failures.driver_file import DriverFile
+from experiments.failures.driver_file import DriverFile, live_driver
 from experiments.failures.exit_status import ExitStatus, exit_status, opened
 from experiments.failures.failure import read_failures
 from experiments.failures.judgement import out_of_memory
@@ -27,6 +28,7 @@ from experiments.failures.node_watch import LOG_LINES, LastSeen, NodeWatch, last
 from experiments.failures.ray_facts import Death
 from experiments.failures.roles import phase_of
 from experiments.failures.supervisor import Supervisor
+from experiments.run_folder import RunFolder
 from learner.deadline import DeadlineError
 
 
@@ -157,6 +159,44 @@ def test_a_driver_that_is_killed_is_told_of_by_the_next_one(tmp_path):
     (failure,) = read_failures(tmp_path)
     assert (failure["phase"], failure["iteration"], failure["policy_version"]) == ("update", 7, 6)
     assert not (tmp_path / "driver.json").exists()
+
+
+def test_a_second_driver_of_a_run_is_refused_while_the_first_one_lives_and_nothing_of_the_run_is_touched(tmp_path):
+    code = (
+        "import sys; from pathlib import Path; from experiments.failures.driver_file import DriverFile\n"
+        "with DriverFile(Path(sys.argv[1]), lambda: {'phase': 'save', 'iteration': 7, 'policy_version': 6}):\n    input()"
+    )
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "config.yaml").write_text("of the first")
+    with subprocess.Popen([sys.executable, "-c", code, str(folder)], stdin=subprocess.PIPE, cwd=Path(__file__).parents[2]) as driver:
+        until((folder / "driver.json").exists)
+        for resume in ("auto", "none"):
+            again = TrainConfig(name="mine", runs_folder=str(tmp_path), train=LoopConfig(resume=resume))
+            with pytest.raises(
+                RunConfigError, match=rf"mine is still driven by process {driver.pid} on node \S+ \(phase save, iteration 7\)"
+            ):
+                RunFolder.start(again)
+        assert (folder / "config.yaml").read_text() == "of the first"
+        assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+        driver.kill()
+    RunFolder.start(again)
+
+
+@pytest.mark.parametrize("written", [True, False])
+def test_of_a_driver_on_another_node_its_file_speaks(tmp_path, monkeypatch, written):
+    monkeypatch.setattr("experiments.failures.driver_file.SILENT_S", 1.5)
+    monkeypatch.setattr("experiments.failures.driver_file.BEAT_S", 0.5)
+    now = {"phase": "update", "iteration": 7, "policy_version": 6}
+    with monkeypatch.context() as there, contextlib.ExitStack() as still:
+        there.setattr("socket.gethostname", lambda: "another")
+        file = still.enter_context(DriverFile(tmp_path, lambda: now))
+        until((tmp_path / "driver.json").exists)
+        if not written:
+            file._file = tmp_path / "nothing" / "driver.json"
+        time.sleep(0.3)  # until it knows who it is
+        there.undo()
+        assert ("another" in live_driver(tmp_path)) == written
 
 
 def test_a_driver_that_ends_in_order_leaves_no_file(tmp_path):
