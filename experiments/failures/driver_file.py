@@ -33,13 +33,10 @@ def live_driver(run_folder: Path) -> str:
     before = _read(run_folder / NAME)
     if "beat" not in before or (before["node"], before["process"]) == (socket.gethostname(), os.getpid()):
         return ""
-    if before["node"] == socket.gethostname():
-        lives = _lives(before)
-    else:
-        lives = _is_written(run_folder / NAME, before)
-    return (
-        f"process {before['process']} on node {before['node']} (phase {before['phase']}, iteration {before['iteration']})" if lives else ""
-    )
+    here = before["node"] == socket.gethostname()
+    if not (_lives(before) if here else _is_written(run_folder / NAME, before)):
+        return ""
+    return f"process {before['process']} on node {before['node']} (phase {before['phase']}, iteration {before['iteration']})"
 
 
 def _read(file: Path) -> dict[str, Any]:
