@@ -1,7 +1,9 @@
 """Work for rollout workers that may die: every chunk of questions is rolled out exactly once, by whoever is alive.
 
-Questions are cut into many small chunks, so that all workers stay busy and a dead one costs what it has not finished of one chunk. A lost worker
-is sent the weights again as soon as Ray has restarted it, and works on.
+Questions are cut into chunks, which the workers take one at a time; a dead one costs what it has not finished of its chunk. A lost worker is
+sent the weights again as soon as Ray has restarted it, and works on. A run makes one chunk for each worker: the slots of an engine are filled from
+one chunk, so several smaller ones would leave slots empty at the end of each, in every iteration, to be quicker in the rare one in which a worker
+dies.
 """
 
 from __future__ import annotations
