@@ -167,6 +167,7 @@ def restore(run: Run, checkpoint: Path | None) -> None:
     """Go on from this checkpoint; None: from the beginning, with an algorithm that is as it was then. Raises as `resume`."""
     if checkpoint is None:
         run.folder.forget_after(0)
+        run.folder.abandon_after(0)  # those that are corrupt: the newest are kept, and they would be
         run.tally, run.iteration = Tally(seconds=run.tally.seconds), 0
         return
     facts = _facts(checkpoint)

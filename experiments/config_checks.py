@@ -28,7 +28,7 @@ AT_LEAST: dict[str, float] = {
         evaluation.validation_questions rollout.group_size rollout.max_steps rollout.passages rollout.max_passage_chars rollout.max_new_tokens
         rollout.max_prompt_tokens rollout.slots rollout.batch_tokens rollout.tokens_in_flight rollout.threads retrieval.replicas
         retrieval.failures_to_open retrieval.search_threads retrieval.embed_threads retrieval.rerank_candidates data.train_questions data.worlds
-        data.countries""".split(),
+        data.countries reward.actors""".split(),
         1,
     ),
     **dict.fromkeys(

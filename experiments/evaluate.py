@@ -10,12 +10,14 @@ from __future__ import annotations
 import sys
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import ray
 import torch
+from ray.exceptions import RayError
 from rich.console import Console
 
 from experiments.cluster import start_ray
@@ -32,7 +34,8 @@ from experiments.progress import Progress
 from experiments.question_file import DataError
 from experiments.run_asks import CPUS_PER_ROLLOUT_WORKER, asks_of_evaluation, on_nodes_with
 from experiments.run_folder import RunFolder
-from learner.deadline import DeadlineError
+from learner.deadline import DeadlineError, results
+from learner.lost_learner import refuse_lost_sender
 from retrieval_actors.knowledge_base import KnowledgeBaseError
 from retrieval_actors.retriever import Retriever
 from retrieval_actors.start import start_retrieval
@@ -43,14 +46,14 @@ from rollout.episode import RecordedTurn, roll_out_recorded
 from rollout.episode_pool import roll_out
 from rollout.policy import Policy
 from rollout.records import Question, Trajectory
-from rollout.weights import WeightBuffer, unpack
+from rollout.weights import PublishedWeights, WeightBuffer, unpack
 
 QUESTIONS_AT_ONCE = 64
 """Questions that a worker is handed at a time: enough for a full batch, few enough to share the work evenly."""
 EVALUATION_SEED = 20250528
 """Of sampling (if any) and of the order in which passages are shown: the same for every policy and every run."""
-Weights = str | WeightBuffer
-"""A policy folder, or weights that are sent."""
+Weights = str | PublishedWeights
+"""A policy folder, or weights that workers take from the object store."""
 
 
 @dataclass(frozen=True)
@@ -84,9 +87,9 @@ class Evaluation:
 class EvaluationWorker:
     """Holds a policy of its own: evaluation never touches the weights that are being trained, nor their knowledge bases."""
 
-    def __init__(self, policy: str, config: RolloutConfig, device: str, dtype: str):
+    def __init__(self, policy: str, config: RolloutConfig, device: str, dtype: str, deadline_s: float):
         torch.set_num_threads(config.threads)
-        self._device, self._config, self._dtype = device, config, dtype
+        self._device, self._config, self._dtype, self._deadline_s = device, config, dtype, deadline_s
         self._held: str | int = ""
         self._hold(policy)
 
@@ -103,7 +106,9 @@ class EvaluationWorker:
                 self._engine = make_engine(Policy.load(weights, dtype=self._dtype, device=self._device), self._config)
                 self._held = weights
         elif weights.checksum != self._held:
-            self._engine.update_weights(weights.version, unpack(weights))
+            refs, what = [bucket.ref for bucket in weights.buckets], f"the weights of policy version {weights.version}"
+            fetched = WeightBuffer(tuple(results(refs, what, self._deadline_s)), weights.version)
+            self._engine.update_weights(weights.version, unpack(fetched))
             self._held = weights.checksum
 
 
@@ -113,13 +118,13 @@ class Evaluator:
     def __init__(self, policy: str, config: TrainConfig, resource: str = ""):
         """`resource`: custom resource of the nodes that they run on; empty: any."""
         self._config = config
-        self._weights: Any = policy
+        self._weights: Weights = policy
         self.seed = EVALUATION_SEED
         """Of sampling, and of the order in which passages are shown, in the next `run` or `parts`."""
         gpus, resources = config.evaluation_gpus, on_nodes_with(resource)
         actor: Any = ray.remote(EvaluationWorker)
         placed = actor.options(num_cpus=CPUS_PER_ROLLOUT_WORKER, num_gpus=gpus, resources=resources, max_restarts=-1, max_task_retries=2)
-        arguments = policy, config.rollout, "cuda" if gpus else "cpu", config.learner.dtype
+        arguments = policy, config.rollout, "cuda" if gpus else "cpu", config.learner.dtype, config.learner.deadline_s
         self._workers = [placed.remote(*arguments) for _ in range(config.train.num_rollout_workers)]
 
     @property
@@ -127,9 +132,19 @@ class Evaluator:
         """Handles of its actors."""
         return self._workers
 
-    def use(self, weights: Weights) -> None:
-        """What the next `run` measures: a policy folder, or weights of the architecture that the workers hold."""
-        self._weights = weights if isinstance(weights, str) else ray.put(weights)
+    def use(self, policy: str) -> None:
+        """What the next `run` measures: a policy folder."""
+        self._weights = policy
+
+    @contextmanager
+    def holding(self, weights: PublishedWeights) -> Iterator[None]:
+        """What a `run` in this block measures: weights of the architecture that the workers hold. Their bytes go from the learner to each node
+        that evaluates, not through this process; after the block nobody keeps them in the object store for its sake."""
+        before, self._weights = self._weights, weights
+        try:
+            yield
+        finally:
+            self._weights = before
 
     def run(
         self,
@@ -158,7 +173,10 @@ class Evaluator:
     def parts(
         self, items: Sequence[Any], retriever: Retriever, config: RolloutConfig, at_once: int = QUESTIONS_AT_ONCE
     ) -> Iterator[tuple[int, Sequence[Any], list[Trajectory]]]:
-        """(place of the first item, the items, their trajectories) of each part, as soon as it is there."""
+        """(place of the first item, the items, their trajectories) of each part, as soon as it is there.
+
+        Raises `DeadlineError`, `LearnerLostError` when the weights are gone with the learner that had sent them, or what a worker raised.
+        """
         waiting = deque((start, items[start : start + at_once]) for start in range(0, len(items), at_once))
         idle = deque(self._workers)
         running: dict[Any, tuple[int, Sequence[Any], Any]] = {}
@@ -176,7 +194,16 @@ class Evaluator:
                 )
             start, part, worker = running.pop(done[0])
             idle.append(worker)
-            yield start, part, ray.get(done[0])
+            yield start, part, self._answer(done[0])
+
+    def _answer(self, done: ray.ObjectRef) -> list[Trajectory]:
+        try:
+            (trajectories,) = results([done], "the trajectories of an evaluation worker that is done", self._config.learner.deadline_s)
+        except RayError as error:
+            if isinstance(self._weights, PublishedWeights):
+                refuse_lost_sender(error, self._weights.version)
+            raise
+        return trajectories
 
     def close(self) -> None:
         for worker in self._workers:

@@ -26,8 +26,8 @@ def iterate(run: Run, stop: Stop, watch: Watch, checkpoints: Checkpoints) -> Non
     tally.failures += len(run.supervisor.look())
     row |= {"failed_saves": tally.failed_saves, "failures": tally.failures, "learner_restarts": tally.restarts}
     tell(run, watch, row, stop)
-    if failed := [trajectory.error for trajectory in algorithm.trajectories if trajectory.error]:
-        run.progress.say(f"{len(failed)} episodes failed; the first: {failed[0]}", style="yellow")
+    if dropped := algorithm.dropped:
+        run.progress.say(f"{len(dropped)} questions failed; the first: {': '.join(dropped[0])}", style="yellow")
     if settings.trace:
         write_trace(run.folder.path / f"trace-{run.iteration:06d}.json", algorithm.timelines)
     dump(run.config, run.iteration, algorithm.trajectories, algorithm.turns)

@@ -17,7 +17,7 @@ LEARNER = (
 
 ROLLOUT = (
     *("lost_workers", "asked_questions", "returned_questions", "requeued_questions", "failed_questions", "asked_again"),
-    *("staleness", "staleness_max"),
+    *("staleness", "staleness_max", "left_out_questions", "unjudged_plan", "unjudged_answer", "unjudged_final"),
 )
 """Figures of the rollout that are kept as they are."""
 

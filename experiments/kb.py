@@ -93,7 +93,7 @@ def _process_table(retriever: Retriever) -> Table:
     ready, _ = ray.wait([reference for *_, reference in asked], num_returns=len(asked), timeout=5)
     for kb, number, copy, reference in asked:
         try:
-            found = ray.get(reference) if reference in ready else {}
+            found = ray.get(reference, timeout=5) if reference in ready else {}
             state = f"{found['pid']:.0f}" if found else "[yellow]loading or busy"
         except ray.exceptions.RayActorError:
             found, state = {}, "[red]dead, being restarted"

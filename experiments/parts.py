@@ -54,7 +54,7 @@ class Parts:
     """What runs in Ray."""
 
     algorithm: StepGRPO
-    reward_actor: Any
+    reward_actors: Sequence[Any]
     ground: Ground
     lent: bool = False
     """The ground is somebody else's, and stays when this run is over."""
@@ -90,7 +90,8 @@ class Parts:
 
     def close(self) -> None:
         self.algorithm.stop()
-        ray.kill(self.reward_actor)
+        for actor in self.reward_actors:
+            ray.kill(actor)
         if not self.lent:
             self.ground.close()
 
@@ -165,15 +166,17 @@ def _retrievers(config: TrainConfig, folders: Sequence[dict[str, str]], progress
     return retrievers
 
 
-def _learning(config: TrainConfig, dataset: Dataset, policy: str, retriever: Retriever, roles: RoleResources) -> tuple[StepGRPO, Any]:
-    """The algorithm, and the reward actor that it asks."""
-    reward_actor = start_reward_actor(retriever, config.reward, CPUS_PER_REWARD_ACTOR, roles.rewards)
-    algorithm = algorithm_config(config, dataset.train, policy, retriever, reward_actor, roles.rollout).build_algo()
-    return algorithm, reward_actor
+def _learning(
+    config: TrainConfig, dataset: Dataset, policy: str, retriever: Retriever, roles: RoleResources
+) -> tuple[StepGRPO, Sequence[Any]]:
+    """The algorithm, and the reward actors that it asks."""
+    actors = [start_reward_actor(retriever, config.reward, CPUS_PER_REWARD_ACTOR, roles.rewards) for _ in range(config.reward.actors)]
+    algorithm = algorithm_config(config, dataset.train, policy, retriever, actors, roles.rollout).build_algo()
+    return algorithm, actors
 
 
 def algorithm_config(
-    config: TrainConfig, items: Sequence[Any], policy: str, retriever: Retriever | None, reward_actor: Any, resource: str = ""
+    config: TrainConfig, items: Sequence[Any], policy: str, retriever: Retriever | None, reward_actors: Sequence[Any], resource: str = ""
 ) -> StepGRPOConfig:
     """The run's settings in the form that RLlib takes. `resource`: custom resource of the nodes that rollout workers run on; empty: any."""
     questions = config.train.questions_per_iteration
@@ -190,7 +193,7 @@ def algorithm_config(
             rollout=config.rollout,
             learner=replace(config.learner, seed=config.train.seed),
             retriever=None if config.rollout.mode == "offline" else retriever,
-            reward_actors=[reward_actor],
+            reward_actors=reward_actors,
             data=ShuffledQuestions(items, config.train.seed),
             questions_per_iteration=questions,
             questions_per_chunk=-(-questions // config.train.num_rollout_workers),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from experiments.checkpoints import Checkpoints, newest_good, restore
 from experiments.parts import Run
 from learner.lost_learner import LearnerLostError
@@ -16,25 +18,32 @@ class Recovery:
     def go_on(self, lost: LearnerLostError, checkpoints: Checkpoints) -> None:
         """Every iteration after the checkpoint is made again: their questions are asked again, and nothing that was learned from them is left.
 
-        Raises `lost` when there were too many, and what the restart raises.
+        A learner that is lost while it is started anew is one more loss. Raises the last of them when there were too many, and what else the
+        restart raises.
         """
-        run, most = self._run, self._run.config.train.max_restarts
-        if self.restarts >= most:
-            raise lost
-        self.restarts += 1
-        checkpoints.forget()
-        good = newest_good(run.folder, lambda warning: run.progress.say(warning, style="yellow"))
-        where = f"from {good.name}" if good else "from the beginning, as there is no checkpoint yet"
-        run.supervisor.tell(
-            run.supervisor.explain(
-                lost, fatal=False, then=f"the learner group is started anew and goes on {where} ({self.restarts} of {most})"
-            )
-        )
-        known = run.tally
-        run.supervisor.forget("learner rank")
-        with run.timed("restart_learner"):
-            run.parts.algorithm.restart_learner()
-            restore(run, good)
+        run, before, known = self._run, self.restarts, self._run.tally
+        if self.restarts < run.config.train.max_restarts:
+            checkpoints.forget()
+            good = newest_good(run.folder, lambda warning: run.progress.say(warning, style="yellow"))
+        while True:
+            if self.restarts >= run.config.train.max_restarts:
+                raise lost
+            self._tell(lost, good)
+            try:
+                with run.timed("restart_learner"):
+                    run.parts.algorithm.restart_learner()
+                    restore(run, good)
+                break
+            except LearnerLostError as again:
+                lost = again
         run.tracker.rewind()
-        run.tally.restarts = known.restarts + 1
-        run.tally.failures = known.failures + 1 + len(run.supervisor.look())
+        run.tally.restarts = known.restarts + self.restarts - before
+        run.tally.failures = known.failures + self.restarts - before + len(run.supervisor.look())
+
+    def _tell(self, lost: LearnerLostError, good: Path | None) -> None:
+        self.restarts += 1
+        supervisor, most = self._run.supervisor, self._run.config.train.max_restarts
+        where = f"from {good.name}" if good else "from the beginning, as there is no checkpoint yet"
+        then = f"the learner group is started anew and goes on {where} ({self.restarts} of {most})"
+        supervisor.tell(supervisor.explain(lost, fatal=False, then=then))
+        supervisor.forget("learner rank")

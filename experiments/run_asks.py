@@ -88,7 +88,7 @@ def asks_of(config: TrainConfig, roles: RoleResources, knowledge_bases: Sequence
     evaluation = replace(
         rollout, role="evaluation", gpus=config.evaluation_gpus, setting="train.num_rollout_workers or train.gpus_per_evaluation_worker"
     )
-    rewards = Ask("rewards", 1, CPUS_PER_REWARD_ACTOR, resource=roles.rewards)
+    rewards = Ask("rewards", config.reward.actors, CPUS_PER_REWARD_ACTOR, resource=roles.rewards, setting="reward.actors")
     return [*_retrieval(config, roles, knowledge_bases), rewards, rollout, learners, evaluation]
 
 

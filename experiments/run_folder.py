@@ -25,6 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from experiments.config import RunConfigError, TrainConfig, load_config, resolved_yaml
+from experiments.failures.driver_file import live_driver
 from experiments.passage_pictures import Pictures
 from experiments.trajectory_rows import NO_PICTURES, PICTURE_SCHEMA, TRAJECTORY_SCHEMA, picture_rows, sibling_groups, trajectory_row
 from rollout.records import ScoredTurn, Trajectory
@@ -54,8 +55,15 @@ class RunFolder:
 
     @classmethod
     def start(cls, config: TrainConfig) -> RunFolder:
-        """The folder of this run, made if need be. Unless it is resumed, an earlier run of that name steps aside: its time becomes its name."""
+        """The folder of this run, made if need be. Unless it is resumed, an earlier run of that name steps aside: its time becomes its name.
+
+        Raises RunConfigError where another process still drives the run."""
         folder = cls(Path(config.runs_folder) / config.name)
+        if driver := live_driver(folder.path):
+            raise RunConfigError(
+                f"{folder.path} is still driven by {driver}; expected a run that nobody drives: end that process and wait until it has saved "
+                "(SIGTERM, or ray job stop), or give this run another name=..."
+            )
         earlier = folder.path / "config.yaml"
         if config.train.resume == "none" and earlier.exists():
             began = datetime.fromtimestamp(earlier.stat().st_mtime)
@@ -111,7 +119,9 @@ class RunFolder:
     def forget_after(self, iteration: int) -> None:
         """Drop the metrics of later iterations: a resumed run will write them again."""
         kept = [row for row in self.metrics() if row["iteration"] <= iteration]
-        (self.path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+        aside = self.path / "metrics.jsonl.new"
+        aside.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+        aside.replace(self.path / "metrics.jsonl")
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         aside = self.path / "summary.json.new"

@@ -7,6 +7,7 @@ import shutil
 from experiments.checkpoints import note_failed_save
 from experiments.measures import Interval
 from experiments.parts import Run
+from rollout.weights import PublishedWeights
 
 CHOSEN_BY = ("f1_recall", "routing_accuracy", "format_rate")
 """The first of these that could be measured decides; of equals the later policy is kept, as it has learned longer."""
@@ -17,8 +18,9 @@ def keep_if_best(run: Run) -> dict[str, float]:
     figures: dict[str, Interval] = {}
     if run.dataset.validation:
         run.progress.phase("validate")
-        run.parts.evaluator.use(run.parts.algorithm.learner_group.weights())
-        figures = run.parts.evaluator.run(run.dataset.validation, run.parts.evaluation_retriever, progress=run.progress).overall()
+        learner, evaluator = run.parts.algorithm.learner_group, run.parts.evaluator
+        with evaluator.holding(PublishedWeights(tuple(learner.publish()), learner.policy_version)):
+            figures = evaluator.run(run.dataset.validation, run.parts.evaluation_retriever, progress=run.progress).overall()
         run.progress.phase("train")
     known = {name: interval.value for name, interval in figures.items() if interval.value == interval.value}
     score = next((known[name] for name in CHOSEN_BY if name in known), 0.0)

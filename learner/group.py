@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import ray
+from ray.exceptions import RayError
 from ray.util.placement_group import PlacementGroup, get_current_placement_group, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -21,7 +22,7 @@ from learner.advantages import TurnAdvantages, turn_advantages
 from learner.checkpoint_files import refuse_damaged, refuse_without_room
 from learner.config import LearnerConfig
 from learner.deadline import DeadlineError, results
-from learner.lost_learner import answers
+from learner.lost_learner import answers, refuse_lost_sender
 from learner.micro_batches import plan, rows_of
 from learner.mini_batches import deal
 from learner.schedule import learning_rate
@@ -144,10 +145,12 @@ class LearnerGroup:
             yield bucket
 
     def weights(self) -> WeightBuffer:
-        refs = [bucket.ref for bucket in self.publish()]
-        return WeightBuffer(
-            tuple(results(refs, f"the weights of policy version {self.policy_version}", self.config.deadline_s)), self.policy_version
-        )
+        refs, version = [bucket.ref for bucket in self.publish()], self.policy_version
+        try:
+            return WeightBuffer(tuple(results(refs, f"the weights of policy version {version}", self.config.deadline_s)), version)
+        except RayError as error:
+            refuse_lost_sender(error, version)
+            raise
 
     def save(self, folder: str | Path) -> None:
         """Write all that `load` needs, aside, and rename it when it is complete. The folder must be visible to all learner nodes.

@@ -37,7 +37,8 @@ class Chunk:
     number: int
     places: list[int]
     """Of its questions in the batch."""
-    attempts: int = 0
+    losses: int = 0
+    """Workers that died while they sampled it, one after the other, and finished none of its questions."""
     given: list[int] = field(default_factory=list)
     """Those of them that the worker who has it was given: the ones that were not finished by then."""
 

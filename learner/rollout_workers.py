@@ -1,7 +1,9 @@
 """Work for rollout workers that may die: every chunk of questions is rolled out exactly once, by whoever is alive.
 
-Questions are cut into many small chunks, so that all workers stay busy and a dead one costs what it has not finished of one chunk. A lost worker
-is sent the weights again as soon as Ray has restarted it, and works on.
+Questions are cut into chunks, which the workers take one at a time; a dead one costs what it has not finished of its chunk. A lost worker is
+sent the weights again as soon as Ray has restarted it, and works on. A run makes one chunk for each worker: the slots of an engine are filled from
+one chunk, so several smaller ones would leave slots empty at the end of each, in every iteration, to be quicker in the rare one in which a worker
+dies.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from learner.cycles import no_search_for_cycles
-from learner.deadline import DeadlineError
+from learner.deadline import FETCH_S, DeadlineError
 from learner.lost_learner import line
 from learner.rollout_batch import Batch, Chunk
 from learner.weight_broadcast import WeightBroadcast
@@ -26,7 +28,7 @@ from rollout.weights import MissingWeightsError, PublishedBucket
 from rollout.worker import WrongPolicyVersion
 
 ATTEMPTS = 4
-"""A chunk that has cost so many workers their lives will cost the next one its life, too."""
+"""A chunk that has cost so many workers their lives, and of which nothing came back between, will cost the next one its life, too."""
 RETRY_S = 0.5
 """Between two tries to reach a worker that Ray is restarting."""
 SLICE_S, LONG_SLICE_S = 0.5, 5.0
@@ -146,9 +148,9 @@ class RolloutWorkers:
             return
         for worker in sorted(self.alive - {worker for worker, _ in self.sampling.values()})[: len(batch.waiting)]:
             chunk = batch.waiting.popleft()
-            chunk.given, chunk.attempts = batch.left(chunk), chunk.attempts + 1
+            chunk.given = batch.left(chunk)
             questions = [batch.questions[place] for place in chunk.given]
-            if chunk.attempts > ATTEMPTS:
+            if chunk.losses >= ATTEMPTS:
                 ids = ", ".join(getattr(question, "id", "?") for question in questions)
                 raise RuntimeError(
                     f"{ATTEMPTS} rollout workers died of the same questions ({ids}); out of memory? lower rollout.batch_tokens"
@@ -161,16 +163,18 @@ class RolloutWorkers:
         first in the queue."""
         worker, chunk = self.sampling.pop(answer)
         try:
-            worked: Worked = ray.get(answer)
+            worked: Worked = ray.get(answer, timeout=self.deadline_s / 2)  # its node may be gone; the other half is for the others
         except RayError as error:
             if isinstance(error, RayTaskError) and not isinstance(error.cause, WrongPolicyVersion):
                 raise
             self._leave(worker, 0.0, bucket=0, reason=line(error))
+            chunk.losses += not isinstance(error, RayTaskError)  # a worker without the weights was restarted before it had the chunk
             self.requeued_chunks += 1
             batch.waiting.appendleft(chunk)
             return
         batch.reports.append(worked.report)
         batch.take_in(chunk, worked.finished)
+        chunk.losses = 0 if worked.finished else chunk.losses
         if worked.unfinished and not batch.over:
             self.sampling[self.handles[worker].go_on.remote(self.version, _slice_s(batch))] = worker, chunk
 
@@ -191,7 +195,7 @@ class RolloutWorkers:
         worker = self._joining.pop(answer)
         bucket, reason = self.transfer.stuck_at(worker)
         try:
-            self.transfer.check(worker, ray.get(answer))
+            self.transfer.check(worker, ray.get(answer, timeout=FETCH_S))
         except RayError as error:
             if isinstance(error, RayTaskError) and not isinstance(error.cause, MissingWeightsError):
                 raise

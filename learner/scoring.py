@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -22,11 +23,12 @@ class Scoring:
     def __init__(self, reward_actors: Sequence[Any], deadline_s: float):
         self._actors, self._deadline_s = reward_actors, deadline_s
         self._calls: dict[int, ray.ObjectRef] = {}
-        self._trajectories = 0
+        self.asked: Counter[str] = Counter()
+        """Trajectories that were handed in, by the id of their question."""
 
     def begin(self, chunk: int, trajectories: Sequence[Trajectory]) -> None:
         self._calls[chunk] = self._actors[chunk % len(self._actors)].score.remote(trajectories)
-        self._trajectories += len(trajectories)
+        self.asked.update(trajectory.question.id for trajectory in trajectories)
 
     def turns(self) -> list[ScoredTurn]:
         """Of all chunks, in their order. Actors number the episodes of one call, so the number of the chunk is added here.
@@ -34,7 +36,7 @@ class Scoring:
         Raises `DeadlineError`, or what an actor raised.
         """
         chunks = sorted(self._calls)
-        scored = results([self._calls[chunk] for chunk in chunks], f"the rewards of {self._trajectories} trajectories", self._deadline_s)
+        scored = results([self._calls[chunk] for chunk in chunks], f"the rewards of {self.asked.total()} trajectories", self._deadline_s)
         return [
             replace(turn, episode=f"{turn.episode}@{chunk}") if chunk else turn
             for chunk, turns in zip(chunks, scored, strict=True)

@@ -34,8 +34,8 @@ from rollout.timeline import Span, Timeline
 
 
 class StepGRPO(Algorithm):
-    """Attributes for those who watch: `trajectories` and `turns` that the last iteration learned from, `timelines` of its processes,
-    `policy_version`, `data`, `workers`."""
+    """Attributes for those who watch: `trajectories` and `turns` that the last iteration learned from, questions that it `dropped` (id, reason),
+    `timelines` of its processes, `policy_version`, `data`, `workers`."""
 
     config: StepGRPOConfig
 
@@ -69,6 +69,7 @@ class StepGRPO(Algorithm):
             self.workers.republish = self.learner_group.publish
         self.trajectories: list[Trajectory] = []
         self.turns: list[ScoredTurn] = []
+        self.dropped: list[tuple[str, str]] = []
         self.ahead: Experience | None = None
         """`overlap=1`: what the next iteration learns from."""
         self._driver, self._learner = Timeline(), Timeline()
@@ -89,11 +90,12 @@ class StepGRPO(Algorithm):
             experience = self.gather(version)
             gathered, learned = [experience], self.learn(experience)
         self.questions.settle(experience.asked)
-        self.trajectories, self.turns = experience.trajectories, experience.turns
+        self.trajectories, self.turns, self.dropped = experience.trajectories, experience.turns, experience.dropped
         self._report(experience, gathered, version, learned)
 
     def gather(self, learned_at: int) -> Experience:
         """Roll out and score the questions of one iteration, which version `learned_at` will learn from, with the version that workers hold.
+        Raises `AccountError`.
 
         Where questions taught nothing, others replace them (dynamic sampling: DAPO, arXiv 2503.14476, section 3.2).
         """
@@ -102,7 +104,7 @@ class StepGRPO(Algorithm):
             wanted = self.config.questions_per_iteration - len(taught_questions(gathered.turns, self.config.learner))
             if wanted <= 0:
                 break
-            asked = self.questions.take(wanted)
+            asked = gathered.take(self.questions.take(wanted))
             batch = Batch.of(
                 [entry.question for entry in asked],
                 self.workers.chunk,
@@ -116,7 +118,8 @@ class StepGRPO(Algorithm):
                     scoring.begin(chunk, trajectories)
             with self._driver.doing("score"):
                 turns = penalised(scoring.turns(), self.config.learner, rollout)
-            self.questions.cut_off(gathered.add(batch, asked, turns, attempt))
+            episodes = rollout.group_size if rollout.mode == "chain" else 1
+            self.questions.cut_off(gathered.add(batch, asked, scoring.asked, turns, attempt, episodes))
         return gathered
 
     def learn(self, experience: Experience) -> dict[str, float]:
@@ -197,6 +200,12 @@ class StepGRPO(Algorithm):
     def restore_env_runners(self, env_runner_group: Any) -> list[int]:
         """`RolloutWorkers` takes restarted workers back in, while the others work."""
         return []
+
+    def cleanup(self) -> None:
+        """Ends all processes, whatever they are doing: RLlib would first wait for a word of each rollout worker, without a deadline."""
+        if group := getattr(self, "_env_runner_group", None):
+            group._worker_manager.clear()
+        super().cleanup()
 
     def _report(self, experience: Experience, gathered: Sequence[Experience], version: int, learned: dict[str, float]) -> None:
         """`gathered`: what was rolled out in this iteration, `experience`: what was learned from, by the learner of this version."""

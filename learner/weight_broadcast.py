@@ -73,7 +73,7 @@ class WeightBroadcast:
         for call in ended:
             worker, bucket = taking[call]
             try:
-                ray.get(call)
+                ray.get(call, timeout=END_S)
             except RayTaskError:
                 pass
             except RayError as error:

@@ -9,6 +9,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
+from learner.deadline import FETCH_S
 from learner.lost_learner import line, refuse_lost_sender
 from rollout.weights import PublishedBucket, seal
 
@@ -92,7 +93,7 @@ class WeightTransfer:
             if not ray.wait([call], timeout=0)[0]:
                 return number + 1, "no answer"
             try:
-                self.nodes[worker] = ray.get(call)
+                self.nodes[worker] = ray.get(call, timeout=FETCH_S)
             except RayError as error:
                 refuse_lost_sender(error, self.version)
                 if isinstance(error, RayTaskError):

@@ -79,7 +79,7 @@ def fan_out(calls: Sequence[Call], deadline_s: float) -> list[Any]:
             if number not in pending:  # another replica was quicker
                 continue
             try:
-                answers[number] = ray.get(reference)
+                answers[number] = ray.get(reference, timeout=max(1.0, end - time.monotonic()))
                 del pending[number]
             except RayTaskError:  # a fault of the query or of the program, not of a process
                 raise

@@ -185,7 +185,7 @@ def _wait_until_ready(retriever: Retriever, progress: Progress | None) -> None:
                 f"{len(waiting)} of {total} retrieval actors did not start in {START_SECONDS} s: are there free CPUs and memory?"
             )
         try:
-            ray.get(ready)
+            ray.get(ready, timeout=START_SECONDS)
         except RayActorError as error:
             said = str(error).strip().splitlines()[-1]
             raise RetrievalUnavailableError(f"a retrieval actor did not start: {said}") from error

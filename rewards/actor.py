@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -46,7 +45,6 @@ class RewardActor:
         self._retriever: Retriever = ray.cloudpickle.loads(retriever)
         self._config = config
         self._retrievers = names_of(self._retriever)
-        self._counts: Counter[str] = Counter()
 
     def score(self, trajectories: Sequence[Trajectory]) -> list[ScoredTurn]:
         """Every turn that can be judged, trajectory by trajectory. Episodes are numbered by their place in `trajectories`."""
@@ -56,17 +54,8 @@ class RewardActor:
         )
         scored: list[ScoredTurn] = []
         for number, trajectory in enumerate(trajectories):
-            turns = score_trajectory(trajectory, similarity, self._config, self._retrievers, episode=f"{trajectory.question.id}#{number}")
-            sampled = Counter(group.state.kind for group in trajectory.groups for _ in group.turns)
-            judged = Counter(turn.turn.kind for turn in turns)
-            self._counts.update({f"turns_{kind}": n for kind, n in sampled.items()})
-            self._counts.update({f"unjudged_{kind}": n - judged[kind] for kind, n in sampled.items()})
-            scored += turns
+            scored += score_trajectory(trajectory, similarity, self._config, self._retrievers, episode=f"{trajectory.question.id}#{number}")
         return scored
-
-    def counts(self) -> dict[str, int]:
-        """Turns seen and turns that nobody could judge, by kind, since the actor started."""
-        return dict(self._counts)
 
     def process_id(self) -> int:
         return os.getpid()

@@ -28,6 +28,8 @@ class RewardConfig:
     as in the paper."""
     paper_tokens: bool = False
     """Answers are compared by the tokens of the paper's evaluator, peculiarities included, as its reward does."""
+    actors: int = 1
+    """Processes that score, each a chunk at a time. More where `seconds_score` grows with the number of rollout workers."""
     terms: dict[str, Any] = field(default_factory=dict)
     """Rewards to add up instead of the step reward alone: name, or MODULE:FUNCTION of your own, -> weight, or weights by kind of turn, as in
     {step: 1, retrieval_cost: 0.1, "mine:brevity": {final: 0.2}}. Empty: the step reward. See docs/rewards.md."""

@@ -76,6 +76,18 @@ class PublishedBucket:
     bytes: int
 
 
+@dataclass(frozen=True)
+class PublishedWeights:
+    """A `WeightBuffer` as others know it: in Ray's object store."""
+
+    buckets: tuple[PublishedBucket, ...]
+    version: int
+
+    @property
+    def checksum(self) -> int:
+        return seal(self.version, [bucket.checksum for bucket in self.buckets])
+
+
 def seal(version: int, checksums: Sequence[int]) -> int:
     """One number for all buckets of a version: sender and receiver hold the same weights when it is equal."""
     return xxh3_64(repr((version, list(checksums))).encode()).intdigest()

@@ -92,6 +92,16 @@ def test_the_main_loops_fit_a_page():
     assert len((ROOT / "experiments/train.py").read_text().splitlines()) <= 180
 
 
+WAITS = [path for path in FILES if "benchmarks" not in path.parts]
+
+
+@pytest.mark.parametrize("path", WAITS, ids=named)
+def test_nothing_waits_for_ray_without_a_deadline(path: Path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("ray.get", "ray.wait"):
+            assert "timeout" in {keyword.arg for keyword in node.keywords}, f"{named(path)}:{node.lineno}: {ast.unparse(node)}"
+
+
 def test_nothing_names_a_machine_or_its_folders():
     listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     # Written so that this file does not match itself.

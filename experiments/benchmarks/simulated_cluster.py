@@ -6,6 +6,7 @@ import asyncio
 import gc
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -52,7 +53,7 @@ class RecordedSleepers(Sleepers):
         self._recorded = recorded
 
     def trajectories_of(self, question: Question, policy_version: int) -> list[Trajectory]:
-        return [self._recorded.trajectories[place_of(question.id)]]
+        return [replace(self._recorded.trajectories[place_of(question.id)], question=question)]
 
 
 class RecordedRewards:
@@ -60,14 +61,14 @@ class RecordedRewards:
 
     def __init__(self, recorded: Recorded):
         gc.disable()
-        self._scores = {trajectory.question.id: turns for trajectory, turns in zip(recorded.trajectories, recorded.scored, strict=True)}
+        self._scores = recorded.scored
         self._asked = 0
 
     def score(self, trajectories: Sequence[Trajectory]) -> list[ScoredTurn]:
         self._asked += 1
         mark = f"#{self._asked}"
         places = enumerate(trajectory.question.id for trajectory in trajectories)
-        return [turn for number, question in places for turn in distinct(self._scores[question], f"{mark}.{number}")]
+        return [turn for number, question in places for turn in distinct(self._scores[place_of(question)], f"{mark}.{number}")]
 
 
 class SleepingRanks(WeightSender):

@@ -115,7 +115,7 @@ class SimulatedLoop(StepGRPO):
         self.questions = QuestionLedger(InOrder(questions))
         self.workers = RolloutWorkers(SimulatedGroup(workers, cluster.workers), QUESTIONS_PER_WORKER, DEADLINE_S)
         self._broadcast = self.ahead = None
-        self.trajectories, self.turns, self.timelines = [], [], {}
+        self.trajectories, self.turns, self.dropped, self.timelines = [], [], [], {}
         self._loop, self._learning = CpuTimeline(), CpuTimeline()
         self._driver, self._learner = self._loop, self._learning
         self.metrics = MetricsLogger(root=True)

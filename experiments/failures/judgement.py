@@ -54,6 +54,8 @@ def is_hang(error: BaseException) -> bool:
 def whose(error: BaseException) -> str:
     if isinstance(error, FloatingPointError):
         return "learner"
+    if isinstance(error, LearnerLostError):  # of a group that was being started: its processes were never seen alive
+        return f"learner rank {error.ranks[0]}" if error.ranks else "learner"
     return "rollout workers" if isinstance(error, DeadlineError) and "rollout worker" in str(error) else "program"
 
 
@@ -76,7 +78,8 @@ def out_of_memory(seen: LastSeen, death: Death | None) -> str:
     if told := next((line for line in reversed(seen.log) if any(word in line for word in MEMORY_ERRORS)), ""):
         return f"yes, its log says: {told.strip()}"
     if seen.oom_kills and seen.exit.signal in ("", "SIGKILL"):
-        return f"yes, the kernel has killed {seen.oom_kills} processes of its node for want of memory since the run began"
+        processes = f"{seen.oom_kills} process{'es' if seen.oom_kills > 1 else ''}"
+        return f"yes, the kernel killed {processes} of its node for want of memory at that moment"
     if seen.memory_mb is None:
         return ""
     used, total = (float(part) for part in seen.node_memory.removesuffix(" GiB").split(" of "))

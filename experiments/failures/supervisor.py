@@ -166,8 +166,9 @@ class Supervisor:
             failure = self._of_process(role, before, death, then, fatal, reason=said(error), hang=is_hang(error) and death is None)
             failure = failure if death else replace(failure, phase=phase)
         else:
+            role = whose(error)
             failure = Failure(
-                role=whose(error),
+                role=role,
                 phase=phase,
                 reason=said(error),
                 fatal=fatal,
@@ -175,7 +176,7 @@ class Supervisor:
                 policy_version=self.policy_version,
                 when=clock_time(time.time()),
                 then=then,
-                mend=mend_of("program", False, fatal, is_hang(error)),
+                mend=mend_of(role, False, fatal, is_hang(error)),
                 log=tuple(traceback.format_exception_only(error)[-1].splitlines()[:3]) if not isinstance(error, RayError) else (),
             )
         if from_inside(error):  # where it was raised says more than what the process wrote

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from experiments.checkpoints import LEARNER, newest_good
+from experiments.checkpoints import LEARNER, newest_good, restore
 from experiments.config import TrainConfig
+from experiments.parts import Run
 from experiments.run_folder import COMPLETE, RunFolder
+from experiments.tally import Tally
 from learner.checkpoint_files import facts_of
 
 
@@ -58,6 +60,19 @@ def test_a_run_goes_on_from_the_newest_good_checkpoint_and_names_the_file_that_i
     (warning,) = warnings
     assert warning.startswith("warning: iteration-000003 is passed over: ")
     assert said in warning
+
+
+def test_a_run_that_begins_again_puts_bad_checkpoints_out_of_the_way_of_its_own(folder: RunFolder):
+    for iteration in (1, 2, 3):
+        flip_a_bit(folder.checkpoint_at(iteration) / "algorithm_state.pkl")
+    run = Run(TrainConfig(), None, folder, None, None, None, Tally(), None, iteration=4)  # type: ignore[arg-type]
+    restore(run, newest_good(folder, lambda warning: None))
+    aside = folder.checkpoints / "aside"
+    aside.mkdir()
+    folder.finish_checkpoint(aside, 1, {})
+    folder.drop_checkpoints(keep_last=1, keep_best=0)
+    assert folder.complete_checkpoints() == [folder.checkpoint_at(1)]
+    assert run.iteration == 0
 
 
 def test_without_any_good_checkpoint_every_one_is_named(folder: RunFolder):

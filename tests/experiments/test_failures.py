@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,16 +18,17 @@ import pytest
 from rich.console import Console
 
 from experiments.cluster import note_on_folders
-from experiments.config import TrackingConfig, TrainConfig
+from experiments.config import LoopConfig, RunConfigError, TrackingConfig, TrainConfig
 from experiments.data_config import DataConfig
-from experiments.failures.driver_file import DriverFile
+from experiments.failures.driver_file import DriverFile, live_driver
 from experiments.failures.exit_status import ExitStatus, exit_status, opened
 from experiments.failures.failure import read_failures
 from experiments.failures.judgement import out_of_memory
-from experiments.failures.node_watch import LOG_LINES, LastSeen, last_lines
+from experiments.failures.node_watch import LOG_LINES, LastSeen, NodeWatch, last_lines
 from experiments.failures.ray_facts import Death
 from experiments.failures.roles import phase_of
 from experiments.failures.supervisor import Supervisor
+from experiments.run_folder import RunFolder
 from learner.deadline import DeadlineError
 
 
@@ -72,7 +75,7 @@ SEEN = LastSeen(exit=ExitStatus(signal="SIGKILL"), memory_mb=900.0, peak_mb=1000
             "USER_ERROR",
             "yes, its log says",
         ),
-        (replace(SEEN, oom_kills=2), "SYSTEM_ERROR", "yes, the kernel has killed 2 processes"),
+        (replace(SEEN, oom_kills=2), "SYSTEM_ERROR", "yes, the kernel killed 2 processes of its node for want of memory at that moment"),
         (replace(SEEN, node_memory="19.9 of 20.0 GiB"), "SYSTEM_ERROR", "possibly: 19.9 of 20.0 GiB were in use"),
         (SEEN, "SYSTEM_ERROR", "no sign of it"),
     ],
@@ -80,6 +83,34 @@ SEEN = LastSeen(exit=ExitStatus(signal="SIGKILL"), memory_mb=900.0, peak_mb=1000
 def test_whether_it_was_memory(seen, kind, expected):
     detail = "End of file. Some common causes include: (1) the process was killed by the OOM killer due to high memory usage"
     assert out_of_memory(seen, Death(1, "n", "10.0.0.1", kind, detail, 0.0)).startswith(expected)
+
+
+@pytest.mark.parametrize("killed_by_the_kernel", [False, True])
+def test_only_what_the_kernel_killed_about_the_end_of_a_process_speaks_for_memory(ray_cluster, monkeypatch, killed_by_the_kernel):
+    monkeypatch.setattr("experiments.failures.node_watch.SAMPLE_S", 0.1)
+    kills = [3]  # earlier in the run, of somebody else
+    watch = NodeWatch(lambda: kills[0])
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    watch.watch([process.pid])
+    until(lambda: watch.last_seen(process.pid).memory_mb)
+    kills[0] += 1  # while it lives on
+    time.sleep(0.4)
+    kills[0] += killed_by_the_kernel
+    process.kill()
+    process.wait(timeout=30)
+    time.sleep(0.4)
+    kills[0] += 5  # before anybody asks
+    seen = watch.last_seen(process.pid)
+    watch.close()
+    assert seen.oom_kills == killed_by_the_kernel
+    assert out_of_memory(seen, None).startswith("yes, the kernel") == killed_by_the_kernel
+
+
+def until(happened: Callable[[], object]) -> None:
+    end = time.monotonic() + 30
+    while not happened():
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 def test_knowledge_bases_search_while_others_roll_out():
@@ -128,6 +159,44 @@ def test_a_driver_that_is_killed_is_told_of_by_the_next_one(tmp_path):
     (failure,) = read_failures(tmp_path)
     assert (failure["phase"], failure["iteration"], failure["policy_version"]) == ("update", 7, 6)
     assert not (tmp_path / "driver.json").exists()
+
+
+def test_a_second_driver_of_a_run_is_refused_while_the_first_one_lives_and_nothing_of_the_run_is_touched(tmp_path):
+    code = (
+        "import sys; from pathlib import Path; from experiments.failures.driver_file import DriverFile\n"
+        "with DriverFile(Path(sys.argv[1]), lambda: {'phase': 'save', 'iteration': 7, 'policy_version': 6}):\n    input()"
+    )
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "config.yaml").write_text("of the first")
+    with subprocess.Popen([sys.executable, "-c", code, str(folder)], stdin=subprocess.PIPE, cwd=Path(__file__).parents[2]) as driver:
+        until((folder / "driver.json").exists)
+        for resume in ("auto", "none"):
+            again = TrainConfig(name="mine", runs_folder=str(tmp_path), train=LoopConfig(resume=resume))
+            with pytest.raises(
+                RunConfigError, match=rf"mine is still driven by process {driver.pid} on node \S+ \(phase save, iteration 7\)"
+            ):
+                RunFolder.start(again)
+        assert (folder / "config.yaml").read_text() == "of the first"
+        assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+        driver.kill()
+    RunFolder.start(again)
+
+
+@pytest.mark.parametrize("written", [True, False])
+def test_of_a_driver_on_another_node_its_file_speaks(tmp_path, monkeypatch, written):
+    monkeypatch.setattr("experiments.failures.driver_file.SILENT_S", 1.5)
+    monkeypatch.setattr("experiments.failures.driver_file.BEAT_S", 0.5)
+    now = {"phase": "update", "iteration": 7, "policy_version": 6}
+    with monkeypatch.context() as there, contextlib.ExitStack() as still:
+        there.setattr("socket.gethostname", lambda: "another")
+        file = still.enter_context(DriverFile(tmp_path, lambda: now))
+        until((tmp_path / "driver.json").exists)
+        if not written:
+            file._file = tmp_path / "nothing" / "driver.json"
+        time.sleep(0.3)  # until it knows who it is
+        there.undo()
+        assert ("another" in live_driver(tmp_path)) == written
 
 
 def test_a_driver_that_ends_in_order_leaves_no_file(tmp_path):

@@ -36,6 +36,16 @@ def test_a_resumed_run_keeps_its_folder_and_forgets_what_it_will_do_again(config
     assert resumed.metrics()[0]["reward"] is None
 
 
+def test_while_it_forgets_the_metrics_as_they_were_are_whole_on_the_disk(config: TrainConfig):
+    folder = RunFolder.start(config)
+    for iteration in (1, 2, 3):
+        folder.add_metrics({"iteration": iteration})
+    with (folder.path / "metrics.jsonl").open() as as_it_was:
+        folder.forget_after(1)
+        assert len(as_it_was.readlines()) == 3  # written aside and renamed, not cut short in place
+    assert [row["iteration"] for row in folder.metrics()] == [1]
+
+
 def test_a_line_that_a_kill_cut_short_is_left_out(config: TrainConfig):
     folder = RunFolder.start(config)
     folder.add_metrics({"iteration": 1})

@@ -3,8 +3,12 @@ nothing twice and nothing less, and says who was lost and when."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from whole_pipeline import ITERATIONS, Outcome, Pipeline, pipeline, train_and_lose
+
+from experiments.failures.roles import roles_of
 
 PHASES = ("broadcast", "roll out", "score", "update", "save")
 SHARD = "shard 0 of knowledge base text"
@@ -48,6 +52,44 @@ def test_a_process_is_killed_and_the_run_learns_what_it_would_have_learned(whole
     assert f"failure: {role} ({phase}, process {failure['process']}" in outcome.said
     assert outcome.rows[-1]["failures"] == 1
     assert outcome.rows[-1]["learner_restarts"] == role.startswith("learner")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(("role", "phase"), [("embedder ", "search"), ("evaluation worker 0", "evaluate")])
+def test_what_searches_or_validates_is_killed_and_the_run_learns_what_it_would_have_learned(
+    whole: Pipeline, tmp_path, role: str, phase: str
+):
+    role = next(known for known in roles_of(whole.parts) if known.startswith(role))
+    outcome = train_and_lose(whole, tmp_path, role, phase, evaluate_every=1)
+    account_balances(outcome, whole.config.train.questions_per_iteration)
+    assert outcome.learned == whole.expected["learned"]
+    assert outcome.checksum == whole.expected["checksum"]
+    failure = outcome.failures[0]
+    assert (failure["role"], failure["phase"], failure["iteration"], failure["exit"]) == (role, phase, 2, "killed by SIGKILL")
+    assert all("validation_f1_recall" in row for row in outcome.rows)
+
+
+@pytest.fixture
+def two_ranks(whole: Pipeline):
+    learner = whole.parts.algorithm.learner_group
+    before, learner.config = learner.config, replace(learner.config, num_learners=2)
+    learner.restart()
+    yield whole
+    learner.config = before
+    learner.restart()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_one_of_two_learner_ranks_is_killed_and_the_policy_is_the_same_bit_for_bit(two_ranks: Pipeline, tmp_path):
+    undisturbed = train_and_lose(two_ranks, tmp_path / "undisturbed")
+    outcome = train_and_lose(two_ranks, tmp_path / "lost", "learner rank 1", "update")
+    account_balances(outcome, two_ranks.config.train.questions_per_iteration)
+    assert (outcome.learned, outcome.checksum) == (undisturbed.learned, undisturbed.checksum)
+    failure = outcome.failures[0]
+    assert (failure["role"], failure["phase"], failure["exit"]) == ("learner rank 1", "update", "killed by SIGKILL")
+    assert outcome.rows[-1]["learner_restarts"] == 1
 
 
 @pytest.mark.slow

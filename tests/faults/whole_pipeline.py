@@ -122,7 +122,7 @@ def train_and_lose(
     algorithm = whole.parts.algorithm
     if role and kill is None:
         kill = partial(killed, whole.pid(role))
-    algorithm.learner_group.build(algorithm.config.learner)
+    algorithm.learner_group.build(algorithm.learner_group.config)
     algorithm.set_state(algorithm._beginning)
     algorithm.workers.version = -1
     config = replace(whole.config, name="run", runs_folder=str(folder), train=replace(whole.config.train, **changes))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import json
+from types import SimpleNamespace
 
 import pytest
+import ray
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,7 +15,7 @@ from experiments.benchmarks.simulated_workers import SimulatedGroup
 from learner.question_ledger import QuestionLedger
 from learner.question_source import ShuffledQuestions
 from learner.rollout_batch import Batch, Patience
-from learner.rollout_workers import RolloutWorkers
+from learner.rollout_workers import ATTEMPTS, RolloutWorkers
 from rollout.records import Question
 
 
@@ -64,6 +66,46 @@ def test_without_a_limit_everything_is_waited_for(workers):
     batch = Batch.of(questions(0.0, 1.5), 1, seed=0)
     list(workers.work(batch))
     assert batch.unfinished() == []
+
+
+@ray.remote(num_cpus=0)
+class Ended:
+    def call(self) -> None:
+        pass
+
+
+class DyingGroup(SimulatedGroup):
+    """One simulated worker; of its calls those die on which this list says so."""
+
+    def __init__(self, process, dies: list[bool]):
+        super().__init__(1, [process])
+        ended, fates = Ended.remote(), iter(dies)
+        ray.kill(ended)
+
+        def instead_of(call):
+            return SimpleNamespace(remote=lambda *arguments: ended.call.remote() if next(fates) else call.remote(*arguments))
+
+        handle = self._handles[1]
+        handle.begin, handle.go_on = instead_of(handle.begin), instead_of(handle.go_on)
+
+
+def test_a_chunk_that_makes_headway_between_losses_is_rolled_out_however_many_workers_it_has_lost(workers):
+    three, begins, goes_on = [True] * 3, [False], [False] * 9
+    group = DyingGroup(workers._register._own[0], [*three, *begins, *three, *begins, *goes_on])
+    dying = RolloutWorkers(group, chunk=2, deadline_s=60)
+    dying.push(1, [])
+    batch = Batch.of(questions(0.0, 0.7), 2, seed=0, patience=Patience(seconds=600))
+    list(dying.work(batch))
+    assert ids(batch.trajectories()) == ["q0", "q1"]
+    assert dying.requeued_chunks == 6 > ATTEMPTS
+
+
+def test_a_chunk_of_which_nothing_comes_back_ends_the_run_and_names_its_questions(workers):
+    dying = RolloutWorkers(DyingGroup(workers._register._own[0], [True] * 9), chunk=2, deadline_s=60)
+    dying.push(1, [])
+    with pytest.raises(RuntimeError, match=r"4 rollout workers died of the same questions \(q0, q1\)"):
+        dying.roll_out(questions(0.0, 0.0), seed=0)
+    assert dying.requeued_chunks == ATTEMPTS
 
 
 class Numbers(ShuffledQuestions):

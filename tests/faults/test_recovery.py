@@ -1,0 +1,113 @@
+"""What happens when a learner is lost while the group is being started anew, and when a run ends with a worker that hangs."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import ray
+from ray.exceptions import OwnerDiedError
+from rich.console import Console
+
+from experiments.config import load_config
+from experiments.failures.failure import read_failures
+from experiments.failures.supervisor import Supervisor
+from experiments.parts import Run
+from experiments.progress import Progress
+from experiments.recovery import Recovery
+from experiments.run_folder import RunFolder
+from experiments.tally import Tally
+from learner.config import LearnerConfig
+from learner.group import LearnerGroup
+from learner.lost_learner import LearnerLostError
+from rollout.weights import PublishedBucket
+
+
+class LostAgain:
+    """An algorithm whose learner is lost as often as this while it is started anew."""
+
+    def __init__(self, times: int):
+        self.times, self.restarts = times, 0
+
+    def restart_learner(self) -> None:
+        self.restarts += 1
+        if self.restarts <= self.times:
+            raise LearnerLostError([1], f"all learners to build, time {self.restarts}", "The actor died unexpectedly")
+
+
+def lost_run(tmp_path: Path, times: int) -> Run:
+    """As much of a run as its recovery sees; nothing was saved yet."""
+    config = load_config(["smoke.yaml", f"runs_folder={tmp_path}", "train.max_restarts=2"])
+    console = Console(file=io.StringIO(), width=300)
+    folder = RunFolder.start(config)
+    tracker = SimpleNamespace(rewind=lambda: None)
+    supervisor = Supervisor(folder.path, console)
+    parts = SimpleNamespace(algorithm=LostAgain(times))
+    progress = Progress(console, "smoke", 1, 0)
+    return Run(config, None, folder, parts, progress, tracker, Tally(failures=1), supervisor, iteration=5)  # type: ignore[arg-type]
+
+
+NOTHING_IS_WRITTEN = SimpleNamespace(forget=lambda: None)
+FIRST = LearnerLostError([0], "the update from policy version 4", "The actor died unexpectedly")
+
+
+def test_a_learner_that_is_lost_while_it_is_started_anew_is_started_once_more_and_both_losses_are_told(tmp_path, ray_cluster):
+    run = lost_run(tmp_path, times=1)
+    recovery = Recovery(run)
+    recovery.go_on(FIRST, NOTHING_IS_WRITTEN)  # type: ignore[arg-type]
+    assert run.parts.algorithm.restarts == recovery.restarts == 2
+    assert (run.iteration, run.tally.restarts, run.tally.failures) == (0, 2, 3)
+    told = [(failure["role"], failure["fatal"], failure["then"].rpartition("(")[2]) for failure in read_failures(run.folder.path)]
+    assert told == [("learner rank 0", False, "1 of 2)"), ("learner rank 1", False, "2 of 2)")]
+
+
+def test_the_last_of_too_many_losses_ends_the_run(tmp_path):
+    run = lost_run(tmp_path, times=9)
+    with pytest.raises(LearnerLostError, match="rank 1 lost during all learners to build, time 2"):
+        Recovery(run).go_on(FIRST, NOTHING_IS_WRITTEN)  # type: ignore[arg-type]
+    assert run.parts.algorithm.restarts == 2
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_a_rollout_worker_that_hangs_does_not_keep_a_run_from_ending(ray_cluster):
+    from tiny_training import offline_config
+    from tiny_turns import save_tiny_policy
+
+    algorithm = offline_config(save_tiny_policy()).build_algo()
+    (stopped, *_) = [ray.get(handle.apply.remote(lambda _: os.getpid()), timeout=60) for handle in algorithm.workers.handles.values()]
+    os.kill(stopped, signal.SIGSTOP)
+    try:
+        ending = threading.Thread(target=algorithm.stop, daemon=True)
+        ending.start()
+        ending.join(timeout=60)
+        assert not ending.is_alive()
+    finally:
+        with contextlib.suppress(ProcessLookupError):  # Ray has done so
+            os.kill(stopped, signal.SIGKILL)
+
+
+class Freed(LearnerGroup):
+    """A group without processes, whose weights are gone from the object store."""
+
+    def __init__(self) -> None:
+        self.config, self.policy_version = LearnerConfig(deadline_s=60), 7
+
+    def publish(self) -> Iterator[PublishedBucket]:
+        @ray.remote(num_cpus=0)
+        def gone():
+            raise OwnerDiedError("00" * 28, b"", "")
+
+        yield PublishedBucket(gone.remote(), (), 0, 0)
+
+
+def test_weights_that_are_gone_with_the_learner_that_had_put_them_into_the_store_are_a_loss_of_the_learner(ray_cluster):
+    with pytest.raises(LearnerLostError, match="learner rank 0 lost during the broadcast of policy version 7"):
+        Freed().weights()
