@@ -69,7 +69,7 @@ def run_sweep(study: Study, dataset: Dataset, policy: str, ground: Ground, say: 
 def _room(config: TrainConfig) -> list[dict[str, float]]:
     """A bundle for each rollout worker, where RLlib puts it. Ray puts all others into any of them, so each has room for all others as well: with
     less, one of them takes a worker's place, and the trial waits for ever."""
-    others = config.learner.num_learners * config.learner.cpus_per_learner + CPUS_PER_REWARD_ACTOR
+    others = config.learner.num_learners * config.learner.cpus_per_learner + config.reward.actors * CPUS_PER_REWARD_ACTOR
     return [{"CPU": CPUS_PER_ROLLOUT_WORKER + others}] * config.train.num_rollout_workers
 
 
