@@ -51,7 +51,8 @@ class BuildSettings:
     """`text`, `text_image` or `table`; empty: `text_image` where any passage has a picture, else that of the source."""
     embedder: str = ""
     """Empty: `colour-layout+minilm` for `text_image`, else `minilm`."""
-    shards: int = 2
+    shards: int = 0
+    """Slices; 0: two, or one where there is a single passage."""
     index: str = "auto"
     """`exact`, a FAISS factory string, or `auto`, which goes by the size of a shard."""
     lexical: bool = False

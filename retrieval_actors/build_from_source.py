@@ -23,6 +23,7 @@ from retrieval_actors.work_folder import Chunk, ChunkSize, WorkFolder
 
 SKIPPED = "skipped.jsonl"
 FIRST_BROKEN = 5
+SHARDS = 2
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,8 @@ class Build:
     """Empty: `text_image` where any passage has a picture, else that of the source."""
     embedder: str = ""
     """Empty: by modality, as in EMBEDDERS."""
-    shards: int = 2
+    shards: int = 0
+    """0: `SHARDS`, or one where there is a single passage."""
     index: str = "auto"
     """`exact`, a FAISS factory string, or `auto`."""
     lexical: bool = False
@@ -84,7 +86,8 @@ def build_from_source(build: Build, progress: Progress | None = None, say: Calla
         chunks = read_parts(work, build.reading, build.skip_broken, build.chunk_size, progress)
         clock.lap("reading")
         total = sum(chunk.passages for chunk in chunks)
-        if build.shards > total:
+        shards = build.shards or max(1, min(SHARDS, total))
+        if total < shards and build.shards:
             raise ValueError(
                 f"shards={build.shards}: {build.reading.path} has {total} passages; expected at most as many shards: shards={total}"
             )
@@ -100,12 +103,12 @@ def build_from_source(build: Build, progress: Progress | None = None, say: Calla
         broken = (line for part in parts for line in work.broken(part))
         with new_folder(build.out, work.new_folder) as aside:
             first_broken = tuple(_write_skipped(aside / SKIPPED, broken))
-            bounds = [total * number // build.shards for number in range(build.shards + 1)]
+            bounds = [total * number // shards for number in range(shards + 1)]
             entries = []
             for number, (first, last) in enumerate(itertools.pairwise(bounds)):
                 entries.append(write_shard(aside, number, first, _slices(work, chunks, first, last), dimension, build.index))
                 if progress:
-                    progress("shards", number + 1, build.shards)
+                    progress("shards", number + 1, shards)
             write_manifest(
                 aside,
                 name=build.name or modality,
@@ -135,8 +138,8 @@ def _check(build: Build) -> None:
     """What can be refused before anything is read."""
     if build.modality and build.modality not in MODALITIES:
         raise ValueError(f"modality={build.modality}: use one of {', '.join(MODALITIES)}")
-    if build.shards < 1:
-        raise ValueError(f"shards={build.shards}: at least 1")
+    if build.shards < 0:
+        raise ValueError(f"shards={build.shards}: at least 1, or 0 for as many as fit")
     if build.embedder:
         check_embedder_name(build.embedder)
 

@@ -134,5 +134,7 @@ def test_trajectories_reach_the_driver_as_they_were_recorded(ray_cluster):
     ray.get(sleeper.use_weights.remote(1, 0, ()), timeout=60)
     worked = ray.get(sleeper.begin.remote(1, questions, 0, None, 0, 1.0), timeout=60)
     ray.kill(sleeper)
-    assert [trajectories[0].question.id for _, trajectories in sorted(worked.finished, key=lambda done: done[0])] == ["r1", "r0"]
+    arrived = [trajectories[0] for _, trajectories in sorted(worked.finished, key=lambda done: done[0])]
+    assert [trajectory.question.id for trajectory in arrived] == ["q0/1", "q1/0"]
+    assert [trajectory.groups[0].state.question.id for trajectory in arrived] == ["r1", "r0"]
     assert worked.unfinished == 0

@@ -6,9 +6,11 @@ import json
 import re
 
 import pytest
+import ray
 from hypothesis import given
 from hypothesis import settings as within
 from hypothesis import strategies as st
+from ray.experimental.internal_kv import _initialize_internal_kv
 
 from experiments.config import load_config
 from experiments.growth import bundles_of, growing
@@ -170,6 +172,7 @@ def test_an_evaluation_starts_no_learner():
 
 
 def test_the_request_to_an_autoscaler_ends_with_the_wait(ray_cluster):
+    _initialize_internal_kv(ray._private.worker.global_worker.gcs_client)  # an earlier test's `Cluster` has forgotten it
     with growing() as grow:
         grow([Ask("learner", 2, 4, 1, resource="learner")])
         assert requested() == [{"CPU": 4.0, "GPU": 1.0, "learner": 0.001}] * 2

@@ -90,16 +90,16 @@ def test_both_halves_go_on_side_by_side_and_a_fault_in_either_is_raised():
     def gather(version):
         if version == 3:
             met.wait()
-        return Experience(requeued_questions=version)
+        return Experience(dropped=[("q", "too long")] * version)
 
     def learn(experience):
         met.wait()
-        return {"learned": experience.requeued_questions}
+        return {"learned": len(experience.dropped)}
 
-    ahead = Experience(requeued_questions=2)
+    ahead = Experience(dropped=[("q", "too long")] * 2)
     experience, gathered, learned = one_step_off(ahead, 2, gather, learn)
     assert experience is ahead
-    assert [part.requeued_questions for part in gathered] == [3]
+    assert [len(part.dropped) for part in gathered] == [3]
     assert learned == {"learned": 2}
 
     def fails(experience):

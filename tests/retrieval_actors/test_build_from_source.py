@@ -208,7 +208,7 @@ def test_large_passages_end_a_chunk_early_and_windows_keep_the_id(tmp_path):
 @pytest.mark.parametrize(
     ("argument", "finding"),
     [
-        ("shards=0", "shards=0: at least 1"),
+        ("shards=-1", "shards=-1: at least 1, or 0 for as many as fit"),
         ("modality=sound", "modality=sound: use one of text, text_image, table"),
         ("embedder=bert", "unknown embedder 'bert'"),
         ("window_stride=5", "window_words=0 window_stride=5"),
