@@ -21,6 +21,17 @@ def ray_cluster():
     ray.shutdown()
 
 
+@pytest.fixture(scope="session")
+def models(ray_cluster):
+    """A retrieval without any knowledge base: its embedder serves those of several modules, as it takes seconds to load."""
+    from retrieval_actors.config import RetrievalConfig
+    from retrieval_actors.start import start_retrieval
+
+    retriever = start_retrieval(RetrievalConfig())
+    yield retriever
+    retriever.close()
+
+
 @pytest.fixture
 def mounted(tmp_path):
     """A function that makes a disk of this size ("200k") and returns its folder."""

@@ -51,6 +51,7 @@ def words(done: subprocess.CompletedProcess) -> str:
     return " ".join((done.stdout + done.stderr).split())
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize(
     ("settings", "said"),
@@ -59,11 +60,7 @@ def words(done: subprocess.CompletedProcess) -> str:
             ["learner.num_learners=3", "learner.gpus_per_learner=1", "train.gpus_per_rollout_worker=0.4"],
             "1 of 3 learner find no place: one asks for 1 CPU, 1 GPU on a node with the resource 'learner'; left on 1 node",
         ),
-        pytest.param(
-            ["retrieval.replicas=9"],
-            "find no place: one asks for 0.05 CPU, 120.0 MiB on a node with the resource 'retrieval'",
-            marks=pytest.mark.slow,
-        ),
+        (["retrieval.replicas=9"], "find no place: one asks for 0.05 CPU, 120.0 MiB on a node with the resource 'retrieval'"),
     ],
 )
 def test_what_has_no_place_ends_the_command_with_the_mend(cluster, tmp_path, settings, said):

@@ -59,6 +59,7 @@ def test_training_knowledge_bases_hold_nothing_of_the_held_out_worlds():
     assert len(ids) == len(set(ids))
 
 
+@pytest.mark.slow
 def test_a_fourth_knowledge_base_is_a_line_of_configuration_and_the_prompt_lists_it(tmp_path: Path, ray_cluster):
     card = {"retriever_name": "News Retriever", "description": "What happened yesterday.", "modality": "text"}
     build_knowledge_base([Passage("0", "It rained.")], tmp_path / "news", name="news", embedder_name="minilm", **card)

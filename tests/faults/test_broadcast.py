@@ -29,6 +29,7 @@ def collective(algorithm):
     algorithm.workers.version = -1
 
 
+@pytest.mark.slow
 def test_a_broadcast_brings_all_workers_the_weights_of_the_learner(collective):
     for _ in range(3):
         result = collective.train()

@@ -9,8 +9,6 @@ import numpy as np
 import pytest
 import ray
 
-from retrieval_actors.config import RetrievalConfig
-from retrieval_actors.start import start_retrieval
 from rewards.actor import start_reward_actor
 from rewards.config import RewardConfig
 from rollout.records import GoldStep, Question, State, Trajectory, Turn, TurnGroup
@@ -19,16 +17,8 @@ CAPITAL = GoldStep("What is the capital of Kormu?", "text", "Tasla", ("Kormu",))
 
 
 @pytest.fixture(scope="module")
-def retriever(ray_cluster):
-    """Without any knowledge base: only the embedder."""
-    retriever = start_retrieval(RetrievalConfig())
-    yield retriever
-    retriever.close()
-
-
-@pytest.fixture(scope="module")
-def actor(retriever):
-    actor = start_reward_actor(retriever, RewardConfig(query_weight=0.5, entity_weight=0.0, routing_weight=0.5))
+def actor(models):
+    actor = start_reward_actor(models, RewardConfig(query_weight=0.5, entity_weight=0.0, routing_weight=0.5))
     yield actor
     ray.kill(actor)
 
@@ -45,9 +35,9 @@ def score(actor, *trajectories: Trajectory):
     return ray.get(actor.score.remote(list(trajectories)), timeout=120)
 
 
-def test_the_query_part_is_the_cosine_of_the_embedder(actor, retriever):
+def test_the_query_part_is_the_cosine_of_the_embedder(actor, models):
     turns = score(actor, plan(CAPITAL.query, "Which city is Kormu's capital?", "How deep is the sea?"))
-    a, b, c = retriever.embed([CAPITAL.query, "Which city is Kormu's capital?", "How deep is the sea?"])
+    a, b, c = models.embed([CAPITAL.query, "Which city is Kormu's capital?", "How deep is the sea?"])
     expected = [0.5 + 0.5 * max(0.0, float(v @ a)) for v in (a, b, c)]
     assert [turn.reward.total for turn in turns] == pytest.approx(expected, abs=1e-5)
     assert expected[0] > expected[1] > expected[2]
@@ -68,7 +58,7 @@ def test_turns_that_nobody_can_judge_are_left_out(actor):
     assert score(actor, plan("Who?", "Where?", question=Question("q2", "Who?", ("Bela",)))) == []
 
 
-def test_a_dead_reward_actor_comes_back_and_scores(actor, retriever):
+def test_a_dead_reward_actor_comes_back_and_scores(actor, models):
     expected = score(actor, plan(CAPITAL.query))[0].reward
     pid = ray.get(actor.process_id.remote(), timeout=60)
     os.kill(pid, signal.SIGKILL)

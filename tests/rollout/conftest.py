@@ -35,7 +35,7 @@ def atlas() -> Atlas:
 
 
 @pytest.fixture(scope="session")
-def retriever(ray_cluster, atlas, tmp_path_factory):
+def retriever(models, atlas, tmp_path_factory):
     root = tmp_path_factory.mktemp("kbs")
     for kb, (retriever_name, description) in KNOWLEDGE_BASES.items():
         build_knowledge_base(
@@ -47,6 +47,6 @@ def retriever(ray_cluster, atlas, tmp_path_factory):
             modality=kb,
             embedder_name=EMBEDDERS[kb],
         )
-    retriever = start_retrieval(RetrievalConfig(folders={kb: str(root / kb) for kb in KNOWLEDGE_BASES}))
+    retriever = start_retrieval(RetrievalConfig(folders={kb: str(root / kb) for kb in KNOWLEDGE_BASES}), models_of=models)
     yield retriever
     retriever.close()
