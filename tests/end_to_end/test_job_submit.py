@@ -53,7 +53,7 @@ def get(address: str, token: str = "") -> int:
 
 @pytest.fixture(scope="module")
 def head():
-    """(dashboard address, environment of a client) of a Ray head that ends with this module. Its folder is short: sockets lie in it."""
+    """(dashboard address, environment of a client, process) of a Ray head that ends with this module. Its folder is short: sockets lie in it."""
     folder = tempfile.mkdtemp(prefix="ray-")
     gcs, dashboard, agent, agent_grpc, client = free_ports(5)
     environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
@@ -78,7 +78,7 @@ def head():
             assert process.poll() is None, f"the head ended: {said.read_text()[-2000:]}"
             assert time.monotonic() < end, f"the head did not start: {said.read_text()[-2000:]}"
             time.sleep(0.5)
-        yield address, environment
+        yield address, environment, psutil.Process(process.pid)
     finally:
         print(said.read_text()[-3000:])  # shown when a test fails
         process.terminate()  # `--block` ends everything that it started
@@ -90,7 +90,7 @@ def head():
 
 
 def submit(head, *entrypoint: str, options: tuple[str, ...] = (), patience: float = 240) -> subprocess.CompletedProcess:
-    address, environment = head
+    address, environment, _ = head
     command = [str(RAY), "job", "submit", "--address", address, *options, "--", *entrypoint]
     end = time.monotonic() + 60
     while True:
@@ -101,7 +101,7 @@ def submit(head, *entrypoint: str, options: tuple[str, ...] = (), patience: floa
 
 def jobs(head) -> list[dict]:
     """What the dashboard knows of all jobs, in the order of their starts."""
-    address, environment = head
+    address, environment, _ = head
     request = urllib.request.Request(f"{address}/api/jobs/", headers={"Authorization": f"Bearer {environment['RAY_AUTH_TOKEN']}"})
     with urllib.request.urlopen(request, timeout=30) as answer:
         return sorted(json.load(answer), key=lambda job: job["start_time"])
@@ -119,7 +119,7 @@ def wait_until(holds, patience: float, what: str) -> None:
 
 
 def test_without_the_token_nobody_gets_in(head):
-    address, _ = head
+    address, _, _ = head
     assert get(address) == 401
     assert get(address, "0" * 64) == 403
 
@@ -157,7 +157,7 @@ def figures(run: Path) -> list[tuple]:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_stopped_job_leaves_a_checkpoint_and_no_process_and_a_second_one_goes_on_as_if_nothing_had_happened(head, tmp_path):
-    address, environment = head
+    address, environment, _ = head
     common = [f"data.kb_folder={tmp_path / 'kbs'}", f"runs_folder={tmp_path}", "tracking.mlflow=false", "train.evaluate_every=0"]
     command = [sys.executable, "-m", "experiments.train", "smoke.yaml", *common]
     time_to_save = ("--no-wait", "--submission-id=first", '--runtime-env-json={"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "200"}}')
@@ -165,7 +165,7 @@ def test_a_stopped_job_leaves_a_checkpoint_and_no_process_and_a_second_one_goes_
     assert begun.returncode == 0, begun.stdout + begun.stderr
     run = tmp_path / "stopped"
     wait_until(lambda: (run / "metrics.jsonl").exists() and figures(run), 300, "no iteration ended")
-    actors = [process for process in psutil.process_iter(["cmdline"]) if is_actor_of_ours(process)]
+    actors = [process for process in head[2].children(recursive=True) if is_actor_of_ours(process)]
     assert len(actors) > 5
     subprocess.run([str(RAY), "job", "stop", "--address", address, "first"], env=environment, check=True, timeout=300, capture_output=True)
     wait_until(lambda: job(head, "first")["status"] == "STOPPED", 240, "the job does not stop")
@@ -184,5 +184,8 @@ def test_a_stopped_job_leaves_a_checkpoint_and_no_process_and_a_second_one_goes_
 
 
 def is_actor_of_ours(process: psutil.Process) -> bool:
-    line = " ".join(process.info["cmdline"] or ())
+    try:
+        line = " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return False
     return line.startswith(("ray::RolloutWorker", "ray::LearnerRank", "ray::ShardActor", "ray::EvaluationWorker", "ray::RewardActor"))
