@@ -87,7 +87,7 @@ def build_from_source(build: Build, progress: Progress | None = None, say: Calla
         clock.lap("reading")
         total = sum(chunk.passages for chunk in chunks)
         shards = build.shards or max(1, min(SHARDS, total))
-        if total < shards and build.shards:
+        if build.shards > total:
             raise ValueError(
                 f"shards={build.shards}: {build.reading.path} has {total} passages; expected at most as many shards: shards={total}"
             )
