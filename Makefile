@@ -1,6 +1,6 @@
-# make train | test | test-all | lint | serve | study | clean. Each sets up what it needs, once, in .venv.
+# make train | test | test-all | lint | size | serve | study | clean. Each sets up what it needs, once, in .venv.
 # PYTHON=python3.12 picks another Python, EXTRA=gpu the GPU build of FAISS, ARGS="key=value ..." goes to the command,
-# RUN=FOLDER is what `make serve` serves instead of the newest run.
+# RUN=FOLDER is what `make serve` serves instead of the newest run, TEST_PROCESSES=N how many processes `make test` uses.
 # PIP_ARGS goes to pip: on a machine without a GPU, an --extra-index-url of PyTorch's CPU wheels saves a download of several GB.
 
 VENV := .venv
@@ -9,12 +9,13 @@ EXTRA ?= cpu
 PIP_ARGS ?=
 ARGS ?=
 RUN ?=
+TEST_PROCESSES ?= 2
 FITS := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))
 PYTHON ?= $(shell for python in python3 python3.12 python3.11; do $$python -c '$(FITS)' 2>/dev/null && echo $$python && break; done)
 # The stamp's name holds a checksum of what is installed: another pyproject.toml or constraints.txt, another set-up.
 STAMP := $(VENV)/.ready-$(EXTRA)-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 
-.PHONY: setup train test test-all lint serve study clean
+.PHONY: setup train test test-all lint size serve study clean
 .DEFAULT_GOAL := train
 
 setup: $(STAMP)
@@ -32,8 +33,9 @@ train: $(STAMP)
 	@$(BIN)/python -m experiments.train laptop.yaml $(ARGS)
 
 test: $(STAMP)
-	@$(BIN)/python -m pytest -q -m "not slow" $(ARGS)
+	@$(BIN)/python -m pytest -q -m "not slow" -n $(TEST_PROCESSES) --dist loadfile $(ARGS)
 
+# One test at a time: many of them kill processes, and wait for what the others do.
 test-all: $(STAMP)
 	@$(BIN)/python -m pytest -q $(ARGS)
 
@@ -42,12 +44,16 @@ lint: $(STAMP)
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-serve: $(STAMP)
-	@$(BIN)/python -m experiments.serve $(RUN) $(ARGS)
+# Files and lines of Python by room; fails over budget.
+size: $(STAMP)
+	@$(BIN)/python .ci/size.py
 
-# Which way of training teaches what: an hour or so, goes on where it was stopped, writes docs/study.md.
+serve: $(STAMP)
+	@$(BIN)/python -m experiments.cli serve $(RUN) $(ARGS)
+
+# Which way of training teaches what: an hour or so, resumes where it was stopped, writes runs/study/tables.md.
 study: $(STAMP)
-	@$(BIN)/python -m experiments.study $(ARGS)
+	@$(BIN)/python -m experiments.cli study $(ARGS)
 
 # What can be made again; runs/ and mlflow.db are results, and stay.
 clean:

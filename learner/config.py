@@ -1,245 +1,175 @@
-"""Settings of the learner: the objective, the optimizer, and the machines it runs on."""
+"""Settings of the learner: the objective, the optimizer, the machines it runs on; and which of them go together."""
 
 from __future__ import annotations
 
-import difflib
-from dataclasses import dataclass, field
+import math
+from dataclasses import field
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic.dataclasses import dataclass
 
 from learner.collapse import CollapseConfig
+from rollout.config import RolloutConfig
+
+Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 @dataclass
 class LearnerConfig:
-    lr: float = 1e-4
+    lr: PositiveFloat = 1e-4
     """Learning rate of AdamW after the warm-up."""
-    warmup_iterations: int = 5
+    warmup_iterations: NonNegativeInt = 5
     """The learning rate rises linearly to `lr` over this many iterations."""
-    lr_schedule: str = "constant"
-    """After the warm-up: `constant`, or down to the floor in a straight `linear` line or along half a `cosine`."""
+    lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """After the warm-up: `constant`, or down to a tenth of `lr` in a straight `linear` line or along half a `cosine`."""
     lr_decay_iterations: int = 0
-    """`linear`, `cosine`: the iteration at which the floor is reached, such as `train.iterations`; 0 with `constant`."""
-    lr_floor: float = 0.1
-    """`linear`, `cosine`: share of `lr` that is left in the end."""
-    betas: tuple[float, float] = (0.9, 0.98)
+    """`linear`, `cosine`: the iteration at which that is reached, such as `train.iterations`."""
+    betas: tuple[Decay, Decay] = (0.9, 0.98)
     """AdamW's decay rates of the first and second moment."""
-    weight_decay: float = 0.0
+    weight_decay: NonNegativeFloat = 0.0
     """AdamW's decoupled weight decay."""
-    max_grad_norm: float = 1.0
+    max_grad_norm: NonNegativeFloat = 1.0
     """Gradients with a larger global norm are scaled down to it; 0: never."""
 
-    step_weight: float = 1.0
+    step_weight: NonNegativeFloat = 1.0
     """Weight of the step advantage (turns from one state compared by their own rewards): Step-GRPO is step 1, episode 0."""
-    episode_weight: float = 0.0
+    episode_weight: NonNegativeFloat = 0.0
     """Weight of the episode advantage (episodes of one question compared by their outcome): plain GRPO is step 0, episode 1."""
-    step_comparison: str = "reward"
-    """What is compared between turns from one state. `reward`: of that very turn (Step-GRPO). `return`: what came of it, too (GiGPO)."""
-    discount: float = 0.95
-    """`step_comparison=return`: weight of the reward of the next turn of the episode."""
-    baseline: str = "mean"
-    """What a reward is measured against. `mean`: of its group (GRPO). `leave_one_out`: of the others of its group (RLOO). `shrunk`: that, drawn
-    towards the mean of the other groups where groups are small (James-Stein)."""
-    normalisation: str = "std"
-    """`std`: advantages are divided by the standard deviation of their group (GRPO). `batch_std`: of the batch. `none`: they are not divided
-    (Dr. GRPO). `components`: each part of the reward is normalised for itself, then their sum over the batch (GDPO)."""
-    component_weights: dict[str, float] = field(default_factory=dict)
-    """`normalisation=components`: weight of a part of the reward (`query`, `entity`, `routing`, `stop`, ...); 1 where it is not named."""
-    resample_limit: int = 0
-    """Rounds in which further questions are rolled out for those that taught nothing, as no group of theirs had variance (DAPO); 0: none."""
+    baseline: Literal["mean", "leave_one_out", "shrunk"] = "mean"
+    """Subtracted from a reward: the `mean` of its group, of the others (`leave_one_out`: RLOO), or that, drawn to other groups' (`shrunk`)."""
+    normalisation: Literal["std", "batch_std", "none", "components"] = "std"
+    """Advantages are divided by the `std` of their group, by `batch_std` or nothing (`none`); `components`: each part alone (GDPO)."""
+    resample_limit: NonNegativeInt = 0
+    """Rounds in which questions without variance are replaced by others (DAPO); 0: none."""
 
-    surrogate: str = "clip"
+    surrogate: Literal["clip", "cispo"] = "clip"
     """`clip`: the clipped surrogate of PPO and GRPO. `cispo`: the policy gradient, weighed by the clipped ratio (CISPO)."""
-    ratio: str = "token"
-    """The probability ratio is that of each `token`, or the geometric mean over the tokens of a `turn` (GSPO; a turn is what is sampled in one
-    piece) or of a `sequence` (all turns of an episode in the mini-batch; `rollout.mode=chain`)."""
-    clip_low: float = 0.2
+    ratio: Literal["token", "turn", "sequence"] = "token"
+    """The probability ratio of each `token`, or its geometric mean over a `turn` (GSPO) or over a `sequence`: all turns of an episode."""
+    clip_low: Annotated[float, Field(ge=0, le=1)] = 0.2
     """The probability ratio is clipped below at 1 - clip_low."""
-    clip_high: float = 0.2
+    clip_high: NonNegativeFloat = 0.2
     """The probability ratio is clipped above at 1 + clip_high (0.28 is DAPO's clip-higher; GSPO's clips are near 3e-4 and 4e-4)."""
-    dual_clip: float = 0.0
-    """Where the advantage is negative, the ratio counts as at most this (3 in the paper); 0: no bound."""
-    aggregation: str = "token_mean"
-    """What counts equally in the loss: `token_mean` each token (DAPO); `turn_mean` each sampled turn (GRPO's 1 / |o|); `step_mean` each step of an
-    episode, its siblings together; `sequence_mean` each episode. `constant`: each token, over a number of tokens that does not depend on what
-    was sampled (Dr. GRPO)."""
-    constant_tokens: int = 64
+    aggregation: Literal["token_mean", "turn_mean", "step_mean", "sequence_mean", "constant"] = "token_mean"
+    """What counts equally in the loss: each token, turn, step with its siblings, or episode; `constant`: tokens, over a fixed number."""
+    constant_tokens: PositiveInt = 64
     """`aggregation=constant`: tokens that a turn counts as, such as `rollout.max_new_tokens`."""
-    kl_weight: float = 0.0
+    kl_weight: NonNegativeFloat = 0.0
     """Weight of the KL divergence to the policy that training began with; 0: no reference model is loaded."""
-    kl_estimator: str = "k3"
-    """`k1`, `k2` or `k3` (Schulman). In the loss, k1 has a gradient of mean zero; in the reward it is the unbiased one."""
-    kl_in: str = "loss"
-    """`loss`: added to it, token by token (GRPO). `reward`: its sum over the tokens of a turn is taken off the reward of the turn, that of an
-    episode off its outcome (RLOO)."""
-    entropy_weight: float = 0.0
+    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
+    """Schulman's `k1` (its gradient has mean zero), `k2` or `k3`, added to the loss token by token."""
+    entropy_weight: NonNegativeFloat = 0.0
     """Weight of the entropy bonus; the entropy is reported either way."""
     sampler_cap: float = 0.0
-    """Truncated importance sampling: each token is weighed by min(this, its probability under the learner before the update / under the sampler),
-    and ratios are those to the learner before the update; 0: ratios are those to the sampler (2 is usual)."""
-    max_mismatch: float = 0.0
-    """A run stops with an error when the log-probabilities of sampler and learner differ by more than this on average, in nats; 0: never."""
-    kind_weights: dict[str, float] = field(default_factory=lambda: {"plan": 1.0, "answer": 1.0, "final": 1.0})
-    """Weight of a token in the loss, by the kind of its turn."""
-    overlong: str = "keep"
-    """Turns that were cut off at their limit of tokens. `keep`: they are learned from like others. `mask`: they stay in the comparison, and out of
-    the loss (DAPO's overlong filtering). `penalty`: what comes near the limit earns less (DAPO's soft overlong punishment)."""
-    overlong_buffer: float = 0.25
-    """`overlong=penalty`: the share of the limit over which the penalty grows from 0 to its full size."""
-    overlong_weight: float = 1.0
-    """`overlong=penalty`: its full size."""
-    updates_per_iteration: int = 1
-    """Mini-batches, hence optimizer steps, that one iteration's turns are dealt into; every mini-batch mixes the kinds of turns."""
+    """Truncated importance sampling (2 is usual): tokens are weighed by min(this, learner's probability / sampler's); 0: off."""
+    overlong: Literal["keep", "mask"] = "keep"
+    """Turns cut off at their limit of tokens: `keep` them, or `mask` them in the loss (DAPO)."""
+    updates_per_iteration: PositiveInt = 1
+    """Mini-batches, hence optimizer steps, of one iteration; each mixes the kinds of turns."""
 
-    tokens_per_micro_batch: int = 4096
-    """Bound on the tokens of one forward pass, which rows of several states fill; it changes time and memory, never the gradient."""
-    attention: str = "auto"
-    """How attention within packed rows is computed: `sdpa` (two fused calls a row), `flex` (one kernel for all rows, compiled, GPU only), or
-    `auto`: flex on a GPU."""
-    dtype: str = "float32"
-    """Of the weights in the forward pass: `float32` or `bfloat16` (the optimizer keeps float32 either way)."""
-    zero_stage: int = 0
+    tokens_per_micro_batch: PositiveInt = 4096
+    """Bound on the tokens of one forward pass; it changes time and memory, never the gradient."""
+    attention: Literal["auto", "sdpa", "flex"] = "auto"
+    """Within packed rows: `sdpa` (two fused calls a row), `flex` (one compiled kernel for all rows, GPU only), `auto`: flex on a GPU."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the weights in the forward pass; the optimizer keeps float32 either way."""
+    zero_stage: Annotated[int, Field(ge=0, le=3)] = 0
     """DeepSpeed ZeRO: 0 nothing is partitioned, 1 optimizer state, 2 and gradients, 3 and weights."""
-    offload: str = "none"
-    """What lies in main memory instead of the GPU's: `none`; the `optimizer` state (ZeRO 1 to 3), whose step then runs on the CPU; or the weights
-    (`parameters`, ZeRO 3) as well."""
+    offload: Literal["none", "optimizer", "parameters"] = "none"
+    """Kept in main memory: `none`; the `optimizer` state (ZeRO 1 to 3), whose step then runs on the CPU; or the `parameters` as well (ZeRO 3)."""
     gradient_checkpointing: bool = False
-    """Compute activations again in the backward pass instead of keeping them: a third more time, much less memory."""
-    lora_rank: int = 0
-    """Rank of low-rank adapters (LoRA), which are then all that is trained; 0: the weights themselves are. Sent and saved are merged weights."""
-    lora_alpha: int = 32
+    """Compute activations again in the backward pass: a third more time, much less memory."""
+    lora_rank: NonNegativeInt = 0
+    """Rank of low-rank adapters (LoRA), which alone are trained; 0: the weights are. Sent and saved are merged weights."""
+    lora_alpha: PositiveInt = 32
     """LoRA: the adapters' product is scaled by lora_alpha / lora_rank."""
     lora_targets: list[str] = field(default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"])
-    """LoRA: names of the linear layers of the language model that get adapters; the vision tower gets none."""
+    """LoRA: linear layers of the language model that get adapters; the vision tower gets none."""
     freeze_vision: bool = False
     """Leave the vision tower as it is; with LoRA it is frozen anyway."""
-    num_learners: int = 1
+    num_learners: PositiveInt = 1
     """Learner processes, each with a share of every mini-batch; the update is the same whatever their number."""
-    threads: int = 1
+    threads: PositiveInt = 1
     """CPU threads of one learner."""
-    cpus_per_learner: float = 1.0
+    cpus_per_learner: NonNegativeFloat = 1.0
     """CPUs that Ray sets aside for one learner."""
-    gpus_per_learner: float = 0.0
+    gpus_per_learner: Annotated[float, Field(ge=0, le=1)] = 0.0
     """GPUs that Ray sets aside for one learner; 0: learn on the CPU."""
     resource: str = ""
-    """Custom Ray resource of the nodes that learners should run on; empty: any node, or those with the resource `learner` where there are any."""
+    """Custom Ray resource of the nodes for learners; empty: any node, or those with the resource `learner` where there are any."""
     environment: dict[str, str] = field(default_factory=dict)
     """Environment variables of the learner processes (`NCCL_SOCKET_IFNAME`, ...)."""
-    seed: int = 0
+    seed: NonNegativeInt = 0
     """Of the order in which turns are dealt into mini-batches, and of the learner's random numbers."""
-    deadline_s: float = 600.0
+    deadline_s: PositiveFloat = 600.0
     """Any wait for a learner (start, update, weights, checkpoint) ends with an error after this many seconds."""
-    transport: str = "object_store"
-    """How weights reach the rollout workers. `object_store`: through Ray's shared memory and its own network transfer. `collective`: by one
-    broadcast, NCCL where learner and workers are on GPUs, gloo where they are not; both sides keep two buckets, or a second copy."""
-    bucket_bytes: int = 256 * 2**20
-    """Weights are sent in pieces of about this size: while one is on its way, the next is gathered."""
+    transport: Literal["object_store", "collective"] = "object_store"
+    """How weights reach rollout workers: through Ray's `object_store`, or by one `collective` broadcast (NCCL between GPUs, else gloo)."""
+    bucket_bytes: PositiveInt = 268_435_456
+    """Size of the pieces in which weights are sent: while one is on its way, the next is gathered."""
     collapse: CollapseConfig = field(default_factory=CollapseConfig)
     """What counts as a sign that training goes wrong."""
 
     def __post_init__(self) -> None:
-        """Raises ValueError, naming the key, what was found, and what is allowed."""
-        for key, allowed in CHOICES.items():
-            _one_of(f"learner.{key}", getattr(self, key), allowed)
-        for kind in self.kind_weights:
-            _one_of("a key of learner.kind_weights", kind, ("plan", "answer", "final"))
-        for key in POSITIVE:
-            if not getattr(self, key) > 0:
-                raise ValueError(f"learner.{key} is {getattr(self, key)}; it must be greater than 0")
-        for key in NOT_NEGATIVE:
-            if not getattr(self, key) >= 0:
-                raise ValueError(f"learner.{key} is {getattr(self, key)}; it must not be negative")
-        for key in ("clip_low", "discount", "lr_floor", "overlong_buffer"):
-            if not 0 <= getattr(self, key) <= 1:
-                raise ValueError(f"learner.{key} is {getattr(self, key)}; it must lie between 0 and 1")
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"learner.betas is {list(self.betas)}; both must lie between 0 and 1, below 1")
-        self._check_combinations()
-        self._check_engine()
-
-    def _check_combinations(self) -> None:
-        if self.step_weight == 0 and self.episode_weight == 0:
+        if self.step_weight == self.episode_weight == 0:
             raise ValueError("learner.step_weight and learner.episode_weight are both 0: nothing would be learned; set one of them")
         if self.baseline == "shrunk" and self.normalisation == "std":
-            raise ValueError(
-                "learner.baseline=shrunk does not go with learner.normalisation=std: a group without variance has an advantage then, and no "
-                "standard deviation; expected none or batch_std"
-            )
-        if self.normalisation == "components" and (self.baseline != "mean" or self.step_comparison != "reward"):
-            raise ValueError(
-                f"learner.normalisation=components does not go with learner.baseline={self.baseline} and learner.step_comparison="
-                f"{self.step_comparison}; expected mean and reward"
-            )
-        if self.component_weights and self.normalisation != "components":
-            raise ValueError(
-                f"learner.component_weights are set, but learner.normalisation is {self.normalisation!r}; expected 'components'"
-            )
-        if self.dual_clip and (self.surrogate != "clip" or self.dual_clip <= 1 + self.clip_high):
-            raise ValueError(
-                f"learner.dual_clip is {self.dual_clip} with learner.surrogate={self.surrogate}; expected 0, or more than 1 + learner.clip_high "
-                f"= {1 + self.clip_high} with surrogate=clip"
-            )
+            raise ValueError("learner.baseline=shrunk does not go with learner.normalisation=std; expected none or batch_std")
+        if self.normalisation == "components" and self.baseline != "mean":
+            raise ValueError(f"learner.normalisation=components does not go with learner.baseline={self.baseline}; expected mean")
         if self.sampler_cap and self.sampler_cap < 1:
-            raise ValueError(
-                f"learner.sampler_cap is {self.sampler_cap}; expected 0 (off) or at least 1: below 1 it would scale every token down"
-            )
-
-    def _check_engine(self) -> None:
-        lowest = {"none": 0, "optimizer": 1, "parameters": 3}[self.offload]
+            raise ValueError(f"learner.sampler_cap is {self.sampler_cap}; expected 0 (off) or at least 1, which weighs no token down")
+        lowest, expected = {"none": (0, ""), "optimizer": (1, "1 or higher"), "parameters": (3, "3")}[self.offload]
         if self.zero_stage < lowest:
-            raise ValueError(
-                f"learner.offload={self.offload} with learner.zero_stage={self.zero_stage}; expected "
-                f"zero_stage {lowest}{' or higher' if lowest < 3 else ''}: what is not partitioned cannot be moved"
-            )
+            raise ValueError(f"learner.offload={self.offload} with learner.zero_stage={self.zero_stage}; expected zero_stage {expected}")
         if self.dtype == "bfloat16" and self.zero_stage == 0:
-            raise ValueError(
-                "learner.dtype=bfloat16 with learner.zero_stage=0: DeepSpeed keeps no float32 weights there, so small steps would be rounded "
-                "away; expected zero_stage 1, which makes the same update with one learner, or higher"
-            )
+            why = "DeepSpeed keeps no float32 weights there, so small steps would be rounded away"
+            raise ValueError(f"learner.dtype=bfloat16 with learner.zero_stage=0: {why}; expected zero_stage 1 or higher")
         if self.attention == "flex" and not self.gpus_per_learner:
-            raise ValueError(
-                "learner.attention=flex with learner.gpus_per_learner=0: it has no gradients on a CPU; expected auto or sdpa, or a GPU"
-            )
-        if self.lora_rank and not self.lora_targets:
-            raise ValueError(
-                f"learner.lora_targets is empty with learner.lora_rank={self.lora_rank}: nothing would be trained; expected names of linear "
-                "layers such as [q_proj, v_proj]"
-            )
+            raise ValueError("learner.attention=flex with learner.gpus_per_learner=0: it has no gradients on a CPU; expected auto or sdpa")
         if self.lr_schedule != "constant" and self.lr_decay_iterations <= self.warmup_iterations:
-            raise ValueError(
-                f"learner.lr_decay_iterations is {self.lr_decay_iterations} with learner.lr_schedule={self.lr_schedule}; expected more than "
-                f"learner.warmup_iterations={self.warmup_iterations}, such as train.iterations"
-            )
-        if self.lr_schedule == "constant" and self.lr_decay_iterations:
-            raise ValueError(
-                f"learner.lr_decay_iterations is {self.lr_decay_iterations}, but learner.lr_schedule is 'constant'; expected 0, or linear or "
-                "cosine"
-            )
+            found = f"learner.lr_decay_iterations is {self.lr_decay_iterations} with learner.lr_schedule={self.lr_schedule}"
+            raise ValueError(f"{found}; expected more than learner.warmup_iterations={self.warmup_iterations}, such as train.iterations")
 
 
-POSITIVE = "lr constant_tokens updates_per_iteration tokens_per_micro_batch lora_alpha num_learners threads deadline_s bucket_bytes".split()
-NOT_NEGATIVE = """warmup_iterations weight_decay max_grad_norm clip_low clip_high kl_weight entropy_weight max_mismatch resample_limit lora_rank
-episode_weight step_weight overlong_weight cpus_per_learner gpus_per_learner seed""".split()
-CHOICES: dict[str, tuple[object, ...]] = {
-    "step_comparison": ("reward", "return"),
-    "baseline": ("mean", "leave_one_out", "shrunk"),
-    "normalisation": ("std", "batch_std", "none", "components"),
-    "surrogate": ("clip", "cispo"),
-    "ratio": ("token", "turn", "sequence"),
-    "aggregation": ("token_mean", "turn_mean", "step_mean", "sequence_mean", "constant"),
-    "kl_estimator": ("k1", "k2", "k3"),
-    "kl_in": ("loss", "reward"),
-    "lr_schedule": ("constant", "linear", "cosine"),
-    "attention": ("auto", "sdpa", "flex"),
-    "offload": ("none", "optimizer", "parameters"),
-    "overlong": ("keep", "mask", "penalty"),
-    "dtype": ("float32", "bfloat16"),
-    "zero_stage": (0, 1, 2, 3),
-    "transport": ("object_store", "collective"),
-}
-"""Key -> its values. The functions behind the names are in tables of their own; a test holds both together."""
+def check_rollout(learner: LearnerConfig, rollout: RolloutConfig) -> None:
+    """Raises ValueError where what is sampled cannot be learned from in this way."""
+    temperature, top_p, top_k, mode = rollout.temperature, rollout.top_p, rollout.top_k, rollout.mode
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"rollout.temperature is {temperature}; expected more than 0: greedy siblings are all the same")
+    if top_k == 1:
+        raise ValueError("rollout.top_k is 1; expected 0 (no limit) or at least 2: greedy siblings are all the same")
+    if rollout.engine == "vllm" and (temperature, top_p, top_k) != (1, 1, 0):
+        found = f"rollout.temperature={temperature:g} rollout.top_p={top_p:g} rollout.top_k={top_k}"
+        why = "it does not say which tokens could be drawn, nor how likely"
+        raise ValueError(f"rollout.engine is 'vllm' with {found}: {why}; expected 1, 1 and 0, or rollout.engine=transformers")
+    if rollout.group_size < 2 and learner.baseline != "shrunk":
+        found = f"rollout.group_size is {rollout.group_size} with learner.baseline={learner.baseline}: nothing to compare a turn with"
+        raise ValueError(f"{found}; expected at least 2, or baseline=shrunk with learner.normalisation=none")
+    if mode != "chain" and learner.episode_weight:
+        found = f"learner.episode_weight is {learner.episode_weight:g} with rollout.mode={mode}"
+        raise ValueError(f"{found}: siblings that the episode did not go on from have no outcome; expected 0, or rollout.mode=chain")
+    if mode != "chain" and learner.ratio == "sequence":
+        raise ValueError(f"learner.ratio=sequence needs whole episodes (rollout.mode={mode} samples siblings); expected rollout.mode=chain")
 
 
-def _one_of(key: str, found: object, allowed: tuple[object, ...]) -> None:
-    if found not in allowed:
-        near = difflib.get_close_matches(str(found), list(map(str, allowed)), n=1)
-        meant = f"; did you mean {near[0]}?" if near else ""
-        raise ValueError(f"{key} is {found!r}; it must be one of {', '.join(map(repr, allowed))}{meant}")
+def check_overlap(overlap: int, learner: LearnerConfig) -> None:
+    """Raises ValueError unless learning from turns of the last policy version is corrected for."""
+    if overlap not in (0, 1):
+        raise ValueError(f"train.overlap is {overlap}; it must be 0 (a batch is sampled with the newest weights) or 1 (one version older)")
+    if overlap and not learner.sampler_cap:
+        why = "turns are sampled one policy version before they are learned from, which has to be corrected for"
+        raise ValueError(f"train.overlap is 1 with learner.sampler_cap=0: {why}; expected learner.sampler_cap of at least 1 (2 is usual)")
+
+
+def check_shares(learner: LearnerConfig, mode: str, questions: int, max_steps: int) -> None:
+    """Raises ValueError where an iteration has too few groups for its updates, or an update too few for its learners."""
+    turns = 1 if mode == "offline" else 2 * max_steps + 1  # a plan and an answer for every step, and the final answer
+    groups, updates = questions * turns, learner.updates_per_iteration
+    if updates > groups:
+        why = f"{questions} questions (train.questions_per_iteration) make no more groups"
+        raise ValueError(f"learner.updates_per_iteration is {updates}; expected at most {groups}: {why}")
+    if learner.num_learners > max(1, groups // updates):
+        why = f"an update has no more groups ({groups} of {questions} questions, over learner.updates_per_iteration={updates})"
+        raise ValueError(f"learner.num_learners is {learner.num_learners}; expected at most {groups // updates}: {why}")

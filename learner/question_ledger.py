@@ -1,62 +1,88 @@
-"""Which questions are on their way: asked, and neither learned from nor failed."""
+"""Where the questions of an iteration come from, and which of them are on their way: asked, neither learned from nor failed."""
 
 from __future__ import annotations
 
+import random
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from learner.question_source import QuestionSource
+CUT_OFF_AT_MOST = 2  # times that a question is cut off; then it is waited for, so that long episodes are not biased away
+
+
+class ShuffledQuestions:
+    """An endless stream of questions (`offline`: of recorded turns), in another order every epoch, which depends on (seed, epoch) alone."""
+
+    def __init__(self, questions: Sequence[Any], seed: int = 0):
+        if not questions:
+            raise ValueError("data: no questions to train on; expected at least one")
+        self.questions, self.seed, self.position = list(questions), seed, 0
+        self._epoch, self._order = -1, list[int]()
+
+    def next(self, n: int) -> list[Any]:
+        start, self.position = self.position, self.position + n
+        return [self._at(position) for position in range(start, start + n)]
+
+    def get_state(self) -> dict[str, Any]:
+        return {"seed": self.seed, "position": self.position, "questions": len(self.questions)}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        if state["questions"] != len(self.questions):
+            found = f"it was made with {state['questions']} training questions, now there are {len(self.questions)}"
+            raise ValueError(f"checkpoint: {found}; train on the same data, or start a new run")
+        self.seed, self.position, self._epoch = state["seed"], state["position"], -1
+
+    def _at(self, position: int) -> Any:
+        epoch, place = divmod(position, len(self.questions))
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, list(range(len(self.questions)))
+            random.Random(f"{self.seed}/{epoch}").shuffle(self._order)
+        return self.questions[self._order[place]]
 
 
 @dataclass(eq=False)
-class Asked:
-    """One question (offline: recorded turn) of a source, and where it stood there."""
-
+class AskedQuestion:
     question: Any
-    draw: dict[str, Any] = field(repr=False)
-    """State of the source before it was drawn."""
-    place: int
-    """Among those that were drawn with it."""
-    cut_off: int = 0
-    """Times that it was a straggler."""
+    draw: dict[str, Any] = field(repr=False)  # where the source stood
+    place: int  # among those that were drawn with it
+    cut_off: int = 0  # times that it was a straggler
 
 
 class QuestionLedger:
-    """A source whose questions can be given back. Every question that was taken is settled once, and until then it is part of a checkpoint: after
-    a restart it is asked again, so nothing is learned from twice and nothing is lost."""
+    """A source whose questions can be asked again. A question that was taken is settled once; until then it is part of a checkpoint, and asked
+    again after a restart: nothing is learned from twice, nothing is lost."""
 
-    def __init__(self, source: QuestionSource):
+    def __init__(self, source: ShuffledQuestions):
         self.source = source
-        self.asked_again = 0
-        """Questions that were cut off, or on their way when a checkpoint was made, since the start."""
-        self._open: list[Asked] = []
-        self._given_back: deque[Asked] = deque()
+        self.asked_again = 0  # questions that were cut off, lost, or on their way when a checkpoint was made, since the start
+        self._open: list[AskedQuestion] = []
+        self._given_back: deque[AskedQuestion] = deque()
 
-    def take(self, n: int) -> list[Asked]:
-        """The next n questions: first those that were given back."""
+    def take(self, n: int) -> list[AskedQuestion]:
+        """The next n questions: first those that are asked again."""
         again = [self._given_back.popleft() for _ in range(min(n, len(self._given_back)))]
         draw = self.source.get_state()
-        new = [Asked(question, draw, place) for place, question in enumerate(self.source.next(n - len(again)))] if n > len(again) else []
-        self._open += again + new
-        return again + new
+        taken = again + [AskedQuestion(question, draw, place) for place, question in enumerate(self.source.next(n - len(again)))]
+        self._open += taken
+        return taken
 
-    def cut_off(self, asked: Sequence[Asked]) -> None:
-        """These took too long: they are asked again, before all others."""
-        self.settle(asked)
+    def cut_off(self, asked: Sequence[AskedQuestion]) -> None:
+        """Ask these stragglers again first."""
         for entry in asked:
             entry.cut_off += 1
-        self._given_back.extend(asked)
-        self.asked_again += len(asked)
+        self._give_back(asked)
 
-    def settle(self, asked: Sequence[Asked]) -> None:
+    def ask_again(self) -> None:
+        """What is on its way is lost: ask it again first."""
+        self._give_back(self._open)
+
+    def settle(self, asked: Sequence[AskedQuestion]) -> None:
         """These are done: learned from, or failed."""
         done = set(map(id, asked))
         self._open = [entry for entry in self._open if id(entry) not in done]
 
     def get_state(self) -> dict[str, Any]:
-        """Position of the source, and what has to be asked again: plain numbers and strings."""
         again = [{"draw": entry.draw, "place": entry.place, "cut_off": entry.cut_off} for entry in (*self._given_back, *self._open)]
         return {"source": self.source.get_state(), "again": again, "asked_again": self.asked_again + len(self._open)}
 
@@ -65,6 +91,11 @@ class QuestionLedger:
         for entry in state["again"]:
             self.source.set_state(entry["draw"])
             question = self.source.next(entry["place"] + 1)[entry["place"]]
-            self._given_back.append(Asked(question, entry["draw"], entry["place"], entry["cut_off"]))
+            self._given_back.append(AskedQuestion(question, **entry))
         self.source.set_state(state["source"])
         self.asked_again = state["asked_again"]
+
+    def _give_back(self, asked: Sequence[AskedQuestion]) -> None:
+        self.settle(asked)
+        self._given_back.extend(asked)
+        self.asked_again += len(asked)

@@ -1,4 +1,4 @@
-"""Questions on their way through the rollout workers: who works on what, what has come back, who is late."""
+"""The questions of an iteration on their way through the rollout workers: waiting, given out, finished, late."""
 
 from __future__ import annotations
 
@@ -9,25 +9,27 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rollout.episode_run import WorkReport
-from rollout.records import Trajectory
+import ray
 
-CUT_OFF_AT_MOST = 2
-"""Times that a question is cut off; after that it is waited for, so that long episodes are never biased away."""
+from learner.deadline import results
+from rollout.records import Trajectory, TrajectorySummary, repeats_of
+from rollout.roll_out import WorkReport
 
 
 @dataclass(frozen=True)
-class Patience:
-    """When the stragglers of a batch are cut off."""
+class RolledOut:
+    """The trajectories of one question, in Ray's object store."""
 
-    enough: float = 1.0
-    """Share of the questions that has to be finished; 1: all."""
-    seconds: float = 0.0
-    """After the batch began; 0: never."""
+    summaries: Sequence[TrajectorySummary]
+    ref: ray.ObjectRef  # of a list that holds them
+    first: int
 
-    @property
-    def endless(self) -> bool:
-        return self.enough >= 1 and not self.seconds
+
+def fetch_trajectories(rolled_out: Sequence[RolledOut], deadline_s: float) -> list[Trajectory]:
+    """Raises `DeadlineError`; RayError where they are lost."""
+    refs = list(dict.fromkeys(part.ref for part in rolled_out))
+    lists = dict(zip(refs, results(refs, "the trajectories of an iteration", deadline_s), strict=True))
+    return [trajectory for part in rolled_out for trajectory in lists[part.ref][part.first : part.first + len(part.summaries)]]
 
 
 @dataclass
@@ -36,82 +38,65 @@ class Chunk:
 
     number: int
     places: list[int]
-    """Of its questions in the batch."""
-    losses: int = 0
-    """Workers that died while they sampled it, one after the other, and finished none of its questions."""
-    given: list[int] = field(default_factory=list)
-    """Those of them that the worker who has it was given: the ones that were not finished by then."""
+    losses: int = 0  # workers that died in a row while they sampled it, and finished none of its questions
+    given: list[int] = field(default_factory=list)  # those of `places` that its worker was given: not finished by then
 
 
 @dataclass
-class Batch:
-    """Questions, and their trajectories as they come."""
+class RolloutBatch:
+    """Questions, and where their trajectories are, as they come. Chunks are cut by size alone, so the outcome does not depend on which worker does
+    what. Stragglers are cut off when the share `enough` is finished (1: all), or after `straggler_s` (0: never); the places `waited_for` never."""
 
     questions: Sequence[Any]
+    chunk_size: int
     seed: int
-    overrides: dict[str, Any] | None
-    chunks: list[Chunk]
-    patience: Patience
-    waited_for: set[int]
-    """Places of questions that are never cut off and are not finished."""
-    waiting: deque[Chunk]
-    """Chunks that nobody works on."""
-    found: dict[int, list[Trajectory]] = field(default_factory=dict)
-    """Place of a question -> its trajectories."""
-    complete: list[Chunk] = field(default_factory=list)
-    """Chunks that are finished and were not handed out yet."""
-    reports: list[WorkReport] = field(default_factory=list)
-    began: float = field(default_factory=time.monotonic)
+    overrides: dict[str, Any] | None = None
+    enough: float = 1.0
+    straggler_s: float = 0.0
+    waited_for: Sequence[int] = ()
 
-    @classmethod
-    def of(
-        cls,
-        questions: Sequence[Any],
-        size: int,
-        seed: int,
-        overrides: dict[str, Any] | None = None,
-        patience: Patience | None = None,
-        waited_for: Sequence[int] = (),
-    ) -> Batch:
-        """Cut by the chunk size alone, so the outcome is the same whichever worker does what."""
-        places = list(range(len(questions)))
-        chunks = [Chunk(number, places[i : i + size]) for number, i in enumerate(range(0, len(questions), size))]
-        return cls(questions, seed, overrides, chunks, patience or Patience(), set(waited_for), deque(chunks))
+    def __post_init__(self) -> None:
+        self.repeats = repeats_of(self.questions)
+        places, starts = list(range(len(self.questions))), range(0, len(self.questions), self.chunk_size)
+        self.chunks = [Chunk(number, places[i : i + self.chunk_size]) for number, i in enumerate(starts)]
+        self.waiting = deque(self.chunks)
+        self.found: dict[int, RolledOut] = {}  # place of a question -> its trajectories
+        self.reports: list[WorkReport] = []
+        self._waits_for_all = self.enough >= 1 and not self.straggler_s
+        self.slice_s = 5.0 if self._waits_for_all else 0.5  # after so long workers return what they have finished: it is not lost with them
+        self._complete: list[Chunk] = []
+        self._began = time.monotonic()
 
     def left(self, chunk: Chunk) -> list[int]:
-        """Places of its questions that are not finished."""
         return [place for place in chunk.places if place not in self.found]
 
-    def take_in(self, chunk: Chunk, finished: Sequence[tuple[int, list[Trajectory]]]) -> None:
-        """Trajectories from a worker, by the place among the questions that it was `given`."""
-        for place, trajectories in finished:
-            self.found[chunk.given[place]] = trajectories
-            self.waited_for.discard(chunk.given[place])
+    def take_in(self, chunk: Chunk, finished: Sequence[tuple[int, Sequence[TrajectorySummary]]], ref: ray.ObjectRef) -> None:
+        """What a worker has finished, by the place among the questions it was `given`; `ref`: the list of all these trajectories."""
+        first = 0
+        for place, summaries in finished:
+            self.found[chunk.given[place]] = RolledOut(summaries, ref, first)
+            first += len(summaries)
         if not self.left(chunk):
-            self.complete.append(chunk)
+            self._complete.append(chunk)
 
     @property
     def over(self) -> bool:
-        """Whether everything is finished, or what is not is cut off."""
         if len(self.found) == len(self.questions):
             return True
-        if self.patience.endless or self.waited_for:
+        if self._waits_for_all or set(self.waited_for) - self.found.keys():
             return False
-        late = self.found and self.patience.seconds and time.monotonic() - self.began >= self.patience.seconds
-        enough = self.patience.enough < 1 and len(self.found) >= math.ceil(self.patience.enough * len(self.questions))
+        late = self.found and self.straggler_s and time.monotonic() - self._began >= self.straggler_s
+        enough = self.enough < 1 and len(self.found) >= math.ceil(self.enough * len(self.questions))
         return bool(late or enough)
 
-    def hand_out(self, rest: bool = False) -> list[tuple[int, list[Trajectory]]]:
-        """Chunks that were completed since the last call, by their number; with `rest` also what there is of the others."""
-        chunks, self.complete = self.complete, []
-        if rest:
-            chunks = chunks + [chunk for chunk in self.chunks if self.left(chunk)]
-        return [(chunk.number, [t for place in chunk.places for t in self.found.get(place, ())]) for chunk in chunks]
+    def hand_out(self, rest: bool = False) -> list[tuple[int, list[RolledOut]]]:
+        """Chunks completed since the last call, by number; with `rest` also what there is of the others."""
+        chunks = self._complete + [chunk for chunk in self.chunks if rest and self.left(chunk)]
+        self._complete = []
+        return [(chunk.number, [self.found[place] for place in chunk.places if place in self.found]) for chunk in chunks]
 
     def unfinished(self) -> list[int]:
-        """Places of the questions without trajectories."""
-        return [place for place in range(len(self.questions)) if place not in self.found]
+        return [place for chunk in self.chunks for place in self.left(chunk)]
 
-    def trajectories(self) -> list[Trajectory]:
-        """In the order of the questions."""
-        return [trajectory for place in sorted(self.found) for trajectory in self.found[place]]
+    def rolled_out(self) -> list[RolledOut]:
+        return [self.found[place] for place in sorted(self.found)]

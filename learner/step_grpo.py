@@ -1,61 +1,44 @@
-"""Step-GRPO as an RLlib algorithm: push weights, roll out, score, learn.
-
-RLlib gives the rollout workers (an `EnvRunnerGroup`: placement, restart), `train`, checkpoints, and Ray Tune. What is learned, and how, is not its
-business: the method is in `rollout/episode.py`, `rewards/`, `learner/advantages.py` and `learner/losses.py`.
-"""
+"""Step-GRPO as an RLlib algorithm: push weights, roll out, score, learn. Trajectories and scored turns travel by reference."""
 
 from __future__ import annotations
 
 import copy
-import shutil
+import logging
+import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.utils.checkpoints import Checkpointable
 
-from learner.advantages import taught_questions
-from learner.cycles import no_search_for_cycles
-from learner.deadline import results
-from learner.experience import Experience
-from learner.iteration_metrics import reward_metrics, rollout_metrics, staleness, worker_metrics
-from learner.overlong import penalised
-from learner.pipeline import one_step_off
-from learner.question_ledger import QuestionLedger
-from learner.rollout_batch import CUT_OFF_AT_MOST, Batch, Patience
-from learner.rollout_workers import RolloutWorkers
-from learner.scoring import Scoring
+from learner.deadline import RolloutsLostError, results
+from learner.iteration_data import IterationData, reward_metrics, rollout_metrics, staleness, worker_metrics
+from learner.learner_group import written_aside
+from learner.objective.advantages import questions_with_variance
+from learner.question_ledger import CUT_OFF_AT_MOST, QuestionLedger
+from learner.reward_calls import RewardCalls
+from learner.rollout_batch import RolloutBatch
+from learner.rollout_workers import RolloutWorkers, garbage_collector_paused
 from learner.step_grpo_config import StepGRPOConfig
-from learner.weight_broadcast import WeightBroadcast
-from rollout.episode import stream
+from learner.weight_transfer import WeightBroadcast
+from rollout.episode import derive_seed
 from rollout.records import ScoredTurn, Trajectory
 from rollout.timeline import Span, Timeline
 
+LOST_AT_MOST = 3  # times in a row that an iteration may lose with a node what it rolled out
+logger = logging.getLogger(__name__)
+
 
 class StepGRPO(Algorithm):
-    """Attributes for those who watch: `trajectories` and `turns` that the last iteration learned from, questions that it `dropped` (id, reason),
-    `timelines` of its processes, `policy_version`, `data`, `workers`."""
+    """For observers: `data_of_iteration`, which was learned from last; `timelines`; `policy_version`, `data` and `workers`."""
 
     config: StepGRPOConfig
 
     @classmethod
     def get_default_config(cls) -> StepGRPOConfig:
-        return StepGRPOConfig()
-
-    @property
-    def env_runner_group(self) -> Any:
-        return self._env_runner_group
-
-    @env_runner_group.setter
-    def env_runner_group(self, group: Any) -> None:
-        """RLlib sets it while it starts, and then asks the workers for their spaces without a deadline: they are waited for here, with one.
-        Raises `DeadlineError`."""
-        self._env_runner_group = group
-        if group:
-            starting = [worker.assert_healthy.remote() for worker in group._worker_manager.actors().values()]
-            what = "the rollout workers to start (are there free CPUs, and GPUs for train.gpus_per_rollout_worker?)"
-            results(starting, what, self.config.deadline_s)
+        return StepGRPOConfig(cls)
 
     def setup(self, config: StepGRPOConfig) -> None:
         super().setup(config)
@@ -64,104 +47,163 @@ class StepGRPO(Algorithm):
         self.questions = QuestionLedger(self.data)
         self.workers = RolloutWorkers(self.env_runner_group, self.config.questions_per_chunk, self.config.deadline_s)
         collective = self.config.learner.transport == "collective"
-        self._broadcast = WeightBroadcast(self.learner_group.ranks, self.config.deadline_s) if collective else None
-        if not self.config.overlap:  # beside an update the learner's weights are not those of this version any more
+        self._broadcast = WeightBroadcast(self.learner_group.senders, self.config.deadline_s) if collective else None
+        if not self.config.overlap:  # during an overlapping update the learner's weights are no longer those of this version
             self.workers.republish = self.learner_group.publish
-        self.trajectories: list[Trajectory] = []
-        self.turns: list[ScoredTurn] = []
-        self.dropped: list[tuple[str, str]] = []
-        self.ahead: Experience | None = None
-        """`overlap=1`: what the next iteration learns from."""
+        self.data_of_iteration = IterationData()
+        self.ahead: IterationData | None = None  # `overlap=1`: what the next iteration learns from
         self._driver, self._learner = Timeline(), Timeline()
         self.timelines: dict[str, list[Span]] = {}
         self._beginning = self.get_state(not_components="learner_group")
 
-    @no_search_for_cycles()
+    @garbage_collector_paused()
     def training_step(self) -> None:
-        """One iteration. Weights are pushed at its beginning: after a restart or a restore, workers hold none or old ones."""
+        """One iteration. Weights are pushed first: after a restart or a restore, workers hold none or old ones. What is lost with a node before it
+        was learned from is not learned from: its questions are asked again."""
         self._driver.drawn = self._learner.drawn = self.config.trace
+        self.data_of_iteration = IterationData()  # frees what the last iteration rolled out
         with self._driver.doing("push"):
             self.push_weights()
         version = self.policy_version
-        if self.config.overlap:
-            experience, gathered, learned = one_step_off(self.ahead, version, self.gather, self.learn)
-            self.ahead = gathered[-1]
-        else:
-            experience = self.gather(version)
-            gathered, learned = [experience], self.learn(experience)
-        self.questions.settle(experience.asked)
-        self.trajectories, self.turns, self.dropped = experience.trajectories, experience.turns, experience.dropped
-        self._report(experience, gathered, version, learned)
+        for attempt in range(1, LOST_AT_MOST + 1):
+            try:
+                data, self.ahead = self.ahead or self.gather(version), None
+                metrics = self.learn_one_step_off(data) if self.config.overlap else self.learn(data)
+                break
+            except RolloutsLostError as error:
+                if attempt == LOST_AT_MOST:
+                    raise
+                logger.warning(f"{error}; their questions are asked again")
+                self.ahead = None
+                self.questions.ask_again()
+        self.questions.settle(data.asked)
+        self.data_of_iteration = data
+        self._report(data, version, metrics)
 
-    def gather(self, learned_at: int) -> Experience:
-        """Roll out and score the questions of one iteration, which version `learned_at` will learn from, with the version that workers hold.
-        Raises `AccountError`.
-
-        Where questions taught nothing, others replace them (dynamic sampling: DAPO, arXiv 2503.14476, section 3.2).
-        """
-        gathered, rollout = Experience(), self.config.rollout
-        for attempt in range(1 + self.config.learner.resample_limit):
-            wanted = self.config.questions_per_iteration - len(taught_questions(gathered.turns, self.config.learner))
+    def gather(self, learned_at: int) -> IterationData:
+        """Roll out and score the questions that version `learned_at` will learn from, with the version that workers hold. Questions without
+        variance are replaced by others (dynamic sampling: DAPO, arXiv 2503.14476, section 3.2). Raises `AccountError`; `RolloutsLostError`."""
+        data, rollout, learner = IterationData(), self.config.rollout, self.config.learner
+        for attempt in range(1 + learner.resample_limit):
+            wanted = self.config.questions_per_iteration - len(questions_with_variance(data.turns.summary, learner))
             if wanted <= 0:
                 break
-            asked = gathered.take(self.questions.take(wanted))
-            batch = Batch.of(
-                [entry.question for entry in asked],
-                self.workers.chunk,
-                stream(self.config.sampling_seed, learned_at, *[attempt] * bool(attempt)),
-                patience=Patience(rollout.enough, rollout.straggler_s),
-                waited_for=[place for place, entry in enumerate(asked) if entry.cut_off >= CUT_OFF_AT_MOST],
-            )
-            scoring = Scoring(self.config.reward_actors, self.config.deadline_s)
+            asked = self.questions.take(wanted)
+            seed = derive_seed(self.config.sampling_seed, learned_at, *[attempt] * bool(attempt))
+            waited_for = [place for place, entry in enumerate(asked) if entry.cut_off >= CUT_OFF_AT_MOST]
+            stragglers = rollout.enough, rollout.straggler_s, waited_for
+            batch = RolloutBatch([entry.question for entry in asked], self.workers.chunk, seed, None, *stragglers)
+            rewards = RewardCalls(self.config.reward_actors, self.config.deadline_s, learner.normalisation == "components")
             with self._driver.doing("rollout"):
-                for chunk, trajectories in self.workers.work(batch):
-                    scoring.begin(chunk, trajectories)
+                for chunk, rolled_out in self.workers.work(batch):
+                    rewards.begin(chunk, rolled_out)
             with self._driver.doing("score"):
-                turns = penalised(scoring.turns(), self.config.learner, rollout)
+                turns = rewards.turns()
             episodes = rollout.group_size if rollout.mode == "chain" else 1
-            self.questions.cut_off(gathered.add(batch, asked, scoring.asked, turns, attempt, episodes))
-        return gathered
+            self.questions.cut_off(data.add(batch, asked, rewards.asked, turns, attempt, episodes))
+        return data
 
-    def learn(self, experience: Experience) -> dict[str, float]:
+    def learn(self, data: IterationData) -> dict[str, float]:
         with self._learner.doing("learn"):
-            return self.learner_group.update(experience.turns)
+            return self.learner_group.update(data.turns)
+
+    def learn_one_step_off(self, data: IterationData) -> dict[str, float]:
+        """While a batch is learned from, the next is rolled out, one policy version behind (Noukhovitch et al. 2024, arXiv 2410.18252), which
+        `learner.sampler_cap` corrects for. Raises what either raises, when both have ended."""
+        next_version = self.policy_version + 1
+        with ThreadPoolExecutor(1, thread_name_prefix="learn") as beside:
+            learning = beside.submit(self.learn, data)
+            try:
+                self.ahead = self.gather(next_version)
+            except RolloutsLostError as error:
+                logger.warning(f"{error}; their questions are asked again")
+        metrics = learning.result()
+        if self.ahead is None:
+            self.questions.settle(data.asked)
+            self.questions.ask_again()
+        return metrics
 
     @property
     def policy_version(self) -> int:
         return self.learner_group.policy_version
 
-    def doing_at(self, when: float, learner: bool = False) -> str:
-        """What this process was busy with then (seconds since the epoch): push, rollout, score or learn; empty: none of them. With `learner`
-        what the learner did is told first: with `overlap=1` both work at once."""
+    @property
+    def trajectories(self) -> list[Trajectory]:
+        return self.data_of_iteration.fetch_trajectories(self.config.deadline_s)
+
+    @property
+    def turns(self) -> list[ScoredTurn]:
+        return self.data_of_iteration.turns.fetch(self.config.deadline_s)
+
+    def phase_at(self, when: float, learner: bool = False) -> str:
+        """`push`, `rollout`, `score`, `learn` or nothing, at that time (seconds since the epoch). `learner`: the learner's phase comes first."""
         timelines = (self._learner, self._driver) if learner else (self._driver, self._learner)
         return next((name for timeline in timelines if (name := timeline.at(when))), "")
 
     @property
-    def broken(self) -> tuple[float, str]:
-        """When, and in which of these, an iteration last ended with an exception."""
-        return max(self._driver.broken, self._learner.broken)
+    def failed_phase(self) -> tuple[float, str]:
+        """When, and in which of these phases, an iteration last ended with an exception."""
+        return max(self._driver.failed, self._learner.failed)
 
     def push_weights(self) -> None:
-        """Bring all rollout workers to the learner's policy version; nothing is sent to workers that hold it."""
         if self.workers.version != self.policy_version:
             sent = self.workers.broadcast(self.policy_version, self._broadcast) if self._broadcast else None
             self.workers.push(self.policy_version, sent or self.learner_group.publish())
 
     def restart_learner(self) -> None:
-        """New learner processes in place of those that are lost, and everything as it was before the first iteration. `restore_from_path` then
-        goes on from a checkpoint."""
+        """New learner processes, and everything as before the first iteration; `restore_from_path` then goes on from a checkpoint."""
         self.learner_group.restart()
         if self._broadcast:
-            self._broadcast = WeightBroadcast(self.learner_group.ranks, self.config.deadline_s)
+            self._broadcast = WeightBroadcast(self.learner_group.senders, self.config.deadline_s)
         for worker in self.workers.handles:  # what the lost learner had begun to send is not what the new one sends
             self.workers.transfer.forget(worker)
         self.workers.version = -1
         self.set_state(self._beginning)
 
     def roll_out(self, questions: Sequence[Any], *, seed: int, overrides: dict[str, Any] | None = None) -> list[Trajectory]:
-        """Trajectories in the order of the questions, by all workers. `overrides` replaces fields of the rollout configuration: an evaluation
-        is `push_weights()` and `roll_out(questions, seed=0, overrides={"temperature": 0.0, "group_size": 1})`."""
+        """Trajectories in the order of the questions; `overrides` replaces fields of the rollout configuration. Call `push_weights` first."""
         return self.workers.roll_out(questions, seed, overrides)
+
+    def _report(self, data: IterationData, version: int, learned: dict[str, float]) -> None:
+        reports = (self.ahead or data).reports  # of what was rolled out meanwhile
+        losses = self.workers.losses
+        counts = {"lost_workers": len(losses), "lost_in_transfer": sum(bool(lost.bucket) for lost in losses)}
+        counts |= {"requeued_chunks": self.workers.requeued_chunks, "asked_again": self.questions.asked_again}
+        (seconds, driver), (learning, learner) = self._driver.take(), self._learner.take()
+        found = {
+            "rollout": rollout_metrics(data.summaries) | data.counts() | staleness(data.turns.summary, version) | counts,
+            "workers": worker_metrics(reports),
+            "reward": reward_metrics(data.turns.summary),
+            "learner": learned,
+            "seconds": seconds | learning,
+        }
+        for key, values in found.items():
+            self.metrics.log_dict(values, key=key, window=1)
+        self.timelines = {"driver": driver, "learner": [*learner, *self.learner_group.steps]} if self.config.trace else {}
+        for report in reports:
+            if report.spans:
+                self.timelines.setdefault(f"rollout worker {report.worker}", []).extend(report.spans)
+
+    # What RLlib calls
+
+    @property
+    def env_runner_group(self) -> Any:
+        return self._env_runner_group
+
+    @env_runner_group.setter
+    def env_runner_group(self, group: Any) -> None:
+        self._env_runner_group = group
+        if group:
+            starting = [worker.assert_healthy.remote() for worker in group._worker_manager.actors().values()]
+            what = "the rollout workers to start (are there free CPUs, and GPUs for train.gpus_per_rollout_worker?)"
+            results(starting, what, self.config.deadline_s)
+
+    def _setup_logdir(self) -> None:
+        """RLlib would make ~/ray_results, in a home folder that may be read-only."""
+        if self._storage:
+            super()._setup_logdir()
+        else:
+            self._logdir = tempfile.mkdtemp(prefix="rllib-")
 
     def get_state(self, components: Any = None, *, not_components: Any = None, **kwargs: Any) -> dict[str, Any]:
         state = super().get_state(components, not_components=not_components, **kwargs)
@@ -173,20 +215,15 @@ class StepGRPO(Algorithm):
         self.ahead = None
 
     def save_to_path(self, path: Any = None, **kwargs: Any) -> str:
-        """Write learner, metrics, iteration and the position in the data; aside first, so that a folder of this name is always complete."""
+        """Write learner, metrics, iteration and position in the data aside, then rename: a folder of this name is always complete."""
         if path is None:
             return super().save_to_path(None, **kwargs)
-        folder = Path(path).absolute()
-        aside = folder.with_name(folder.name + ".partial")
-        shutil.rmtree(aside, ignore_errors=True)
-        super().save_to_path(aside, **kwargs)
-        if folder.exists():
-            shutil.rmtree(folder)
-        aside.rename(folder)
-        return str(folder)
+        with written_aside(path) as aside:
+            super().save_to_path(aside, **kwargs)
+        return str(Path(path).absolute())
 
     def restore_from_path(self, path: Any, *args: Any, **kwargs: Any) -> None:
-        """Go on exactly where `save_to_path` was called. Workers get the weights at the next push, not here."""
+        """Go on exactly where `save_to_path` was called. Workers get the weights at the next push."""
         Checkpointable.restore_from_path(self, Path(path).absolute(), *args, **kwargs)
         self.workers.version = -1
 
@@ -194,37 +231,13 @@ class StepGRPO(Algorithm):
         return [("learner_group", self.learner_group)]
 
     def get_ctor_args_and_kwargs(self) -> tuple[tuple, dict[str, Any]]:
-        """Nothing: a configuration holds handles of actors that will be gone. Build the algorithm, then restore it."""
-        return (), {}
+        return (), {}  # a configuration holds handles of actors that will be gone: build the algorithm, then restore it
 
     def restore_env_runners(self, env_runner_group: Any) -> list[int]:
-        """`RolloutWorkers` takes restarted workers back in, while the others work."""
-        return []
+        return []  # `RolloutWorkers` takes restarted workers back in
 
     def cleanup(self) -> None:
-        """Ends all processes, whatever they are doing: RLlib would first wait for a word of each rollout worker, without a deadline."""
+        """End all processes, whatever they do: RLlib would first wait for each rollout worker, without a deadline."""
         if group := getattr(self, "_env_runner_group", None):
             group._worker_manager.clear()
         super().cleanup()
-
-    def _report(self, experience: Experience, gathered: Sequence[Experience], version: int, learned: dict[str, float]) -> None:
-        """`gathered`: what was rolled out in this iteration, `experience`: what was learned from, by the learner of this version."""
-        reports = [report for part in gathered for report in part.reports]
-        self._log("rollout", rollout_metrics(experience.trajectories) | experience.counts() | staleness(experience.turns, version))
-        self._log("rollout", {"lost_workers": self.workers.lost, "requeued_chunks": self.workers.requeued_chunks})
-        self._log(
-            "rollout",
-            {"lost_in_transfer": sum(1 for lost in self.workers.losses if lost.bucket), "asked_again": self.questions.asked_again},
-        )
-        self._log("workers", worker_metrics(reports))
-        self._log("reward", reward_metrics(experience.turns))
-        self._log("learner", learned)
-        (seconds, driver), (learning, learner) = self._driver.take(), self._learner.take()
-        self._log("seconds", seconds | learning)
-        self.timelines = {"driver": driver, "learner": [*learner, *self.learner_group.steps]} if self.config.trace else {}
-        for report in reports:
-            if report.spans:
-                self.timelines.setdefault(f"rollout worker {report.worker}", []).extend(report.spans)
-
-    def _log(self, key: str, values: dict[str, float]) -> None:
-        self.metrics.log_dict(values, key=key, window=1)

@@ -1,94 +1,78 @@
-"""Weights on their way to workers that may die: who was sent which bucket, who holds it, where somebody was lost."""
+"""Send weights to rollout workers that may die: through Ray's object store, or by one broadcast."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from learner.deadline import FETCH_S
-from learner.lost_learner import line, refuse_lost_sender
-from rollout.weights import PublishedBucket, seal
+from learner.deadline import FETCH_S, DeadlineError, dead_actors, one_line, refuse_lost_sender, results
+from rollout.weight_buckets import PublishedBucket, seal
+
+ANSWER_S = 2.0  # a worker that is alive is idle when it is asked for its incarnation
+logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Lost:
-    """A rollout worker that died, or did not answer in time."""
-
+class LostWorker(NamedTuple):
     worker: int
-    node: str
-    """Its address; empty where the worker was lost before it had answered at all."""
-    bucket: int
-    """1, 2, ...: the bucket of weights that it was being sent; 0: it was sampling."""
-    of: int
-    """Buckets in all; 0: not known yet."""
+    node: str  # its address; empty where the worker never answered
+    bucket: int  # 1, 2, ...: the bucket of weights that it was being sent; 0: it was sampling
+    of: int  # buckets in all; 0: not known yet
     policy_version: int
     reason: str
 
     def __str__(self) -> str:
-        all_of_them = f" of {self.of}" if self.of else ""
-        during = f"taking bucket {self.bucket}{all_of_them} of" if self.bucket else "sampling with"
+        during = f"taking bucket {self.bucket}{f' of {self.of}' if self.of else ''} of" if self.bucket else "sampling with"
         where = f"rollout worker {self.worker} on node {self.node or 'unknown'}"
         return f"{where} was lost while {during} policy version {self.policy_version}: {self.reason}"
 
 
 class WeightTransfer:
-    """The buckets of one policy version after another, sent through Ray's object store; a bucket that a worker holds is not sent to it again."""
+    """Sends the buckets of one policy version after another through Ray's object store; a worker is not sent a bucket that it holds."""
 
-    def __init__(self, handles: Callable[[], Mapping[int, Any]]):
-        self._handles = handles
+    def __init__(self, handles: Callable[[], dict[int, Any]]):
+        self.handles = handles
         self.version = -1
         self.buckets: list[PublishedBucket] = []
-        """Those of this version that are there so far."""
-        self.calls: dict[int, dict[int, ray.ObjectRef]] = {}
-        """Worker -> number of a bucket -> the call that hands it over."""
+        self.calls: dict[int, dict[int, ray.ObjectRef]] = {}  # worker -> number of a bucket -> the call that hands it over
         self._held: dict[int, list[int]] = {}
-        """Worker -> checksums of the buckets that it holds."""
         self.nodes: dict[int, str] = {}
-        """Worker -> address of its node, as far as known."""
 
     def begin(self, version: int) -> None:
         self.version, self.buckets, self.calls = version, [], {}
 
     def holds(self, worker: int, number: int, bucket: PublishedBucket) -> bool:
-        """Whether the worker has it from an earlier version."""
-        held = self._held.get(worker, [])
-        return number < len(held) and held[number] == bucket.checksum
+        return self._held.get(worker, [])[number : number + 1] == [bucket.checksum]
 
-    def broadcast(self, workers: Iterable[int], buckets: Sequence[PublishedBucket]) -> None:
-        """These workers have these buckets, without `send`."""
-        self._held.update({worker: [bucket.checksum for bucket in buckets] for worker in workers})
+    def took(self, workers: Iterable[int], buckets: Sequence[PublishedBucket]) -> None:
+        self._held |= {worker: [bucket.checksum for bucket in buckets] for worker in workers}
 
     def send(self, worker: int, number: int) -> None:
-        """Hand over a bucket, unless the worker holds it from an earlier version."""
         bucket = self.buckets[number]
         if not self.holds(worker, number, bucket):
-            self.calls.setdefault(worker, {})[number] = self._handles()[worker].receive.remote(number, bucket.ref)
+            self.calls.setdefault(worker, {})[number] = self.handles()[worker].receive.remote(number, bucket.ref)
 
     def seal(self, worker: int) -> ray.ObjectRef:
-        """All buckets are sent: ask the worker to take them over. `check` reads the answer."""
-        return self._handles()[worker].use_weights.remote(self.version, self._checksums)
+        """All buckets are sent: ask the worker to use them. `check` reads the answer."""
+        return self.handles()[worker].use_weights.remote(self.version, self._checksums)
 
     def check(self, worker: int, answer: tuple[int, int]) -> None:
         """Raises RuntimeError unless the worker says that it holds exactly these weights."""
         sent = self.version, seal(self.version, self._checksums)
         if tuple(answer) != sent:
             raise RuntimeError(f"rollout worker {worker} answered with weights {answer}, it was sent {sent}")
-        self._held[worker] = self._checksums
+        self.took([worker], self.buckets)
 
     def forget(self, worker: int) -> None:
-        """It is to be sent everything again."""
         self._held.pop(worker, None)
         self.calls.pop(worker, None)
 
     def stuck_at(self, worker: int) -> tuple[int, str]:
-        """Number (from 1) of the first bucket that the worker has not taken, and why; of the last one, where it has taken all.
-
-        Raises what the worker raised, such as `CorruptWeightsError`; `LearnerLostError` when there is nothing to take any more.
-        """
+        """The first bucket (from 1) that the worker has not taken, and why; the last one, where it has taken all. Raises what the worker raised,
+        such as `CorruptWeightsError`; `LearnerLostError` when the bucket is gone with its sender."""
         for number, call in sorted(self.calls.get(worker, {}).items()):
             if not ray.wait([call], timeout=0)[0]:
                 return number + 1, "no answer"
@@ -98,15 +82,62 @@ class WeightTransfer:
                 refuse_lost_sender(error, self.version)
                 if isinstance(error, RayTaskError):
                     raise
-                return number + 1, line(error)
+                return number + 1, one_line(error)
         return len(self.buckets), ""
-
-    def node(self, worker: int) -> str:
-        return self.nodes.get(worker, "")
-
-    def lost(self, worker: int, bucket: int, reason: str) -> Lost:
-        return Lost(worker, self.node(worker), bucket, len(self.buckets), self.version, reason)
 
     @property
     def _checksums(self) -> list[int]:
         return [bucket.checksum for bucket in self.buckets]
+
+
+class WeightBroadcast:
+    """Sends the buckets to all workers by one broadcast (`learner.transport=collective`); `RolloutWorkers.push` then only checks what each holds.
+    When it fails, the weights go through the object store, where workers do not depend on each other. All `senders` gather, the first sends."""
+
+    def __init__(self, senders: Sequence[Any], deadline_s: float):
+        self._senders, self._deadline_s = senders, deadline_s
+        self._members: dict[int, str] = {}  # worker -> its incarnation, of those in the broadcast group
+        self.dead: dict[int, tuple[int, str]] = {}  # worker that died in the last broadcast -> the bucket (from 1) it did not take, and why
+
+    def send(self, transfer: WeightTransfer) -> list[PublishedBucket] | None:
+        """The buckets that all workers have now; None when that failed. Buckets that all of them hold are not sent."""
+        workers, sender = transfer.handles(), self._senders[0]
+        sent: list[PublishedBucket] = []
+        sending: list[Any] = []
+        taking: dict[Any, tuple[int, int]] = {}
+        self.dead = {}
+        try:
+            asked = [handle.incarnation.remote() for handle in workers.values()]
+            present = dict(zip(workers, results(asked, "the rollout workers to say that they are there", ANSWER_S), strict=True))
+            for worker in workers:
+                if self._members.get(worker) != present[worker]:  # started since the last broadcast
+                    transfer.forget(worker)
+            if self._members != present:
+                (address,) = self._wait([sender.address.remote()])
+                members = [sender, *workers.values()]
+                joined = [member.join_broadcast.remote(*address, i, len(members), self._deadline_s) for i, member in enumerate(members)]
+                transfer.nodes |= zip(workers, self._wait(joined)[1:], strict=True)
+                self._members = present
+            packing = [rank.pack_bucket.remote(0) for rank in self._senders]
+            while bucket := self._wait(packing)[0]:
+                if not all(transfer.holds(worker, len(sent), bucket) for worker in workers):
+                    sending.append(sender.send_bucket.remote(len(sent)))
+                    for worker, handle in workers.items():
+                        taking[handle.receive_broadcast.remote(len(sent), bucket)] = worker, len(sent) + 1
+                sent.append(bucket)
+                packing = [rank.pack_bucket.remote(len(sent)) for rank in self._senders]
+            self._wait([*sending, *taking, sender.finish_sending.remote()])
+            transfer.took(workers, sent)
+            return sent
+        except (RayError, DeadlineError) as error:
+            sender.leave_broadcast.remote()  # workers that still wait for it fail at once
+            self._members = {}
+            for call, reason in sorted(dead_actors(list(taking)).items()):
+                worker, number = list(taking.values())[call]
+                self.dead.setdefault(worker, (number, reason))
+            why = one_line(error) if isinstance(error, RayError) else str(error)
+            logger.warning(f"the broadcast of weights failed at bucket {len(sent)}: {why}; they go through the object store")
+            return None
+
+    def _wait(self, calls: list[Any]) -> list[Any]:
+        return results(calls, "the broadcast of weights", self._deadline_s)

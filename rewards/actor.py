@@ -1,71 +1,148 @@
-"""The reward actor: scores whole trajectories, with one call to the embedder for all of them."""
+"""The reward actor: from trajectories to scored turns, with one call to the embedder for all of them. Every sibling gets its reward."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import ray
 
-from retrieval_actors.retriever import Retriever
+from retrieval_actors.sharded_search import Retriever
 from rewards.config import RewardConfig
-from rewards.judged_turn import Similarity
-from rewards.scoring import score_trajectory, texts_to_compare
-from rollout.records import ScoredTurn, Trajectory
+from rewards.scored_summary import ScoredSummary
+from rewards.step_rewards import STOPPING, JudgedTurn, Retrievers, Similarity, answer_reward, judge_of, plan_needs
+from rewards.terms import composed_of, composed_reward
+from rollout.nan_check import NotFiniteError
+from rollout.need_matcher import need_matcher
+from rollout.needs import prepare
+from rollout.records import ScoredTurn, Trajectory, TurnGroup, TurnReward
+from rollout.turn_parser import parse_plan
 
 RETRIEVERS = {"Text Retriever": "text", "Text Image Retriever": "text_image", "Table Retriever": "table"}
-"""The paper's three retrievers: what recorded plan turns name, even where no knowledge base is loaded."""
 
 
 def names_of(retriever: Retriever) -> dict[str, str]:
-    """Retriever name, as the policy writes it -> knowledge base; the paper's where none is loaded."""
+    """Retriever name, as the policy writes it -> knowledge base. Where none is loaded, the paper's, which recorded plan turns name."""
     return {card.retriever_name: card.name for card in retriever.catalog} or RETRIEVERS
 
 
 def batched_similarity(texts: Sequence[str], retriever: Retriever) -> Similarity:
     """Cosines between `texts`, embedded in one call. Any other text, which a reward of the user's own may ask for, takes a call of its own."""
-    distinct = sorted(set(texts))
-    vectors = retriever.embed(distinct) if distinct else np.zeros((0, 1), np.float32)
-    rows = dict(zip(distinct, vectors, strict=True))
+    rows: dict[str, np.ndarray] = {}
+
+    def embed(distinct: list[str]) -> None:
+        rows.update(zip(distinct, retriever.embed(distinct), strict=True))
+        if wrong := [text for text in distinct if not np.isfinite(rows[text]).all()]:
+            raise NotFiniteError(f"the embedder gave NaN or infinity for {wrong[0][:100]!r} and {len(wrong) - 1} others; choose another")
 
     def row(text: str) -> np.ndarray:
         if text not in rows:
-            rows[text] = retriever.embed([text])[0]
+            embed([text])
         return rows[text]
 
+    if texts:
+        embed(sorted(set(texts)))
     return lambda a, b: float(row(a) @ row(b))
 
 
-class RewardActor:
-    """To be started by `start_reward_actor`."""
+def score_trajectory(
+    trajectory: Trajectory, similarity: Similarity, config: RewardConfig, retrievers: Retrievers, episode: str | None = None
+) -> list[ScoredTurn]:
+    """One `ScoredTurn` for every sibling of `trajectory` that can be judged. Left out: plan turns of questions without gold steps, answer turns
+    whose query asks for no gold step, final turns without gold answers; and, whatever the reward, turns after a failed search."""
+    outcome, question = _outcome(trajectory, config), trajectory.question.id
+    name = question if episode is None else episode
+    return [
+        ScoredTurn(group.state.key, group.state.prompt_ids, group.state.image, group.turns[place], reward, name, outcome, question)
+        for group, place, reward in _rewards(trajectory, similarity, config, retrievers)
+        if reward is not None and not group.state.after_failure
+    ]
 
+
+def texts_to_compare(trajectory: Trajectory, retrievers: Retrievers, config: RewardConfig) -> Iterator[str]:
+    """Every text whose embedding `score_trajectory` will need, for one call to the embedder."""
+    for group in trajectory.groups:
+        needs = plan_needs(group.state, config) if group.state.kind == "plan" and not group.state.after_failure else None
+        if needs is None or not (needs or config.paper_stops):
+            continue
+        yield from (need.query for need in needs or (STOPPING,))
+        for action in (parse_plan(turn.text, retrievers) for turn in group.turns):
+            if action is not None and (action.kb is not None or config.paper_stops):
+                yield STOPPING.query if action.kb is None else action.query
+
+
+def judged_turns(
+    trajectory: Trajectory, similarity: Similarity, config: RewardConfig, retrievers: Retrievers
+) -> Iterator[tuple[TurnGroup, int, JudgedTurn]]:
+    """(group, place, what a reward sees) of every sibling."""
+    steps = tuple(step for step in trajectory.steps if step.plan is not None)
+    plans = 0
+    for group in trajectory.groups:
+        plans += group.state.kind == "plan"
+        number = plans - 1 if group.state.kind != "final" else len(steps)
+        searched = 0 <= number < len(steps) and not any(passage.error for passage in steps[number].passages)
+        for place, turn in enumerate(group.turns):
+            trunk = place == group.trunk
+            outcome = _outcome(trajectory, config) if trunk else None
+            if group.state.kind == "final" and trajectory.question.answers:
+                outcome = answer_reward(turn.text, trajectory.question.answers, config).total
+            step, gain = steps[number] if trunk and searched else None, group.gains[place] if group.gains else None
+            seen = turn.text, group.state, trajectory, step, steps[: max(number, 0)], outcome, gain
+            yield group, place, JudgedTurn(*seen, similarity, retrievers, config)
+
+
+def _outcome(trajectory: Trajectory, config: RewardConfig) -> float | None:
+    """Reward of the final answer; None where there is none to judge: an episode that failed did not answer wrongly."""
+    if not trajectory.whole or trajectory.final is None or not trajectory.question.answers:
+        return None
+    return answer_reward(trajectory.final.text, trajectory.question.answers, config).total
+
+
+def _rewards(
+    trajectory: Trajectory, similarity: Similarity, config: RewardConfig, retrievers: Retrievers
+) -> Iterator[tuple[TurnGroup, int, TurnReward | None]]:
+    """(group, place among its siblings, reward; None: not judged)."""
+    if not config.terms:
+        for group in trajectory.groups:
+            judge = None if group.state.after_failure else judge_of(group.state, similarity, config, retrievers)
+            yield from ((group, place, judge and judge(turn.text)) for place, turn in enumerate(group.turns))
+        return
+    terms = composed_of(config.terms)
+    for group, place, judged in judged_turns(trajectory, similarity, config, retrievers):
+        if len(group.turns) > 1 and group.state.kind != "final":  # what came of a turn is known of one sibling, and would favour it
+            judged = replace(judged, step=None, outcome=None)
+        yield group, place, composed_reward(judged, terms)
+
+
+class RewardActor:
     def __init__(self, retriever: bytes, config: RewardConfig):
         self._retriever: Retriever = ray.cloudpickle.loads(retriever)
-        self._config = config
-        self._retrievers = names_of(self._retriever)
+        self._config, self._retrievers = config, names_of(self._retriever)
 
     def score(self, trajectories: Sequence[Trajectory]) -> list[ScoredTurn]:
-        """Every turn that can be judged, trajectory by trajectory. Episodes are numbered by their place in `trajectories`."""
-        similarity = batched_similarity(
-            [t for trajectory in trajectories for t in texts_to_compare(trajectory, self._retrievers, self._config.paper_stops)],
-            self._retriever,
-        )
-        scored: list[ScoredTurn] = []
+        """Every turn that can be judged. Episodes are numbered by their place in `trajectories`."""
+        prepare(trajectories, need_matcher(self._config.need_calibration))
+        texts = [text for trajectory in trajectories for text in texts_to_compare(trajectory, self._retrievers, self._config)]
+        similarity = batched_similarity(texts, self._retriever)
+        turns: list[ScoredTurn] = []
         for number, trajectory in enumerate(trajectories):
-            scored += score_trajectory(trajectory, similarity, self._config, self._retrievers, episode=f"{trajectory.question.id}#{number}")
-        return scored
+            turns += score_trajectory(trajectory, similarity, self._config, self._retrievers, f"{trajectory.question.id}#{number}")
+        return turns
 
-    def process_id(self) -> int:
-        return os.getpid()
+    @ray.method(num_returns=2)
+    def score_references(
+        self, order: Sequence[tuple[int, int]], with_parts: bool, *trajectories: Sequence[Trajectory]
+    ) -> tuple[ScoredSummary, list[ScoredTurn]]:
+        """As `score`, for trajectories that are passed as references to lists of them: `order` names, for each, its list and its place there. The
+        caller fetches the summary and passes the reference to the turns on. Raises `NotFiniteError`."""
+        turns = self.score([trajectories[number][place] for number, place in order])
+        return ScoredSummary.of(turns, with_parts), turns
 
 
-def start_reward_actor(retriever: Retriever, config: RewardConfig, num_cpus: float = 0.1, resource: str = "") -> Any:
-    """Handle of a new `RewardActor`, which Ray restarts when it dies. `resource`: custom resource of the nodes it may run on; empty: any.
-
-    The handle of the retriever travels as bytes: Ray cannot promise to restart an actor whose arguments hold handles of others.
-    """
-    resources = {resource: 0.001} if resource else {}
+def start_reward_actor(retriever: Retriever, config: RewardConfig, num_cpus: float = 0.1) -> Any:
+    """A new `RewardActor`, which Ray restarts when it dies: only if no argument holds handles of actors, so the retriever travels as bytes."""
+    resources = {config.resource: 0.001} if config.resource else {}
     actor = ray.remote(RewardActor).options(num_cpus=num_cpus, resources=resources, max_restarts=-1, max_task_retries=2)
     return actor.remote(ray.cloudpickle.dumps(retriever), config)

@@ -1,16 +1,14 @@
-"""Many episodes over one engine and one retriever: whatever they ask for is served side by side.
+"""Many episodes side by side over one engine and one retriever. Searches run in the background; two ways to join them:
 
-Every tick hands results to the coroutines, submits the turns and begins the searches that they ask for, and lets the engine go on. Searches are
-made in the background. Two ways to join them:
-
-- `in_order` (default): the oldest batch of searches is joined when the engine runs out of work, never by the clock. What is asked for together
-  and what is submitted when, hence every bit of the outcome, does not depend on how fast a knowledge base answers.
+- `in_order` (default): the oldest batch of searches is joined when the engine runs out of work, never by the clock. Batches, and every bit of the
+  outcome, do not depend on how fast a knowledge base answers.
 - `as_they_come`: at the first tick after they have arrived, for serving.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 import random
 import time
 from collections import deque
@@ -20,66 +18,48 @@ from typing import Any, Literal
 
 from retrieval_actors.records import Passage
 from rollout.config import RolloutConfig
-from rollout.engines.base import Finished, Request, Response
-from rollout.episode import Episode, Log, PolicyEngine, QuestionError, Sample, Surroundings, sampling_of, stream, turn_of
-from rollout.methods.registry import find_method
-from rollout.records import Question, Step, Trajectory, TurnGroup
-from rollout.searches import Look, Searcher, Searches
+from rollout.engines.base import Engine, Request, Response, Sampling
+from rollout.episode import Episode, EpisodeState, QuestionError, derive_seed
+from rollout.methods import find_method
+from rollout.records import Question, State, Step, Trajectory, TurnGroup
+from rollout.searches import Searcher, Searches, SearchRequest
 from rollout.timeline import Timeline
 
 Join = Literal["in_order", "as_they_come"]
-QUERIES_PER_SEARCH = 8
-"""`in_order`: a search begins when so many queries are asked for, or when the engine runs out of work."""
+QUERIES_PER_SEARCH = 8  # `in_order`: a search begins when so many queries wait, or when the engine runs out of work
 STARVED = 0.25
-"""`in_order`: the engine runs out of work when it has free slots, and no more than this share of the responses that the episodes under way can
-ask for at a time. Below, decoding few responses costs more than waiting for passages; above, it would wait beside work that is there."""
-SEARCH_POLL_S = 0.005
-"""An engine elsewhere is not waited for longer than this while searches are under way."""
+"""`in_order`: the engine runs out of work when it has free slots, and at most this share of the responses that the running episodes can ask for."""
+SEARCH_POLL_S = 0.005  # longest wait for an engine of another process while searches are under way
 
 
 @dataclass(frozen=True)
 class EpisodeEvent:
-    """Something that has happened in one episode."""
+    """Of the episode with this ticket: the step as far as it is known, or at the end the trajectory (`failed`: what there was, and why)."""
 
     ticket: int
-    """What `add` returned."""
     kind: Literal["planned", "searched", "answered", "finished", "failed"]
     step: Step | None = None
-    """`planned`, `searched`, `answered`: the step, as far as it is known."""
-    group: TurnGroup | None = None
-    """`planned`, `answered`, `finished`: the siblings that were sampled, and which of them the episode goes on from."""
+    group: TurnGroup | None = None  # `planned`, `answered`, `finished`: the siblings
     trajectory: Trajectory | None = None
-    """`finished`: all of it. `failed`: what there was, with the `error`."""
     error: str | None = None
-    """`failed`: why."""
 
 
 @dataclass
 class _Running:
-    """One episode."""
-
-    question: Question
-    config: RolloutConfig
+    state: EpisodeState
     seed: int
-    kbs: Sequence[str] | None
-    end: float
-    """By `time.monotonic`; when it is given up."""
-    log: Log = field(default_factory=Log)
-    coroutine: Episode | None = None
-    """None: it waits for room."""
-    asked: Sample | Look | None = None
-    siblings: dict[int, Response] = field(default_factory=dict)
-    """Responses to what it asked for last that are there."""
-    request: int | None = None
-    """Ticket of that request."""
+    end: float  # its deadline by `time.monotonic`
+    coroutine: Episode | None = None  # None: it waits for room
+    asked: State | SearchRequest | None = None
+    request: int | None = None  # the engine's ticket of the last turn
+    siblings: dict[int, Response] = field(default_factory=dict)  # responses of the last turn so far
     turns: int = 0
-    tokens: int = 0
-    """What it holds of the budget: prompt and room for all siblings, of its last turn."""
+    tokens: int = 0  # prompt and room for all siblings of the last turn
 
     @property
     def width(self) -> int:
         """Siblings of each turn."""
-        return 1 if self.config.mode == "chain" else self.config.group_size
+        return 1 if self.state.config.mode == "chain" else self.state.config.group_size
 
 
 class EpisodePool:
@@ -87,75 +67,73 @@ class EpisodePool:
 
     def __init__(
         self,
-        engine: PolicyEngine,
+        engine: Engine,
         retriever: Searcher,
         tokens: int = 262144,
         join: Join = "in_order",
         slots: int = 0,
         timeline: Timeline | None = None,
     ):
-        """`tokens`: no further episode begins while the last turns of those under way have more tokens (prompts, and room for responses).
-        `slots`: responses that the engine works on side by side."""
+        """`tokens`: no further episode begins while the last turns of those running have more (with room for responses). `slots`: of the engine."""
         self.engine, self.tokens, self.join, self.slots = engine, tokens, join, slots
-        self.timeline = timeline or Timeline()
-        """Seconds in `encode` (prompts, parsing), `generate` (the engine), and `search` (waiting for passages)."""
+        self.timeline = timeline or Timeline()  # `encode` (prompts, parsing), `generate` (the engine), `search` (waiting for passages)
         self._cards = {card.name: card for card in retriever.catalog}
         self._searches = Searches(retriever)
         self._numbers = itertools.count()
         self._waiting: deque[int] = deque()
         self._running: dict[int, _Running] = {}
-        self._requests: dict[int, int] = {}
-        """Ticket of the engine -> ticket of the episode."""
+        self._requests: dict[int, int] = {}  # the engine's ticket -> ticket of the episode
         self._events: list[EpisodeEvent] = []
-        self._deadlines = False
-        self._width = 0
-        """Siblings of all episodes that have begun and not ended."""
 
     @property
     def unfinished(self) -> int:
-        """Episodes that have neither finished nor failed, and events that nobody has heard of yet."""
+        """Episodes under way, and events that were not handed out yet."""
         return len(self._running) + len(self._events)
 
     def add(
         self, question: Question, config: RolloutConfig, seed: int, *, kbs: Sequence[str] | None = None, deadline_s: float | None = None
     ) -> int:
-        """One more episode; returns its ticket. What it samples depends on `seed` and the question, not on the other episodes.
-
-        `kbs`: the knowledge bases it may ask; None: all. `deadline_s`: seconds from now after which it is given up.
-        """
+        """One more episode; returns its ticket. `kbs`: the knowledge bases it may search (default: all). `deadline_s`: seconds until it fails."""
         ticket = next(self._numbers)
-        self._deadlines |= deadline_s is not None
-        end = float("inf") if deadline_s is None else time.monotonic() + deadline_s
-        self._running[ticket] = _Running(question, config, seed, kbs, end)
+        end = math.inf if deadline_s is None else time.monotonic() + deadline_s
+        cards = self._cards if kbs is None else {name: self._cards[name] for name in kbs}
+        state = EpisodeState(question, self.engine.policy, cards, config, random.Random(seed))
+        self._running[ticket] = _Running(state, seed, end)
         self._waiting.append(ticket)
         return ticket
 
+    def add_all(self, questions: Sequence[Question], config: RolloutConfig, seed: int, repeats: Sequence[int]) -> list[int]:
+        """The episodes of an iteration; returns their tickets, those of one question side by side. `repeats`: see `repeats_of`."""
+        copies = config.group_size if config.mode == "chain" else 1
+        drawn = [(q, copies * repeat + copy) for q, repeat in zip(questions, repeats, strict=True) for copy in range(copies)]
+        return [self.add(q, config, derive_seed(seed, q.id, number), deadline_s=config.episode_s or None) for q, number in drawn]
+
     def cancel(self, ticket: int) -> None:
-        """Give an episode up: its event is `failed`, with what there was."""
         self._fail(ticket, "cancelled")
 
     def advance(self, wait_s: float = 0.0) -> list[EpisodeEvent]:
-        """One tick. Where there is nothing to do but to wait for others, it waits up to `wait_s` seconds (`in_order`: for searches, as long as
-        they take). Raises what a search raised that could not be made at all; a knowledge base that is away gives error passages."""
+        """One tick. With nothing to do it waits up to `wait_s` seconds for engine or searches (`in_order`: for searches, as long as they take).
+        Raises what a search raised."""
         with self.timeline.doing("encode"):
-            self._give_up_late_ones()
+            now = time.monotonic()
+            for ticket in [ticket for ticket, running in self._running.items() if running.end <= now]:
+                self._fail(ticket, f"question {self._running[ticket].state.question.id}: no answer within its deadline")
             self._start()
         self._join_searches(wait_s)
         if self.engine.unfinished:
             with self.timeline.doing("generate"):
                 found = self.engine.collect(min(wait_s, SEARCH_POLL_S) if self._searches.under_way else wait_s)
             with self.timeline.doing("encode"):
-                self._take_in(found)
+                self._take_responses(found)
         events, self._events = self._events, []
         return events
 
     def close(self) -> None:
-        """Give everything up that is under way."""
-        if self._requests:
-            self.engine.abort(list(self._requests))
-        self._requests, self._running, self._events = {}, {}, []
-        self._waiting.clear()
+        """Drop everything that is under way, after any exception, too."""
         self._searches.close()
+        self.engine.abort(list(self._requests))
+        self._waiting.clear()
+        self._requests, self._running, self._events = {}, {}, []
 
     def _start(self) -> None:
         """Let episodes begin, in the order in which they were added, while there is room; the first one always may."""
@@ -163,71 +141,59 @@ class EpisodePool:
         while self._waiting and held < self.tokens:
             ticket = self._waiting.popleft()
             running = self._running[ticket]
-            cards = {name: self._cards[name] for name in running.kbs} if running.kbs is not None else self._cards
-            around = Surroundings(self.engine.policy, cards, running.config)
-            running.log.started = time.perf_counter()
-            self._width += running.width
-            way = find_method(running.config.routing, cards)
-            running.coroutine = way(running.question, around, random.Random(running.seed), running.log)
-            self._go_on(ticket, None)
+            running.state.started = time.perf_counter()
+            running.coroutine = find_method(running.state.config.routing, running.state.cards)(running.state)
+            self._continue(ticket, None)
             held += running.tokens
 
-    def _go_on(self, ticket: int, result: Any) -> None:
-        """Hand the episode what it asked for, and take in what it asks for next."""
+    def _continue(self, ticket: int, result: Any) -> None:
+        """Send the episode what it asked for, and take its next request."""
         running = self._running[ticket]
         assert running.coroutine is not None
         try:
             running.asked = running.coroutine.send(result)
         except StopIteration as stop:
-            self._events.append(EpisodeEvent(ticket, "finished", group=running.log.groups[-1], trajectory=stop.value))
-            self._width -= self._running.pop(ticket).width
+            self._events.append(EpisodeEvent(ticket, "finished", group=running.state.groups[-1], trajectory=stop.value))
+            del self._running[ticket]
             return
         except QuestionError as error:
-            self._fail(ticket, str(error))
+            return self._fail(ticket, str(error))
+        if isinstance(running.asked, SearchRequest):
+            self._searches.waiting.append((ticket, running.asked, running.state.config.passages))
             return
-        if isinstance(running.asked, Look):
-            self._searches.ask(ticket, running.asked, running.config.passages)
-            return
-        state, config = running.asked.state, running.config
-        sampling = sampling_of(config, state.kind)
-        request = Request(state.prompt_ids, state.image, running.width, stream(running.seed, running.turns), sampling)
+        state, sampling = running.asked, Sampling.of(running.state.config)
+        request = Request(state.prompt_ids, state.image, running.width, derive_seed(running.seed, running.turns), sampling)
         running.turns, running.siblings = running.turns + 1, {}
         running.tokens = len(state.prompt_ids) + running.width * sampling.max_new_tokens
         try:
             running.request = self.engine.submit(request)
         except ValueError as error:
-            self._fail(ticket, f"question {running.question.id}: {error}")
-            return
+            return self._fail(ticket, f"question {running.state.question.id}: {error}")
         self._requests[running.request] = ticket
 
-    def _take_in(self, found: list[Finished]) -> None:
-        """Responses, and the turns that are complete with them, in the order of the episodes."""
+    def _take_responses(self, found: list[Response]) -> None:
+        """Episodes whose turn is complete go on, in the order of their tickets."""
         complete = []
-        for finished in found:
-            ticket = self._requests.get(finished.ticket)
-            if ticket is None:  # its episode was given up
+        for response in found:
+            if (ticket := self._requests.get(response.ticket)) is None:  # its episode has failed
                 continue
             running = self._running[ticket]
-            running.siblings[finished.sibling] = finished.response
+            running.siblings[response.sibling] = response
             if len(running.siblings) == running.width:
                 complete.append(ticket)
-                del self._requests[finished.ticket]
+                del self._requests[response.ticket]
         for ticket in sorted(complete):
-            self._sampled(ticket)
-
-    def _sampled(self, ticket: int) -> None:
-        """All siblings of a turn are there."""
-        running, log, before = self._running[ticket], self._running[ticket].log, len(self._events)
-        assert isinstance(running.asked, Sample)
-        state, policy = running.asked.state, self.engine.policy
-        self._go_on(ticket, TurnGroup(state, tuple(turn_of(state, running.siblings[i], policy) for i in range(running.width))))
-        if state.kind == "plan":
-            self._events.insert(before, EpisodeEvent(ticket, "planned", step=Step(log.plan, log.action), group=log.groups[-1]))
-        elif state.kind == "answer" and running.config.routing != "all":
-            self._events.insert(before, EpisodeEvent(ticket, "answered", step=log.steps[-1], group=log.groups[-1]))
+            running, before = self._running[ticket], len(self._events)
+            asked, state, policy = running.asked, running.state, self.engine.policy
+            assert isinstance(asked, State)
+            self._continue(ticket, TurnGroup(asked, tuple(running.siblings[i].turn(asked.kind, policy) for i in range(running.width))))
+            if asked.kind == "plan":
+                self._events.insert(before, EpisodeEvent(ticket, "planned", step=Step(state.plan, state.action), group=state.groups[-1]))
+            elif asked.kind == "answer" and state.config.routing != "all":
+                self._events.insert(before, EpisodeEvent(ticket, "answered", step=state.steps[-1], group=state.groups[-1]))
 
     def _join_searches(self, wait_s: float) -> None:
-        """Begin searches that are asked for, and hand out what is to be handed out now."""
+        """Begin the searches that wait, and hand out passages."""
         if self.join == "as_they_come":
             self._searches.begin()
             starved = not self.engine.unfinished
@@ -236,8 +202,9 @@ class EpisodePool:
             self._hand_out(found)
             return
         while True:
-            starved = self.engine.unfinished <= min(self.slots, self._width * STARVED)
-            if starved or self._searches.asked >= QUERIES_PER_SEARCH:
+            width = sum(running.width for running in self._running.values() if running.coroutine is not None)
+            starved = self.engine.unfinished <= min(self.slots, width * STARVED)
+            if starved or len(self._searches.waiting) >= QUERIES_PER_SEARCH:
                 self._searches.begin()
             if not starved or not self._searches.under_way:
                 return
@@ -249,16 +216,9 @@ class EpisodePool:
         with self.timeline.doing("encode"):
             for ticket, passages in found:
                 if ticket in self._running:
-                    log = self._running[ticket].log
-                    self._events.append(EpisodeEvent(ticket, "searched", step=Step(log.plan, log.action, tuple(passages))))
-                    self._go_on(ticket, passages)
-
-    def _give_up_late_ones(self) -> None:
-        if not self._deadlines:
-            return
-        now = time.monotonic()
-        for ticket in [ticket for ticket, running in self._running.items() if running.end <= now]:
-            self._fail(ticket, f"question {self._running[ticket].question.id}: no answer within its deadline")
+                    state = self._running[ticket].state
+                    self._events.append(EpisodeEvent(ticket, "searched", step=Step(state.plan, state.action, tuple(passages))))
+                    self._continue(ticket, passages)
 
     def _fail(self, ticket: int, error: str) -> None:
         running = self._running.pop(ticket)
@@ -267,33 +227,4 @@ class EpisodePool:
             self.engine.abort([running.request])
         if running.coroutine is None:
             self._waiting.remove(ticket)
-        else:
-            self._width -= running.width
-        self._events.append(EpisodeEvent(ticket, "failed", trajectory=running.log.broken_off(running.question, error), error=error))
-
-
-def roll_out(
-    questions: Sequence[Question], engine: PolicyEngine, retriever: Searcher, config: RolloutConfig, seed: int
-) -> list[Trajectory]:
-    """Trajectories in the order of the questions; in `chain` mode `group_size` of each, side by side. Those that failed have an `error`.
-
-    What an episode samples depends on (seed, question, episode) alone, not on what else is in the batch or which worker runs it.
-    """
-    pool = EpisodePool(engine, retriever, config.tokens_in_flight, slots=config.slots)
-    add_all(pool, questions, config, seed)
-    found: dict[int, Trajectory] = {}
-    while pool.unfinished:
-        found |= {event.ticket: event.trajectory for event in pool.advance(wait_s=1.0) if event.trajectory}
-    pool.close()
-    return [found[ticket] for ticket in sorted(found)]
-
-
-def add_all(pool: EpisodePool, questions: Sequence[Question], config: RolloutConfig, seed: int) -> list[int]:
-    """The episodes of an iteration; returns their tickets, those of one question side by side."""
-    copies = config.group_size if config.mode == "chain" else 1
-    deadline_s = config.episode_s or None
-    return [
-        pool.add(question, config, stream(seed, question.id, copy), deadline_s=deadline_s)
-        for question in questions
-        for copy in range(copies)
-    ]
+        self._events.append(EpisodeEvent(ticket, "failed", trajectory=running.state.trajectory(error=error), error=error))

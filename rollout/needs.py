@@ -1,86 +1,115 @@
-"""What an episode still has to find out, judged by what the policy can see.
+"""What an episode still needs, judged by what the policy can see.
 
-A need is met when it was asked for and something other than `unknown` came back, right or wrong: the policy cannot see which readings are
-wrong, and judging by the right answer teaches it to ask for ever. If an earlier need was answered wrongly, the later ones are rewritten with
-what the policy heard.
+A need (gold step) is met when it was asked for (need_matcher.py) and something other than `unknown` came back, right or wrong: the policy cannot
+see which answers are wrong. It is also met when its answer came back to another query. After a wrong answer the later needs are rewritten with it.
 """
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 from retrieval_actors.records import Passage
-from rollout.records import UNKNOWN, Exchange, GoldStep
+from rollout.need_matcher import NeedMatcher, entities, mentions, need_matcher
+from rollout.records import Exchange, GoldStep, Question, Trajectory
+from rollout.turn_parser import is_unknown, normalise
 
-WORD = re.compile(r"[\w'’-]+")
-NAMES = re.compile(r"(?<!^)(?<![.?!] )\b(?:[A-ZÀ-Þ][\w'’-]*|\d[\w.,-]*)")
-SAME_QUESTION = 0.75
-"""Word F1 from which two questions ask for the same thing; one wrong name of two is below it."""
-
-
-def entities(gold: GoldStep) -> tuple[str, ...]:
-    """Words a query must name: those given, or the capitalised words and numbers of the gold query."""
-    return gold.entities or tuple(dict.fromkeys(NAMES.findall(gold.query)))
+ASKED = 0.5  # probability from which a query counts as asking for a need
+DONE, NOT_DONE = 0.75, 0.25  # probability that all needs are met: from DONE stopping is right, up to NOT_DONE asking; between: not judged
+_BY_ACCIDENT = re.compile(r"[^\w]*\d{0,3}[^\w]*|yes|no|true|false")  # other queries have such answers, too
 
 
-def mentions(text: str, words: Sequence[str]) -> float:
-    """Fraction of `words` that stand in `text` as whole words, in any case; 1 when there are none."""
-    found = sum(re.search(rf"(?<![\w-]){re.escape(word)}(?![\w-])", text, re.IGNORECASE) is not None for word in words)
-    return found / len(words) if words else 1.0
+@dataclass(frozen=True)
+class OpenNeeds:
+    remaining: list[GoldStep]  # the gold steps that are not met, rewritten with the answers so far
+    done: float  # probability that all of them are met
+
+    @property
+    def judged(self) -> bool:
+        """Whether it is clear enough whether to ask or to stop."""
+        return self.done >= DONE or (self.done <= NOT_DONE and bool(self.remaining))
+
+    def askable(self, question: str) -> list[GoldStep]:
+        """The remaining needs that do not wait for the answer of an earlier one, which they name and the question does not."""
+        return [
+            need for i, need in enumerate(self.remaining) if not any(_waits(need, before.answer, question) for before in self.remaining[:i])
+        ]
 
 
-def asks_for(query: str, gold: GoldStep) -> bool:
-    """Whether the query asks for what the gold step needs: every entity named, and mostly the same words."""
-    return mentions(query, entities(gold)) == 1.0 and same_words(query, gold.query) >= SAME_QUESTION
-
-
-def same_words(a: str, b: str) -> float:
-    """F1 of the words of two texts, in any case and order."""
-    x, y = WORD.findall(a.lower()), WORD.findall(b.lower())
-    common = sum(min(x.count(word), y.count(word)) for word in set(x))
-    return 2 * common / (len(x) + len(y)) if common else 0.0
-
-
-def remaining_needs(gold_steps: Sequence[GoldStep], history: Sequence[Exchange]) -> list[GoldStep]:
-    """The gold steps that are not met yet, in their order, rewritten with the answers that the policy heard."""
-    needs, heard = list(gold_steps), list(history)
-    remaining = []
-    while needs:
-        need = needs.pop(0)
-        met = next((e for e in heard if e.answer.lower() != UNKNOWN and asks_for(e.query, need)), None)
-        if met is None:
-            remaining.append(need)
+def open_needs(question: Question, history: Sequence[Exchange], matcher: NeedMatcher | None = None) -> OpenNeeds:
+    """What `question` still needs after `history`; one exchange meets one need. `matcher`: default MiniLM's."""
+    matcher = matcher or need_matcher()
+    needs = list(question.gold_steps or ())
+    answered = [exchange for exchange in history if not is_unknown(exchange.answer)]
+    met = [0.0] * len(needs)
+    for i, need in enumerate(needs):
+        others = needs[:i] + needs[i + 1 :]
+        probabilities = [matcher.probability(exchange.query, need, others) for exchange in answered]
+        met[i] = max(probabilities, default=0.0)
+        if met[i] < ASKED:
             continue
-        heard.remove(met)
-        if met.answer != need.answer:
-            needs = [_rewritten(later, need.answer, met.answer) for later in needs]
-    return remaining
+        exchange = answered.pop(probabilities.index(met[i]))
+        if not mentions(exchange.answer, (need.answer,)):  # "Ann Lee, a director" is Ann Lee
+            needs[i + 1 :] = [_rewritten(later, need.answer, exchange.answer, question) for later in needs[i + 1 :]]
+    for i, need in enumerate(needs):
+        if met[i] < ASKED and (found := next((e for e in answered if _answers(e, need, question, history)), None)):
+            answered.remove(found)
+            met[i] = 1.0
+    remaining = [need for need, probability in zip(needs, met, strict=True) if probability < ASKED]
+    return OpenNeeds(remaining, math.prod(met, start=1.0))
 
 
-def _rewritten(gold: GoldStep, old: str, new: str) -> GoldStep:
-    pattern = re.compile(rf"(?<![\w-]){re.escape(old)}(?![\w-])")
-    swap = lambda text: pattern.sub(lambda _: new, text)  # noqa: E731
-    return replace(gold, query=swap(gold.query), entities=tuple(swap(entity) for entity in entities(gold)))
+def askable_needs(question: Question, history: Sequence[Exchange], matcher: NeedMatcher | None = None) -> list[GoldStep] | None:
+    """What a plan turn may ask for; empty: it should stop; None: unknown, without gold steps or where the matcher is in doubt."""
+    if question.gold_steps is None:
+        return None
+    found = open_needs(question, history, matcher)
+    if not found.judged:
+        return None
+    return [] if found.done >= DONE else found.askable(question.text)
 
 
-def askable_needs(gold_steps: Sequence[GoldStep], history: Sequence[Exchange]) -> list[GoldStep]:
-    """The remaining needs that can be asked for now: those that do not wait for the answer of another one.
+def asked_need(query: str, gold_steps: Sequence[GoldStep], matcher: NeedMatcher | None = None) -> GoldStep | None:
+    """The gold step that the query asks for, if any."""
+    matcher = matcher or need_matcher()
+    probabilities = [matcher.probability(query, need, [other for other in gold_steps if other is not need]) for need in gold_steps]
+    best = max(probabilities, default=0.0)
+    return gold_steps[probabilities.index(best)] if best >= ASKED else None
 
-    A need waits while the answer of an earlier remaining need is one of the words that it must name.
-    """
-    remaining = remaining_needs(gold_steps, history)
-    return [need for i, need in enumerate(remaining) if not any(mentions(need.query, (before.answer,)) == 1.0 for before in remaining[:i])]
+
+def prepare(trajectories: Iterable[Trajectory], matcher: NeedMatcher) -> None:
+    """Embed the queries of these episodes in one batch, before they are judged one by one."""
+    judged = [(step.exchange, trajectory.question.gold_steps) for trajectory in trajectories for step in trajectory.steps]
+    matcher.prepare((exchange.query, needs) for exchange, needs in judged if exchange is not None and needs)
 
 
 def holds_answer(passage: Passage, gold: GoldStep) -> bool:
-    """Whether the passage states the answer of the gold step: it is of the gold knowledge base, and holds the answer and every word that the
-    query must name."""
-    text = f"{passage.title} {passage.text}"
-    return (
-        passage.kb in ("", gold.kb)
-        and not passage.error
-        and mentions(text, (gold.answer,)) == 1.0
-        and mentions(text, entities(gold)) == 1.0
-    )
+    """Whether the passage, of the gold knowledge base, has the answer of the gold step and all its entities."""
+    if passage.error or passage.kb not in ("", gold.kb):
+        return False
+    return mentions(f"{passage.title} {passage.text}", (gold.answer, *entities(gold))) == 1.0
+
+
+def _answers(exchange: Exchange, need: GoldStep, question: Question, history: Sequence[Exchange]) -> bool:
+    """Whether the exchange gave the need's answer, for the first time, and not by accident."""
+    answer = normalise(exchange.answer)
+    if not answer or answer != normalise(need.answer) or _BY_ACCIDENT.fullmatch(answer):
+        return False
+    earlier = history[: history.index(exchange)]
+    seen = [question.text, exchange.query, *(text for e in earlier for text in (e.query, e.answer))]
+    return not any(mentions(text, (exchange.answer,)) for text in seen)
+
+
+def _waits(need: GoldStep, answer: str, question: str) -> bool:
+    """Whether the need names this answer of an earlier one, and the question does not."""
+    return bool(normalise(answer) and mentions(need.query, (answer,)) and not mentions(question, (answer,)))
+
+
+def _rewritten(gold: GoldStep, old: str, new: str, question: Question) -> GoldStep:
+    if not _waits(gold, old, question.text):
+        return gold
+    pattern = re.compile(rf"(?<![\w-]){re.escape(old)}(?![\w-])", re.IGNORECASE)
+    query, *names = (pattern.sub(lambda _: new, text) for text in (gold.query, *entities(gold)))
+    return replace(gold, query=query, entities=tuple(names))

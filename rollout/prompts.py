@@ -1,43 +1,44 @@
-"""What the policy reads and writes: prompts of the three kinds of turn, and the parsers of its responses.
+"""The prompts of the three kinds of turn. Earlier steps appear in them as sub-question and answer, without passages.
 
-Formats follow R1-Router (arXiv 2505.22095): a plan turn is `<think>..</think><sub-question>..</sub-question><ret>..</ret>`, an answer or final
-turn is `<think>..</think><answer>..</answer>`. Every turn is a short prompt of its own: earlier steps appear as sub-question and answer, their
-passages do not.
+`RecordedPrompts` are those of R1-Router's published step data set, with which the released checkpoints were trained: the system prompts name the
+paper's three retrievers themselves.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import cache
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 import yaml
 
 from retrieval_actors.records import Passage
-from rollout.message import Message
-from rollout.recorded_prompts import read_recorded_prompts
-from rollout.records import Action, Exchange
+from retrieval_actors.sources.data_files import DataError, read_records
+from rollout.records import Exchange, Message
 
-STOP = "None"
-"""What a plan turn writes in both places when nothing more is needed."""
-PLAN = re.compile(r"\s*<think>.*?</think>\s*<sub-question>(.*?)</sub-question>\s*<ret>(.*?)</ret>\s*", re.S)
-ANSWER = re.compile(r"\s*<think>.*?</think>\s*<answer>(.*?)</answer>\s*", re.S)
+IMAGE_MARK = "<image>"  # the place of the picture in a recorded prompt: last in all 203 turns that have one
+TAGS = {"text": "ter", "text_image": "tir", "table": "tar"}  # knowledge base -> tag of its passages; others are tagged with their own name
+EXPLAINED = (
+    "According to the related information searched, `ter` means this info is from text retriever, `tir` means this info is from text image "
+    "retriever, `tar` means this info is from table retriever:"
+)
+ANSWER_REQUEST = " Give me the answer(with the format <answer></answer>) to the Question: {query}"
+FINAL_REQUEST = "Now, give me the final answer of the origin question: {question}"
 
 
 @dataclass(frozen=True)
 class PromptSet:
-    """The wording of the three kinds of turn. The systems may be empty; `{retrievers}` in `plan_system` becomes the list of them."""
+    """The wording of the three kinds of turn. The systems may be empty; `{retrievers}` in `plan_system` becomes the list of retrievers."""
 
-    pictures_in_answers: ClassVar[bool] = False
-    """An answer turn sees the question's picture only where it reads from a knowledge base of pictures."""
+    pictures_in_answers: ClassVar[bool] = False  # the question's picture is shown only with passages of a knowledge base of pictures
     plan_system: str
     answer_system: str
     final_system: str
     plan_request: str
-    answer_request: str
-    """With `{query}`."""
+    answer_request: str  # with `{query}`
     final_request: str
 
     def plan(self, question: str, image: bool, history: Sequence[Exchange], retrievers: str) -> Message:
@@ -78,59 +79,75 @@ def read_prompts(path: Path) -> PromptSet:
     return PromptSet(**found)
 
 
-class Prompts(Protocol):
-    """What a turn is asked in: `PromptSet`, or the layout of a published step data set (recorded_prompts.py)."""
+@dataclass(frozen=True)
+class RecordedPrompts:
+    """`rollout.prompts` = a step data set: prompts as they are recorded there, with the methods of `PromptSet`."""
 
-    pictures_in_answers: ClassVar[bool]
+    pictures_in_answers: ClassVar[bool] = True
+    plan_system: str
+    answer_system: str
+    final_system: str
+    image_first: bool = False
 
-    def plan(self, question: str, image: bool, history: Sequence[Exchange], retrievers: str) -> Message: ...
+    def plan(self, question: str, image: bool, history: Sequence[Exchange], retrievers: str) -> Message:
+        return Message(self.plan_system, _recorded_so_far(question, history), image, not self.image_first)
 
-    def answer(self, query: str, passages: Sequence[Passage], image: bool, max_chars: int) -> Message: ...
+    def answer(self, query: str, passages: Sequence[Passage], image: bool, max_chars: int) -> Message:
+        shown: Counter[str] = Counter()
+        read = ""
+        for passage in passages:
+            tag = TAGS.get(passage.kb, passage.kb)
+            text = f"{passage.title} {passage.text}".strip()
+            read += f"{tag}-{shown[tag]}: {text[:max_chars]}\n"
+            shown[tag] += 1
+        return Message(self.answer_system, f"{EXPLAINED}{read}\n\n{ANSWER_REQUEST.format(query=query)}", image, not self.image_first)
 
-    def final(self, question: str, image: bool, history: Sequence[Exchange]) -> Message: ...
-
-
-class PromptSets(dict[str, Prompts]):
-    """Name, or path, as `rollout.prompts` says it -> prompts, read once. Raises ValueError, one line, for what is no prompts."""
-
-    def __missing__(self, name: str) -> Prompts:
-        path = Path(name)
-        if not path.is_file():
-            raise ValueError(
-                f"rollout.prompts is {name!r}; expected {', '.join(SHIPPED)}, a YAML file of prompts, or a published step data set"
-            )
-        if path.suffix == ".jsonl":
-            self[name] = read_recorded_prompts(path)
-        else:
-            self[name] = read_prompts(path)
-        return self[name]
-
-
-SHIPPED = ("short", "paper")
-PROMPT_SETS = PromptSets({name: read_prompts(Path(__file__).parent / f"prompt_files/{name}.yaml") for name in SHIPPED})
-SHORT, PAPER = PROMPT_SETS["short"], PROMPT_SETS["paper"]
+    def final(self, question: str, image: bool, history: Sequence[Exchange]) -> Message:
+        asked = _recorded_so_far(question, history) + FINAL_REQUEST.format(question=question)
+        return Message(self.final_system, asked, image, not self.image_first)
 
 
-def parse_plan(text: str, retrievers: Mapping[str, str]) -> Action | None:
-    """The decision of a plan turn, or None when it is malformed.
-
-    `retrievers` maps each name that the policy may write to its knowledge base. Malformed: tags missing or out of order, text around them, an
-    empty query, an unknown retriever, several retrievers, or `None` in one of the two places only.
-    """
-    match = PLAN.fullmatch(text)
-    if not match or text.count("<sub-question>") != 1 or text.count("<ret>") != 1:
-        return None
-    query, retriever = match[1].strip(), match[2].strip()
-    stops = (query.lower() == STOP.lower(), retriever.lower() == STOP.lower())
-    if any(stops):
-        return Action("", None) if all(stops) else None
-    kb = {name.lower(): kb for name, kb in retrievers.items()}.get(retriever.lower())
-    return Action(query, kb) if query and kb else None
+def _recorded_so_far(question: str, history: Sequence[Exchange]) -> str:
+    lines = "".join(f"Sub-question{i}: {e.query}\nAnswer{i}: {e.answer}\n" for i, e in enumerate(history, 1))
+    return f"Origin question: {question}\n{lines}"
 
 
-def parse_answer(text: str) -> str | None:
-    """The answer of an answer or final turn, or None when the turn is malformed or the answer empty."""
-    match = ANSWER.fullmatch(text)
-    if not match or text.count("<answer>") != 1:
-        return None
-    return match[1].strip() or None
+def image_first(prompt: str) -> bool:
+    """Whether the picture of a recorded prompt stands in front of its text; without a mark it stands behind."""
+    return prompt.lstrip().startswith(IMAGE_MARK)
+
+
+def read_recorded_prompts(path: Path) -> RecordedPrompts:
+    """The most frequent system prompt of each kind of turn in the file. Raises DataError, one line, that names FILE:LINE."""
+    systems: dict[str, Counter[str]] = {"plan": Counter(), "answer": Counter(), "final": Counter()}
+    first: Counter[bool] = Counter()
+    for where, record in read_records(path):
+        try:
+            steps = record["steps"]
+            for place, step in enumerate(steps):
+                kind = "plan" if step["step_type"] == "ret" else "final" if place == len(steps) - 1 else "answer"
+                systems[kind][step["system"].strip()] += 1
+                prompt = step.get("problem", "")
+                first[image_first(prompt)] += IMAGE_MARK in prompt
+        except (KeyError, TypeError, AttributeError) as error:
+            raise DataError(f"{where}: not a recorded trajectory ({type(error).__name__}: {error})") from None
+    if missing := [kind for kind, found in systems.items() if not found]:
+        raise DataError(f"rollout.prompts: {path}: no {missing[0]} turn, so its system prompt is unknown")
+    plan, answer, final = (systems[kind].most_common(1)[0][0] for kind in ("plan", "answer", "final"))
+    return RecordedPrompts(plan, answer, final, first[True] > first[False])
+
+
+SHIPPED = {name: read_prompts(Path(__file__).parent / f"prompt_files/{name}.yaml") for name in ("short", "paper")}
+SHORT, PAPER = SHIPPED.values()
+
+
+@cache
+def find_prompts(name: str) -> PromptSet | RecordedPrompts:
+    """Of `rollout.prompts`, a name or a path. Raises ValueError, one line."""
+    path = Path(name)
+    if name in SHIPPED:
+        return SHIPPED[name]
+    if not path.is_file():
+        expected = f"{', '.join(SHIPPED)}, a YAML file of prompts, or a published step data set"
+        raise ValueError(f"rollout.prompts is {name!r}; expected {expected}")
+    return read_prompts(path) if path.suffix in (".yaml", ".yml") else read_recorded_prompts(path)

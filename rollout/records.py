@@ -1,34 +1,34 @@
-"""The words everybody uses: question, turn, state, group, step, trajectory.
+"""The records that every room uses: question, turn, state, group, step, trajectory.
 
-A trajectory is a walk of an agent that answers one question. In each step it *plans* (asks a follow-up query and names a knowledge base, or
-stops) and *answers* that query from what came back; the *final* turn answers the question. Every turn starts from a `State`: the exact
-prompt that the policy saw. Turns that were sampled from the same state are siblings, and only siblings are compared with each other.
+A trajectory answers one question. In each step the policy *plans* (writes a follow-up query and names a knowledge base, or stops) and *answers*
+that query from the passages that were found; the *final* turn answers the question. Turns sampled from the same `State`, the exact prompt, are
+siblings, and only siblings are compared.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from retrieval_actors.records import Passage
 
 TurnKind = Literal["plan", "answer", "final"]
-UNKNOWN = "unknown"
-"""What an answer turn says when the passages do not hold the answer."""
+FinishReason = Literal["stop", "length"]
+UNKNOWN = "unknown"  # what an answer turn says when the passages do not hold the answer
 
 
 @dataclass(frozen=True)
 class Image:
-    """A picture, stored once per question; everything else refers to it by its key."""
+    """A picture, PNG or JPEG; tables and caches refer to it by its key, a hash of the bytes."""
 
     key: str
-    """Hash of the encoded bytes."""
     data: bytes
-    """PNG or JPEG."""
 
     @classmethod
     def of(cls, data: bytes) -> Image:
@@ -36,79 +36,90 @@ class Image:
 
 
 @dataclass(frozen=True)
+class Message:
+    """One prompt before the chat template; `image`: whether the question's picture is shown, `image_last`: behind the user's text."""
+
+    system: str
+    user: str
+    image: bool
+    image_last: bool = False
+
+
+@dataclass(frozen=True)
 class GoldStep:
-    """One thing that has to be found out. Gold steps are remaining needs, not a script: any order that meets them is right."""
+    """One fact that the question needs. Gold steps are needs, not a script: any order that meets them is right."""
 
     query: str
-    kb: str
-    """Name of the knowledge base that holds the answer (`text`, `text_image`, `table`)."""
+    kb: str  # name of the knowledge base that holds the answer (`text`, `text_image`, `table`)
     answer: str
-    entities: tuple[str, ...] = ()
-    """Words that the query must name (a country, a year); empty: taken from the capitalised words and numbers of `query`."""
+    entities: tuple[str, ...] = ()  # that the query must name (a country, a year); empty: the capitalised words and numbers of `query`
 
 
 @dataclass(frozen=True)
 class Question:
     id: str
     text: str
-    answers: tuple[str, ...]
-    """Any of them is right."""
+    answers: tuple[str, ...]  # any of them is right
     image: Image | None = None
-    gold_steps: tuple[GoldStep, ...] | None = None
-    """What has to be found out, in one right order; () when nothing has to be; None when nobody knows."""
-    family: str = ""
-    """Kind of question (`text_one_hop`, `image_table`, ...): results are reported by it."""
-    answer_range: tuple[float, float] | None = None
-    """Numeric questions of InfoSeek: any number from the first to the second, both included, is right. `answers` then lists the numbers that the
-    paper's evaluator accepts, which compares texts."""
+    gold_steps: tuple[GoldStep, ...] | None = None  # the facts it needs, in one right order; None: unknown
+    family: str = ""  # kind of question (`text_one_hop`, `image_table`, ...): results are reported by it.
+    answer_range: tuple[float, float] | None = None  # numeric questions of InfoSeek: any number in this closed range is right, too
 
 
 @dataclass(frozen=True)
 class Exchange:
-    """What later turns remember of a step: the query, where it went, and the sub-answer. Passages are forgotten."""
+    """What later prompts show of a step: query and sub-answer, not the passages."""
 
     query: str
     kb: str
     answer: str
+    failed: bool = False  # its search failed, at least in part: later turns cannot be judged
+
+
+@dataclass(frozen=True)
+class AllowedTokens:
+    """The vocabulary that `top_k` and `top_p` left for each token of a response."""
+
+    ids: np.ndarray  # (ids,) int32: those allowed as the first token, then as the second, ...
+    sizes: np.ndarray  # (tokens,) int32: how many were allowed as each token
 
 
 @dataclass(frozen=True)
 class Turn:
-    """One response of the policy, token in and token out: it is never decoded and encoded again on its way to the learner."""
+    """One response of the policy. Its ids go to the learner as they are, never decoded and encoded again."""
 
     kind: TurnKind
-    response_ids: np.ndarray
-    """(tokens,) int32, with the end token where one was sampled."""
-    logprobs: np.ndarray
-    """(tokens,) float32, nats: log-probability of each token under the policy version that sampled it, at temperature 1."""
-    finish_reason: Literal["stop", "length", "abort"]
+    response_ids: np.ndarray  # (tokens,) int32, with the end token where one was sampled
+    logprobs: np.ndarray  # (tokens,) float32, nats: under the policy that sampled them, at `temperature` and among the `allowed` tokens
+    finish_reason: FinishReason
     policy_version: int
-    text: str
-    """The response decoded without special tokens: for parsing and reading, never for training."""
+    text: str  # decoded without special tokens: for parsing and reading, never for training
+    temperature: float = 1.0  # 1 for greedy responses. The learner divides its logits by it.
+    allowed: AllowedTokens | None = None  # None: the whole vocabulary; at a temperature other than 1 without those never sampled
 
 
 @dataclass(frozen=True)
 class State:
-    """Where a turn starts from: all that the policy sees, and what the reward needs to judge it."""
+    """What a turn starts from: the prompt, and what the reward needs to judge the response."""
 
     kind: TurnKind
-    prompt_ids: np.ndarray
-    """(tokens,) int32."""
+    prompt_ids: np.ndarray  # (tokens,) int32
     image: Image | None
     question: Question
     history: tuple[Exchange, ...] = ()
-    query: str = ""
-    """Answer turns: the follow-up query."""
-    kb: str = ""
-    """Answer turns: the knowledge base that was searched."""
-    passages: tuple[Passage, ...] = ()
-    """Answer turns: what came back, in the order in which the policy sees it."""
-    target: GoldStep | None = None
-    """Offline turns only: the recorded gold of this very turn."""
+    query: str = ""  # answer turns: the follow-up query
+    kb: str = ""  # answer turns: the knowledge base that was searched
+    passages: tuple[Passage, ...] = ()  # answer turns: what was found, in the order of the prompt
+    target: GoldStep | None = None  # offline turns: the recorded gold of this turn
+
+    @property
+    def after_failure(self) -> bool:
+        """Whether a search failed before or in this turn: no response can be judged."""
+        return any(passage.error for passage in self.passages) or any(exchange.failed for exchange in self.history)
 
     @cached_property
     def key(self) -> str:
-        """`state_key`: hash of the exact prompt token ids and the image. Turns are compared only when it is equal."""
+        """`state_key`: hash of prompt token ids and image. Turns are compared only where it is equal."""
         digest = hashlib.sha256(np.ascontiguousarray(self.prompt_ids, dtype=np.int32).tobytes())
         digest.update((self.image.key if self.image else "").encode())
         return digest.hexdigest()[:24]
@@ -120,10 +131,8 @@ class TurnGroup:
 
     state: State
     turns: tuple[Turn, ...]
-    trunk: int = 0
-    """Index of the sibling from which the episode went on."""
-    gains: tuple[float, ...] = ()
-    """Answer turns, with `rollout.gold_gains`: by how much each sibling's sub-answer raised p(gold answer); empty: not measured."""
+    trunk: int = 0  # index of the sibling that the episode continued from
+    gains: tuple[float, ...] = ()  # information gain of each sibling, of answer turns with `rollout.gold_gains`; empty: not measured
 
     @property
     def chosen(self) -> Turn:
@@ -132,7 +141,7 @@ class TurnGroup:
 
 @dataclass(frozen=True)
 class Action:
-    """What a well-formed plan turn decided: `kb` is the knowledge base to ask, or None to stop."""
+    """The decision of a well-formed plan turn: search knowledge base `kb`, or stop (None)."""
 
     query: str
     kb: str | None
@@ -140,10 +149,8 @@ class Action:
 
 @dataclass(frozen=True)
 class Step:
-    plan: Turn | None
-    """None for baselines that do not plan."""
-    action: Action | None
-    """None: the plan turn was malformed, which ends the retrieval."""
+    plan: Turn | None  # None for baselines that do not plan
+    action: Action | None  # None: the plan turn was malformed, which ends retrieval
     passages: tuple[Passage, ...] = ()
     answer: Turn | None = None
     exchange: Exchange | None = None
@@ -151,19 +158,21 @@ class Step:
 
 @dataclass(frozen=True)
 class Trajectory:
-    """One episode: its trunk as `steps` and `final`, and every sibling that was sampled on the way in `groups`."""
+    """One episode: its trunk in `steps` and `final`, all sampled siblings in `groups`."""
 
     question: Question
     steps: tuple[Step, ...]
-    final: Turn | None
-    """None in offline mode, where single turns are recorded."""
-    answer: str
-    """The final answer, empty when the final turn was malformed."""
+    final: Turn | None  # None in offline mode
+    answer: str  # empty when the final turn was malformed
     groups: tuple[TurnGroup, ...]
     seconds: float = 0.0
     search_errors: int = 0
-    error: str = ""
-    """Why the episode was broken off (a prompt that does not fit, a deadline); empty: it was not. What was sampled until then is kept."""
+    error: str = ""  # why the episode failed (prompt too long, deadline); empty: it did not. The turns sampled until then are kept.
+
+    @property
+    def whole(self) -> bool:
+        """Whether it finished and every search succeeded; otherwise it has no outcome."""
+        return not self.error and not self.search_errors
 
     @property
     def retrievals(self) -> int:
@@ -172,27 +181,77 @@ class Trajectory:
 
 @dataclass(frozen=True)
 class TurnReward:
-    """What a turn earned, and why."""
-
     total: float
-    components: dict[str, float] = field(default_factory=dict)
-    """What was measured, for metrics: some of it counts in the total, some only informs."""
-    parts: dict[str, float] = field(default_factory=dict)
-    """What adds up to `total`, weights included, for advantages by component; empty: the total is one part."""
+    components: dict[str, float] = field(default_factory=dict)  # for metrics; not all of them count in the total
+    parts: dict[str, float] = field(default_factory=dict)  # weighted, adding up to `total`, for advantages by component; empty: one
 
 
 @dataclass(frozen=True)
 class ScoredTurn:
-    """What the learner gets: one response, the state it started from, and what it earned."""
+    """One response with its prompt and reward, as the learner gets it."""
 
     state_key: str
     prompt_ids: np.ndarray
     image: Image | None
     turn: Turn
     reward: TurnReward
-    episode: str
-    """Id of the trajectory; turns of one episode share its outcome."""
-    outcome: float
-    """Reward of the final answer of the episode."""
-    episode_group: str
-    """Id of the question: episodes of one question are compared in `chain` mode."""
+    episode: str  # id of the trajectory; turns of one episode share its outcome
+    outcome: float | None  # reward of the final answer; None, never compared, where episode or search failed, or the answer is unknown
+    episode_group: str  # id of the question: its episodes are compared in `chain` mode
+
+
+@dataclass(frozen=True)
+class RecordedTurn:
+    """One turn of a trajectory in a step data set (`offline` mode): its whole prompt, and its gold."""
+
+    question: Question
+    kind: TurnKind
+    system: str
+    user: str
+    target: GoldStep  # plan turns: gold query and knowledge base (empty or `None`: stop). Answer and final turns: the gold answer.
+    image: Image | None = None
+    image_first: bool = False
+
+    @property
+    def message(self) -> Message:
+        return Message(self.system, self.user, self.image is not None, not self.image_first)
+
+
+def repeats_of(questions: Sequence[Any]) -> list[int]:
+    """How often each question (of recorded turns: each prompt) occurs before its place: equal ones must not draw the same episodes."""
+    seen: Counter[Any] = Counter()
+    found = []
+    for question in questions:
+        recorded = isinstance(question, RecordedTurn)
+        key = (question.system, question.user, question.image) if recorded else getattr(question, "id", question)
+        found.append(seen[key])
+        seen[key] += 1
+    return found
+
+
+@dataclass(frozen=True)
+class TrajectorySummary:
+    """Counts of a trajectory, for the driver; sampled turns include siblings."""
+
+    question_id: str
+    error: str
+    whole: bool
+    sampled: dict[str, int]
+    choices: tuple[str, ...]  # what the well-formed plan turns of the trunk chose: a knowledge base, or `stop`
+    counts: dict[str, int]  # others: `masked_turns` followed a failed search, `cut_off_turns` ended at their limit of tokens
+
+
+def summary_of(trajectory: Trajectory) -> TrajectorySummary:
+    steps, turns = trajectory.steps, [turn for group in trajectory.groups for turn in group.turns]
+    choices = tuple(step.action.kb or "stop" for step in steps if step.plan is not None and step.action is not None)
+    counts = {
+        "retrievals": trajectory.retrievals,
+        "search_errors": trajectory.search_errors,
+        "sampled_tokens": sum(len(turn.response_ids) for turn in turns),
+        "masked_turns": sum(len(group.turns) for group in trajectory.groups if group.state.after_failure),
+        "cut_off_turns": sum(turn.finish_reason == "length" for turn in turns),
+        "steps": len(steps),
+        "malformed_plans": sum(step.action is None for step in steps),
+    }
+    sampled: dict[str, int] = dict(Counter(turn.kind for turn in turns))
+    return TrajectorySummary(trajectory.question.id, trajectory.error, trajectory.whole, sampled, choices, counts)

@@ -1,57 +1,49 @@
-"""What a process did when: spans that add up to seconds, and that can be drawn."""
+"""What a process did when: spans, their sums in seconds, and a file of them for ui.perfetto.dev or chrome://tracing."""
 
 from __future__ import annotations
 
+import json
 import time
 from collections import defaultdict, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
 
-SHORTEST_GAP_S = 0.002
-"""Spans of one name with less than this between them are one span: thousands of ticks would make a file that nobody can open."""
-
-REMEMBERED = 256
-"""Changes of what a process is doing: some tens of iterations."""
+SHORTEST_GAP_S = 0.002  # spans of one name with a shorter gap between them are merged, to keep trace files small
 
 
-@dataclass(frozen=True)
-class Span:
+class Span(NamedTuple):
     name: str
-    start: float
-    """Seconds since the epoch, so that the spans of several processes lie on one axis."""
+    start: float  # seconds since the epoch
     end: float
 
 
 @dataclass
 class Timeline:
-    spans: list[Span] = field(default_factory=list)
-    """In the order of their ends; empty where `drawn` is False."""
-    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
-    """By name, since the last `take`."""
-    drawn: bool = False
-    """Whether spans are kept, not only added up."""
-    changes: deque[tuple[float, str]] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
-    """The last times (seconds since the epoch) that `doing` began something, or ended it: then with an empty name."""
-    broken: tuple[float, str] = (0.0, "")
-    """When, and in what, `doing` last ended with an exception."""
+    spans: list[Span] = field(default_factory=list)  # ordered by end; empty unless `drawn`
+    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))  # by name, since the last `take`
+    drawn: bool = False  # whether spans are kept, not only summed
+    changes: deque[tuple[float, str]] = field(default_factory=lambda: deque(maxlen=256))
+    """When (seconds since the epoch) a block began, or ended (then with an empty name); of some tens of iterations."""
+    failed: tuple[float, str] = (0.0, "")  # when which block last ended with an exception
 
     @contextmanager
     def doing(self, name: str) -> Iterator[None]:
-        """Whatever happens in the block, counted under this name."""
         began, start = time.perf_counter(), time.time()
         self.changes.append((start, name))
         try:
             yield
         except BaseException:
-            self.broken = (time.time(), name)
+            self.failed = (time.time(), name)
             raise
         finally:
             self.did(name, start, time.perf_counter() - began)
             self.changes.append((time.time(), ""))
 
     def at(self, when: float) -> str:
-        """What `doing` was busy with then (seconds since the epoch), as far as it is remembered; empty: nothing."""
+        """The block that was running then (seconds since the epoch); empty: none, or too long ago."""
         return next((name for start, name in reversed(self.changes) if start <= when), "")
 
     def did(self, name: str, start: float, seconds: float) -> None:
@@ -66,7 +58,24 @@ class Timeline:
             self.spans.append(Span(name, start, start + seconds))
 
     def take(self) -> tuple[dict[str, float], list[Span]]:
-        """Seconds and spans since the last call."""
         seconds, spans = dict(self.seconds), self.spans
         self.seconds, self.spans = defaultdict(float), []
         return seconds, spans
+
+
+def chrome_trace(timelines: Mapping[str, Sequence[Span]]) -> dict[str, Any]:
+    """Trace Event format: one row for each timeline, in microseconds since the first span; `driver` gets a span `iteration` around its own."""
+    begin = min((span.start for spans in timelines.values() for span in spans), default=0.0)
+    events: list[dict[str, Any]] = []
+    for row, (name, spans) in enumerate(timelines.items(), start=1):
+        events.append({"name": "thread_name", "ph": "M", "pid": 1, "tid": row, "args": {"name": name}})
+        if name == "driver" and spans:
+            spans = [Span("iteration", min(span.start for span in spans), max(span.end for span in spans)), *spans]
+        for span in sorted(spans, key=lambda span: (span.start, -span.end)):
+            start, end = round(1e6 * (span.start - begin)), round(1e6 * (span.end - begin))  # both rounded: spans that nest go on nesting
+            events.append({"name": span.name, "ph": "X", "pid": 1, "tid": row, "ts": start, "dur": end - start})
+    return {"traceEvents": events, "displayTimeUnit": "ms"}
+
+
+def write_trace(file: Path, timelines: Mapping[str, Sequence[Span]]) -> None:
+    file.write_text(json.dumps(chrome_trace(timelines), separators=(",", ":")), encoding="utf-8")

@@ -12,6 +12,18 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """A file's tests stay in one process, and so do all that share the service."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            return "service" if nodeid.startswith(("tests/browser/", "tests/end_to_end/")) else super()._split_scope(nodeid)
+
+    return Scheduling(config, log)
+
+
 @pytest.fixture(scope="session")
 def ray_cluster():
     import ray
@@ -24,8 +36,8 @@ def ray_cluster():
 @pytest.fixture(scope="session")
 def models(ray_cluster):
     """A retrieval without any knowledge base: its embedder serves those of several modules, as it takes seconds to load."""
+    from retrieval_actors.actors.start_actors import start_retrieval
     from retrieval_actors.config import RetrievalConfig
-    from retrieval_actors.start import start_retrieval
 
     retriever = start_retrieval(RetrievalConfig())
     yield retriever

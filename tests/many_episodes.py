@@ -9,9 +9,9 @@ import numpy as np
 from PIL import Image as PillowImage
 
 from experiments.config import TrainConfig
-from experiments.run_folder import RunFolder
-from learner.advantages import turn_advantages
+from experiments.tracking.run_folder import RunFolder
 from learner.config import LearnerConfig
+from learner.objective.advantages import turn_advantages
 from retrieval_actors.records import Passage
 from rollout.records import Action, Exchange, GoldStep, Image, Question, ScoredTurn, State, Step, Trajectory, Turn, TurnGroup, TurnReward
 

@@ -16,7 +16,7 @@ import httpx
 import psutil
 
 ROOT = Path(__file__).parents[1]
-POLICY = ROOT / "experiments/cold_start_policy"
+POLICY = ROOT / "experiments/worlds/cold_start_policy"
 READY_SECONDS = 240
 ENDS_SECONDS = 90
 
@@ -53,7 +53,7 @@ class Service:
 def started(folder: Path, *settings: str) -> Iterator[Service]:
     """On the knowledge bases of a small atlas. Waits until it is ready."""
     port, said, requests = free_port(), folder / "serve.log", folder / "requests.jsonl"
-    command = [sys.executable, "-m", "experiments.serve", str(POLICY), f"serve.port={port}", f"serve.request_log={requests}"]
+    command = [sys.executable, "-m", "experiments.cli", "serve", str(POLICY), f"serve.port={port}", f"serve.request_log={requests}"]
     command += [f"data.kb_folder={folder / 'kbs'}", "data.worlds=1", "data.countries=6", "data.train_questions=8", *settings]
     with said.open("w") as log:
         process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)

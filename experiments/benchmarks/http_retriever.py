@@ -1,17 +1,17 @@
-"""What a user would start otherwise: one process with an embedder and one FAISS index, asked by JSON over HTTP (the shape of Search-R1's
-retrieval server). Only a baseline to measure against."""
+"""The baseline of the retrieval benchmark: one process with an embedder and one FAISS index behind JSON over HTTP, as in Search-R1."""
 
 from __future__ import annotations
 
-import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
 
-START_SECONDS = 120
+from experiments.benchmarks.fresh_process import free_port
 
 SERVER = """
 import sys
@@ -29,7 +29,7 @@ index = faiss.IndexFlatIP(base.card.dimension)
 documents = []
 for number in range(base.card.shards):
     shard = base.shard(number)
-    index.add(shard.stored)
+    index.add(shard.vectors)
     documents += shard.table.column("text").to_pylist()
 model = SentenceTransformer(str(get_model_path()), local_files_only=True)
 app = FastAPI()
@@ -37,11 +37,6 @@ app = FastAPI()
 class Request(BaseModel):
     queries: list[str]
     topk: int
-    return_scores: bool = True
-
-@app.get("/health")
-def health():
-    return "ok"
 
 @app.post("/retrieve")
 def retrieve(request: Request):
@@ -54,35 +49,24 @@ uvicorn.run(app, host="127.0.0.1", port=int(sys.argv[2]), log_level="error")
 """
 
 
-class HttpRetriever:
-    """The server, for as long as the block lasts."""
+@contextmanager
+def http_retriever(folder: Path, threads: int) -> Iterator[Callable[[list[str], int], list]]:
+    """Starts the server; yields its search, (texts, k) -> results. `threads`: of the index and of the embedder."""
+    port = free_port()
+    process = subprocess.Popen([sys.executable, "-c", SERVER, str(folder), str(port), str(threads)])
+    client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=300)
 
-    def __init__(self, folder: Path, threads: int = 2):
-        """`threads`: of the index and the embedder: as many as the shards that it is measured against have together."""
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self._port = free.getsockname()[1]
-        self._command = [sys.executable, "-c", SERVER, str(folder), str(self._port), str(threads)]
+    def search(texts: list[str], k: int) -> list:
+        return client.post("/retrieve", json={"queries": texts, "topk": k}).raise_for_status().json()["result"]
 
-    def __enter__(self) -> HttpRetriever:
-        self._process = subprocess.Popen(self._command)
-        self._client = httpx.Client(base_url=f"http://127.0.0.1:{self._port}", timeout=300)
-        end = time.monotonic() + START_SECONDS
-        while time.monotonic() < end and self._process.poll() is None:
-            try:
-                self._client.get("/health")
-                return self
-            except httpx.TransportError:
-                time.sleep(0.2)
-        self.__exit__()
-        raise TimeoutError(f"the HTTP server that is measured against did not answer within {START_SECONDS} s")
-
-    def __exit__(self, *_: object) -> None:
-        self._client.close()
-        self._process.kill()
-        self._process.wait()
-
-    def search(self, texts: list[str], k: int) -> list:
-        answer = self._client.post("/retrieve", json={"queries": texts, "topk": k, "return_scores": True})
-        answer.raise_for_status()
-        return answer.json()["result"]
+    try:
+        for _ in range(600):  # two minutes
+            with suppress(httpx.TransportError):
+                search(["warm up"], 1)
+                break
+            time.sleep(0.2)
+        yield search
+    finally:
+        client.close()
+        process.kill()
+        process.wait()

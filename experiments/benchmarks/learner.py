@@ -1,4 +1,4 @@
-"""How fast the learner learns: shared prefixes against padded rows, DeepSpeed against a bare loop, its stages, one process against two.
+"""How fast the learner learns: shared prefixes against padded rows, DeepSpeed against a bare loop.
 
 Ratios are taken within one run, one thread a process, the variants in turn. Memory is that of a process of its own: the most it held during one
 update, less what it held before. What needs a GPU is in `learner_gpu.py`.
@@ -6,32 +6,31 @@ update, less what it held before. What needs a GPU is in `learner_gpu.py`.
 
 from __future__ import annotations
 
+import multiprocessing
 import os
-import shutil
 import statistics
-import tempfile
-import time
+import timeit
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
+from torch.nn import functional as F
 
-from experiments.benchmarks.fresh_process import MIB, forget_peak, free_port, in_fresh_process, on_ranks, peak, preload, resident
+from experiments.benchmarks.bench_results import BenchResult
+from experiments.benchmarks.fresh_process import MIB, forget_peak, free_port, in_fresh_process, peak, resident
 from experiments.benchmarks.learner_gpu import gpu_rows
 from experiments.benchmarks.learner_turns import default_turns, turns_of_lengths
-from experiments.benchmarks.padded_rows import one_sample_rows, padded_batches, padded_logprobs
-from experiments.benchmarks.row import Row
 from experiments.benchmarks.weights import weight_rows
 from experiments.config import TrainConfig, find_policy
-from experiments.tiny_policy import tiny_policy
-from learner.advantages import turn_advantages
+from experiments.worlds.cold_start_training import Example, response_logits
 from learner.config import LearnerConfig
-from learner.micro_batches import Response, cut, plan
-from learner.micro_batches import Row as PackedRow
-from learner.mini_batches import deal
-from learner.objective import Tokens, loss_of
-from learner.scorer import Scorer, inputs_of, packed
-from learner.worker import LearnerRank, MiniBatch
+from learner.objective.advantages import turn_advantages
+from learner.objective.batch_plan import cut, deal, plan
+from learner.objective.losses import Tokens, loss_of
+from learner.objective.sibling_packing import Response, Row, row_of
+from learner.objective.token_logprobs import Scorer, inputs_of, packed
+from learner.ranks.learner_rank import LearnerRank, MiniBatch
+from rewards.scored_summary import ScoredSummary
 from rollout.policy import Policy
 
 CONFIG = LearnerConfig()
@@ -42,27 +41,32 @@ SAME_UPDATE = 1e-4
 """The two ways to compute a gradient may differ by this share of its norm."""
 
 
-def learner_rows(quick: bool) -> Iterator[Row]:
+def learner_rows(quick: bool) -> Iterator[BenchResult]:
     torch.set_num_threads(1)
     os.environ["DS_ACCELERATOR"] = "cpu"  # for the processes that are forked; the GPU is measured without DeepSpeed
-    preload("deepspeed", __name__)
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["deepspeed", __name__])  # imported once, for all processes
     for load, bar in LOADS.items():
         yield from prefix_rows(load, bar, quick)
-    yield from engine_rows(quick)
-    yield from stage_rows(quick)
+    found = in_fresh_process(engine_against_bare_loop, quick)
+    name = "one update by the DeepSpeed engine, against a bare torch loop"
+    yield BenchResult.of(name, found["engine"], "s", found["bare"], 1.15, at_most=True)
     yield from weight_rows(quick)
     yield from gpu_rows(quick)
 
 
-def rows_of_load(policy: Policy, load: str, quick: bool) -> list[PackedRow]:
+def rows_of_load(policy: Policy, load: str, quick: bool) -> list[Row]:
     if load == "turns of the default world":
         turns = default_turns(policy, 8 if quick else 16, GROUP)
     else:
         turns = turns_of_lengths(policy, 2 if quick else 8, GROUP, prompt=512, response=32)
-    return deal(turns, turn_advantages(turns, CONFIG), CONFIG, 0)[0]
+    scored = ScoredSummary.of(turns)
+    advantages = turn_advantages(scored, CONFIG)
+    (planned,), weights = deal(scored, advantages, CONFIG, 0)
+    columns = advantages.advantages, weights, scored.episode
+    return [row_of([turns[i] for i in row.turns], *(column[row.turns] for column in columns)) for row in planned]
 
 
-def prefix_rows(load: str, bar: float, quick: bool) -> Iterator[Row]:
+def prefix_rows(load: str, bar: float, quick: bool) -> Iterator[BenchResult]:
     policy = shipped_policy()
     rows = rows_of_load(policy, load, quick)
     samples = sum(len(row.responses) for row in rows)
@@ -72,28 +76,19 @@ def prefix_rows(load: str, bar: float, quick: bool) -> Iterator[Row]:
         update()
         gradients[name] = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in policy.model.parameters()])
     apart = float((gradients["shared"] - gradients["padded"]).norm() / gradients["padded"].norm())
-    if not apart < SAME_UPDATE:
-        raise AssertionError(
-            f"{load}: gradients with and without shared prefixes differ by {apart:.2g} of their norm; expected {SAME_UPDATE}"
-        )
-    yield Row.of(f"{load}: difference of the two gradients, of their norm", apart, "", bar=SAME_UPDATE, at_most=True)
+    yield BenchResult.of(f"{load}: difference of the two gradients, of their norm", apart, "", bar=SAME_UPDATE, at_most=True)
     seconds = in_turn(variants, 2 if quick else 5)
-    yield Row.of(
-        f"{load}: shared prefix, against one padded row a sample, group {GROUP}",
-        samples / seconds["shared"],
-        "samples/s",
-        samples / seconds["padded"],
-        bar,
-    )
+    name = f"{load}: shared prefix, against one padded row a sample, group {GROUP}"
+    yield BenchResult.of(name, samples / seconds["shared"], "samples/s", samples / seconds["padded"], bar)
     used = {name: in_fresh_process(memory_of, name, load, quick) / MIB for name in variants}
-    yield Row.of(f"{load}: peak memory, same samples in one pass", used["shared"], "MiB", used["padded"], 0.5, at_most=True)
+    yield BenchResult.of(f"{load}: peak memory, same samples in one pass", used["shared"], "MiB", used["padded"], 0.5, at_most=True)
 
 
 def shipped_policy() -> Policy:
     return Policy.load(find_policy(TrainConfig().train.policy))
 
 
-def update_of(variant: str, policy: Policy, rows: Sequence[PackedRow], in_one_pass: bool = False) -> Callable[[], None]:
+def update_of(variant: str, policy: Policy, rows: Sequence[Row], in_one_pass: bool = False) -> Callable[[], None]:
     """Forward and backward over all rows, gradients added up in the parameters."""
     tokens = 10**9 if in_one_pass else CONFIG.tokens_per_micro_batch
     denominator = sum(row.weight for row in rows)
@@ -112,7 +107,36 @@ def update_of(variant: str, policy: Policy, rows: Sequence[PackedRow], in_one_pa
     return update
 
 
-def tokens_of(rows: Sequence[PackedRow], logprobs: torch.Tensor, entropy: torch.Tensor) -> Tokens:
+def one_sample_rows(rows: Sequence[Row]) -> list[Row]:
+    return [Row(row.prompt_ids, row.image, (response,)) for row in rows for response in row.responses]
+
+
+def padded_batches(rows: Sequence[Row], tokens: int) -> list[list[Row]]:
+    """Rows of one sample in their order, as many side by side as fit into so many tokens with their padding."""
+    batches: list[list[Row]] = []
+    longest = 0
+    for row in rows:
+        length = len(row.prompt_ids) + len(row.responses[0].ids)
+        longest = max(longest, length)
+        if batches and longest * (len(batches[-1]) + 1) <= tokens:
+            batches[-1].append(row)
+        else:
+            batches.append([row])
+            longest = length
+    return batches
+
+
+def padded_logprobs(policy: Policy, rows: Sequence[Row]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probs and entropies (tokens,) of the responses, in the order of the rows; every row brings its own copy of its picture."""
+    examples = [Example(row.prompt_ids, row.responses[0].ids, row.image, "") for row in rows]
+    logits, targets, _ = response_logits(policy, examples)
+    logprobs = F.log_softmax(logits.float(), -1)
+    with torch.no_grad():
+        entropy = -(logprobs.exp() * logprobs).sum(-1)
+    return logprobs.gather(1, targets[:, None])[:, 0], entropy
+
+
+def tokens_of(rows: Sequence[Row], logprobs: torch.Tensor, entropy: torch.Tensor) -> Tokens:
     responses = [response for row in rows for response in row.responses]
     lengths = torch.tensor([len(response.ids) for response in responses])
 
@@ -144,44 +168,8 @@ def memory_of(variant: str, load: str, quick: bool) -> int:
 
 def in_turn(variants: dict[str, Callable[[], Any]], times: int) -> dict[str, float]:
     """Median seconds of each, measured one after the other, so that what else the machine does falls on all."""
-    seconds: dict[str, list[float]] = {name: [] for name in variants}
-    for _ in range(times):
-        for name, run in variants.items():
-            begin = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - begin)
-    return {name: statistics.median(found) for name, found in seconds.items()}
-
-
-def engine_rows(quick: bool) -> Iterator[Row]:
-    found = in_fresh_process(engine_against_bare_loop, quick)
-    yield Row.of("one update by the DeepSpeed engine, against a bare torch loop", found["engine"], "s", found["bare"], 1.15, at_most=True)
-    path = find_policy(TrainConfig().train.policy)
-    one, two = (ranks_on(path, LearnerConfig(num_learners=ranks), quick)[0] for ranks in (1, 2))
-    yield Row.of("two ranks, against one, a core each", 1 / two["seconds"], "updates/s", 1 / one["seconds"])
-
-
-def stage_rows(quick: bool) -> Iterator[Row]:
-    """With weights that are large beside the activations, random as they are."""
-    folder = tempfile.mkdtemp(prefix="bench-learner-")
-    width, layers = (256, 4) if quick else (512, 8)
-    try:
-        tiny_policy(shipped_policy().tokenizer, hidden=width, layers=layers, heads=width // 32).save(folder)
-        base: dict[str, float] = {}
-        for stage in (0, 3) if quick else range(4):
-            found = ranks_on(folder, LearnerConfig(num_learners=2, zero_stage=stage), quick, load="prompts of 512 tokens, responses of 32")
-            measured = {"seconds": max(rank["seconds"] for rank in found), "bytes": max(rank["bytes"] for rank in found)}
-            base = base or measured
-            yield Row.of(f"ZeRO {stage}, 2 ranks, {width} x {layers}: an update", measured["seconds"], "s", base["seconds"])
-            yield Row.of(
-                f"ZeRO {stage}, 2 ranks, {width} x {layers}: memory of a rank", measured["bytes"] / MIB, "MiB", base["bytes"] / MIB
-            )
-    finally:
-        shutil.rmtree(folder)
-
-
-def mini_batch(rows: Sequence[PackedRow], rank: int, ranks: int) -> MiniBatch:
-    return MiniBatch(plan(rows, ranks, CONFIG.tokens_per_micro_batch)[rank], sum(row.weight for row in rows), CONFIG.lr)
+    rounds = [[timeit.timeit(run, number=1) for run in variants.values()] for _ in range(times)]
+    return dict(zip(variants, map(statistics.median, zip(*rounds, strict=True)), strict=True))
 
 
 def engine_against_bare_loop(quick: bool) -> dict[str, float]:
@@ -191,7 +179,7 @@ def engine_against_bare_loop(quick: bool) -> dict[str, float]:
     rank.build(CONFIG)
     policy = shipped_policy()
     rows = rows_of_load(policy, "turns of the default world", quick)
-    batch = mini_batch(rows, 0, 1)
+    batch = MiniBatch(plan(rows, 1, CONFIG.tokens_per_micro_batch)[0], sum(row.weight for row in rows), CONFIG.lr)
     scorer = Scorer(policy)
     optimizer = torch.optim.AdamW(scorer.parameters(), lr=CONFIG.lr, betas=CONFIG.betas, weight_decay=CONFIG.weight_decay)
 
@@ -206,22 +194,3 @@ def engine_against_bare_loop(quick: bool) -> dict[str, float]:
     variants: dict[str, Callable[[], Any]] = {"engine": lambda: rank.update([batch]), "bare": bare}
     in_turn(variants, 1)
     return in_turn(variants, 3 if quick else 7)
-
-
-def ranks_on(path: str, config: LearnerConfig, quick: bool, load: str = "turns of the default world") -> list[dict[str, float]]:
-    port = free_port()
-    return on_ranks(rank_of_several, [(rank, port, path, config, quick, load) for rank in range(config.num_learners)])
-
-
-def rank_of_several(rank: int, port: int, path: str, config: LearnerConfig, quick: bool, load: str) -> dict[str, float]:
-    """Median `seconds` of an update, and the most `bytes` that it held beyond what a process with its libraries does."""
-    rows = rows_of_load(shipped_policy(), load, quick)
-    learner = LearnerRank(rank, config.num_learners, config, path)
-    learner.connect("127.0.0.1", port)
-    before = resident()
-    learner.build(config)
-    forget_peak()
-    batch = mini_batch(rows, rank, config.num_learners)
-    learner.update([batch])
-    seconds = [learner.update([batch])[0]["seconds"] for _ in range(2 if quick else 4)]
-    return {"seconds": statistics.median(seconds), "bytes": peak() - before}

@@ -3,47 +3,24 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 
-from experiments.atlas import FAMILIES, KNOWLEDGE_BASES, World
-from experiments.teacher_search import WordOverlap
-from retrieval_actors.records import Passage, Query
+from experiments.benchmarks.pipeline import SlowKnowledgeBases
+from experiments.worlds.atlas import Atlas, World
 from rollout.config import RolloutConfig
 from rollout.engines.transformers_engine import TransformersEngine
-from rollout.episode_pool import roll_out
 from rollout.policy import Policy
-from rollout.records import ScoredTurn, State, Trajectory, Turn, TurnReward
-
-
-class OneWorld:
-    """Retrieval over one world in this process, by shared words: passages as long as those of a run."""
-
-    def __init__(self, world: World):
-        self._found = WordOverlap(world)
-        self.catalog = [
-            SimpleNamespace(name=kb, retriever_name=name, description=about, modality="text+image" if kb == "text_image" else "text")
-            for kb, (name, about) in KNOWLEDGE_BASES.items()
-        ]
-        self._nothing: Any = SimpleNamespace(image=None, gold_steps=None)
-
-    def search_routed(self, asked: Sequence[tuple[str, Query]], k: int) -> list[list[Passage]]:
-        return [self._found.search(kb, query.text, self._nothing, k) for kb, query in asked]
+from rollout.records import ScoredTurn, State, Turn, TurnReward
+from rollout.roll_out import roll_out
 
 
 def default_turns(policy: Policy, questions: int, group_size: int, seed: int = 0) -> list[ScoredTurn]:
     """What `policy` says to questions of a fictional world, `group_size` siblings at each turn; rewards are drawn by lot, so that every group
     teaches."""
-    world, rng, pixels = World("train", seed), random.Random(seed), np.random.default_rng(seed)
-    asked = [world.question(FAMILIES[i % len(FAMILIES)], rng, pixels) for i in range(questions)]
-    trajectories = roll_out(asked, TransformersEngine(policy), OneWorld(world), RolloutConfig(group_size=group_size), seed)
-    return by_lot(trajectories, rng)
-
-
-def by_lot(trajectories: Sequence[Trajectory], rng: random.Random) -> list[ScoredTurn]:
+    atlas, rng = Atlas("train", seed, worlds=1), random.Random(seed)
+    knowledge_bases, config = SlowKnowledgeBases(atlas, seconds=0.0), RolloutConfig(group_size=group_size)
+    trajectories = roll_out(atlas.questions(questions), TransformersEngine(policy), knowledge_bases, config, seed)
     return [
         _scored(group.state, turn, rng.random(), str(number))
         for number, trajectory in enumerate(trajectories)

@@ -1,7 +1,6 @@
-"""How fast knowledge bases answer: the search itself, through actors, as they grow, and against what a user would start otherwise.
+"""Speed of knowledge bases: exact and approximate search, through actors, and against an HTTP server, with one thread for each shard.
 
-Every ratio is taken within one run, one thread for each shard. Vectors are drawn: uniform directions, or around centres as those of real passages
-lie. `retrieval_quality` measures on real questions.
+Vectors are random: uniform directions, or clustered as those of real passages. `retrieval_quality` measures real questions.
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ import itertools
 import shutil
 import tempfile
 import time
+import timeit
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -18,44 +18,40 @@ from typing import Any
 
 import faiss
 import numpy as np
-import pyarrow as pa
+import psutil
 import ray
 from threadpoolctl import threadpool_limits
 
-from experiments.benchmarks.http_retriever import HttpRetriever
-from experiments.benchmarks.retrieval_plot import plot_growth
+from experiments.benchmarks.bench_results import BenchResult
+from experiments.benchmarks.http_retriever import http_retriever
 from experiments.benchmarks.retrieval_quality import quality_rows
-from experiments.benchmarks.row import Row
-from experiments.cluster import start_ray
+from experiments.cluster.ray_session import start_ray
 from experiments.config import TrainConfig
+from retrieval_actors.actors.memory_plan import plan_memory
+from retrieval_actors.actors.start_actors import start_retrieval
+from retrieval_actors.build.from_passages import write_knowledge_base
 from retrieval_actors.config import RetrievalConfig
-from retrieval_actors.exact_search import exact_top_k, merge_top_k
+from retrieval_actors.index.exact import exact_top_k, merge_top_k
 from retrieval_actors.knowledge_base import KnowledgeBase
-from retrieval_actors.memory_plan import plan_memory
 from retrieval_actors.records import Passage, Query
-from retrieval_actors.retriever import Retriever
-from retrieval_actors.shard_files import new_folder, passage_table, write_manifest, write_shard
-from retrieval_actors.start import start_retrieval
+from retrieval_actors.sharded_search import Retriever
 
 DIMENSION, K = 384, 10
 PER_CENTRE = 100
-"""Vectors around one centre: cosine about .7 among them."""
-CHUNK = 2048
-TEXTS = "passage {} of a benchmark, as long as a sentence of an encyclopedia usually is, about nothing in particular"
+"""Vectors around one centre, with cosine about .7 among them."""
+TEXT = "passage {} of a benchmark, as long as a sentence of an encyclopedia usually is, about nothing in particular"
+QUERIES = [Query(f"query number {number}") for number in range(256)]
 
 
-def retrieval_rows(quick: bool) -> Iterator[Row]:
-    large = 50_000 if quick else 1_000_000
-    medium = 10_000 if quick else 100_000
+def retrieval_rows(quick: bool) -> Iterator[BenchResult]:
+    medium, large = (10_000, 50_000) if quick else (100_000, 1_000_000)
     folder = Path(tempfile.mkdtemp(prefix="bench-retrieval-"))
     try:
         with threadpool_limits(1):
             faiss.omp_set_num_threads(1)
-            yield from equality_rows(medium // 10, 200 if quick else 1000)
             yield from exact_rows(medium)
             with start_ray(TrainConfig()):
                 yield from actor_rows(medium, folder)
-                yield from growth_rows((medium // 10, medium, large), folder)
                 yield from large_rows(large, folder)
                 yield from server_rows(medium, folder)
                 yield from server_rows(large, folder)
@@ -80,7 +76,7 @@ def clustered(rng: np.random.Generator, size: int, queries: int) -> tuple[np.nda
 
 
 def per_second(items: int, work: Callable[..., object], *arguments: Any, seconds: float = 2.0) -> float:
-    """Items a second of `work(*arguments)`, each call of which does `items`, over at least `seconds`, after one call that does not count."""
+    """Items a second of `work(*arguments)`, `items` in each call, over at least `seconds`, after one call to warm up."""
     work(*arguments)
     began, rounds, passed = time.perf_counter(), 0, 0.0
     while passed < seconds:
@@ -89,209 +85,106 @@ def per_second(items: int, work: Callable[..., object], *arguments: Any, seconds
     return rounds * items / passed
 
 
-def equality_rows(size: int, queries: int) -> Iterator[Row]:
-    """However the vectors are cut, the answer is that of one index."""
-    rng = np.random.default_rng(0)
-    near, asked_near = clustered(rng, size, queries)
-    for name, vectors, asked in (("random", directions(rng, size), directions(rng, queries)), ("clustered", near, asked_near)):
-        scores, ids = exact_top_k(vectors, asked, K)
-        index = faiss.IndexFlatIP(DIMENSION)
-        index.add(vectors)
-        faiss_scores, _ = index.search(asked, K)
-        same, difference = 1.0, float(np.abs(scores - faiss_scores).max())
-        for shards in range(1, 9):
-            merged_scores, merged_ids = _merged(_cut(vectors, shards), asked)
-            same = min(same, float((merged_ids == ids).mean()))
-            difference = max(difference, float(np.abs(merged_scores - scores).max()))
-        what = f"{queries:,} {name} queries, {size:,} vectors, 1 to 8 shards"
-        yield Row.of(f"{what}: same ids as one exact index", same, "share", bar=1.0)
-        yield Row.of(f"{what}: largest difference of a score, FAISS's included", difference, "", bar=1e-5, at_most=True)
+def median_ms(work: Callable[..., object], *arguments: Any) -> float:
+    return 1e3 * float(np.median(timeit.repeat(lambda: work(*arguments), number=1, repeat=60)))
 
 
-def exact_rows(size: int) -> Iterator[Row]:
-    """The exact search of one shard against FAISS's flat index, and against the matrix product that it consists of."""
+def exact_rows(size: int) -> Iterator[BenchResult]:
+    """The exact search of one shard against FAISS's flat index, and against a matrix product."""
     rng = np.random.default_rng(1)
     vectors, asked = directions(rng, size), directions(rng, 256)
     index = faiss.IndexFlatIP(DIMENSION)
     index.add(vectors)
     for batch in (1, 32, 256):
-        queries = asked[:batch]
-        flat = per_second(batch, index.search, queries, K)
-        ours = per_second(batch, exact_top_k, vectors, queries, K)
+        flat = per_second(batch, index.search, asked[:batch], K)
+        ours = per_second(batch, exact_top_k, vectors, asked[:batch], K)
         name = f"exact search, {size:,} x {DIMENSION}, batch {batch}, against faiss.IndexFlatIP"
-        yield Row.of(name, ours, "queries/s", flat, 5.0 if batch == 256 else None)
-    product = per_second(256, lambda: [vectors[start : start + 2048] @ asked.T for start in range(0, size, 2048)])
-    yield Row.of("the same at batch 256, against the bare matrix product (the limit)", ours, "queries/s", product)
+        yield BenchResult.of(name, ours, "queries/s", flat, 5.0 if batch == 256 else None)
     same = (exact_top_k(vectors, asked, K)[1] == index.search(asked, K)[1]).mean()
-    yield Row.of("the same at batch 256: same neighbours as FAISS", float(same), "share", bar=0.9999)
+    yield BenchResult.of("the same at batch 256: same neighbours as FAISS", float(same), "share", bar=0.9999)
 
 
-def actor_rows(size: int, folder: Path) -> Iterator[Row]:
-    """Through the actors, with embedder cache, merging and passages, against the bare search in this process with a thread for each shard."""
+def actor_rows(size: int, folder: Path) -> Iterator[BenchResult]:
+    """Through the actors, with query cache, merging and passages, against the bare search in this process with a thread for each shard."""
     rng = np.random.default_rng(2)
-    queries = [Query(f"query number {number}") for number in range(256)]
     for shards in (1, 2):
-        _write(folder, directions(rng, size), shards, "exact")
+        base = write(folder, directions(rng, size), shards)
         with served(folder) as retriever, ThreadPoolExecutor(shards) as pool:
-            vectors = ray.get(retriever.embedders["minilm"].embed_queries.remote("minilm", queries), timeout=300)
-            parts = [KnowledgeBase.open(folder / "bench", verify=False).shard(number).stored for number in range(shards)]
+            vectors = ray.get(retriever.embedders["minilm"].embed_queries.remote("minilm", QUERIES), timeout=300)
+            parts = [base.shard(number).vectors for number in range(shards)]
+            what = f"{shards} actor{'s' * (shards > 1)}"
             for batch, bar in ((256, 0.85), (32, 0.5)):
-                asked, texts = vectors[:batch], queries[:batch]
-                alone = per_second(batch, _merged, parts, asked, pool)
-                through = per_second(batch, retriever.search, "bench", texts, K)
-                name = f"through {shards} actor{'s' * (shards > 1)}, {size:,} vectors, batch {batch}, against the search in-process"
-                yield Row.of(name, through, "queries/s", alone, bar)
-            single, bare = _median_ms(retriever.search, "bench", queries[:1], K), _median_ms(_merged, parts, vectors[:1], pool)
-            name = f"latency that {shards} actor{'s' * (shards > 1)} add{'s' * (shards == 1)} to a single query, median"
-            yield Row.of(name, single - bare, "ms", bar=3.0, at_most=True)
+                alone = per_second(batch, search_shards, parts, vectors[:batch], pool)
+                through = per_second(batch, retriever.search, "bench", QUERIES[:batch], K)
+                name = f"through {what}, {size:,} vectors, batch {batch}, against the search in-process"
+                yield BenchResult.of(name, through, "queries/s", alone, bar)
+            added = median_ms(retriever.search, "bench", QUERIES[:1], K) - median_ms(search_shards, parts, vectors[:1], pool)
+            yield BenchResult.of(f"latency that {what} add to a single query, median", added, "ms", bar=3.0, at_most=True)
 
 
-def growth_rows(sizes: tuple[int, ...], folder: Path) -> Iterator[Row]:
-    """Exact search through actors as the knowledge base grows and is cut."""
-    rng = np.random.default_rng(3)
-    queries = [Query(f"query number {number}") for number in range(256)]
-    found: dict[int, list[tuple[int, float]]] = {}
-    for size in sizes:
-        vectors = directions(rng, size)
-        for shards in (1, 2, 4, 8):
-            _write(folder, vectors, shards, "exact")
-            with served(folder) as retriever:
-                rate = per_second(len(queries), retriever.search, "bench", queries, K, seconds=1.0)
-            found.setdefault(shards, []).append((size, rate))
-            yield Row.of(f"exact search through actors, {size:,} vectors in {shards} shards, batch 256", rate, "queries/s")
-    plot_growth(found, Path("bench/retrieval_growth.png"))
-
-
-def large_rows(size: int, folder: Path) -> Iterator[Row]:
-    """What `index=auto` makes of a large shard: build, load, memory, recall, and queries a second against the exact search."""
-    rng = np.random.default_rng(4)
-    vectors, asked = clustered(rng, size, 1000)
+def large_rows(size: int, folder: Path) -> Iterator[BenchResult]:
+    """`index=auto` for a large shard: build, load, recall, speed against exact search, and memory."""
+    vectors, asked = clustered(np.random.default_rng(4), size, 1000)
     name = f"{size:,} x {DIMENSION}, clustered, one shard"
     began = time.perf_counter()
-    base = _write(folder, vectors, 1, "auto")
+    base = write(folder, vectors, 1, "auto")
     chosen = base.manifest["shards"][0].get("index", "exact")
-    yield Row.of(f"{name}: index=auto ({chosen}), written, trained and tuned in", time.perf_counter() - began, "s")
+    yield BenchResult.of(f"{name}: index=auto ({chosen}), written, trained and tuned in", time.perf_counter() - began, "s")
     began = time.perf_counter()
     shard = KnowledgeBase.open(folder / "bench", verify=False).shard(0)
     shard.search(asked[:1], K)
-    yield Row.of(f"{name}: opened (checksums apart) and answering in", time.perf_counter() - began, "s", bar=1.0, at_most=True)
+    yield BenchResult.of(f"{name}: opened (checksums apart) and answering in", time.perf_counter() - began, "s", bar=1.0, at_most=True)
     _, truth = exact_top_k(vectors, asked, K)
-    _, ids = shard.search(asked, K)
-    recall = np.mean([len(np.intersect1d(a, b)) / K for a, b in zip(ids, truth, strict=True)])
-    yield Row.of(f"{name}: recall@10 of {chosen}", float(recall), "share", bar=0.95)
-    exact = per_second(256, exact_top_k, vectors, asked[:256], K)
-    found = per_second(256, shard.search, asked[:256], K)
-    yield Row.of(f"{name}: {chosen}, batch 256, against the exact search", found, "queries/s", exact)
-    for index in ("auto", "exact") if chosen != "exact" else ("auto",):
-        if index == "exact":
-            base = _with_exact_index(folder / "bench")
-        yield from _memory_rows(f"{name}, {chosen if index == 'auto' else 'exact'}", base, folder)
-
-
-def _memory_rows(name: str, base: KnowledgeBase, folder: Path) -> Iterator[Row]:
-    """Of two actors that hold the same shard. What they map is theirs together, and only as far in memory as the system keeps it there: the
-    share that the second adds is taken of the whole files that a search reads."""
-    queries = [Query(f"query number {number}") for number in range(256)]
+    recall = np.mean([len(np.intersect1d(a, b)) / K for a, b in zip(shard.search(asked, K)[1], truth, strict=True)])
+    yield BenchResult.of(f"{name}: recall@10 of {chosen}", float(recall), "share", bar=0.95)
+    exact, quick = (per_second(256, search, *given, asked[:256], K) for search, given in ((exact_top_k, [vectors]), (shard.search, [])))
+    yield BenchResult.of(f"{name}: {chosen}, batch 256, against the exact search", quick, "queries/s", exact)
     with served(folder, replicas=2) as retriever:
         for _ in range(6):
-            retriever.search("bench", queries, K)
-        first, second = ray.get([replica.health.remote() for replica in retriever.shards["bench"][0]], timeout=60)
-    (need,) = plan_memory([base], replicas=1, nodes=[]).needs
-    yield Row.of(f"{name}: files that every search reads", need.searched_bytes / 2**20, "MiB")
-    yield Row.of(f"{name}: proportional set size of two actors together", (first["pss"] + second["pss"]) / 2**20, "MiB")
-    yield Row.of(f"{name}: memory of its own that the second actor has", second["own"] / 2**20, "MiB")
-    added = second["own"] / (first["own"] + need.searched_bytes)
-    yield Row.of(f"{name}: what that adds to one actor with these files", added, "share", bar=0.1, at_most=True)
+            retriever.search("bench", QUERIES, K)
+        found = ray.get([replica.health.remote() for replica in retriever.shards["bench"][0]], timeout=60)
+        first, second = (psutil.Process(int(process["pid"])).memory_full_info().uss for process in found)
+    searched = plan_memory([base], replicas=1, nodes=[]).needs[0].searched_bytes
+    share = second / (first + searched)
+    yield BenchResult.of(f"{name}: own memory of a second actor, against one with the files", share, "share", bar=0.1, at_most=True)
 
 
-def server_rows(size: int, folder: Path) -> Iterator[Row]:
-    """Against a FastAPI process around one FAISS index and one embedder, asked by JSON over HTTP in batches: the retriever of Search-R1."""
-    rng = np.random.default_rng(5)
-    vectors = directions(rng, size)
-    fresh = iter(range(10**9))
+def server_rows(size: int, folder: Path) -> Iterator[BenchResult]:
+    """Against the HTTP baseline, in batches."""
+    fresh = itertools.count()
 
     def texts() -> list[str]:
         return [f"who wrote book {next(fresh)} about the river ?" for _ in range(256)]
 
-    _write(folder, vectors, 2, "exact")
-    del vectors
+    write(folder, directions(np.random.default_rng(5), size), 2)
     with served(folder, embed_threads=2) as retriever:  # as many threads as the server has
         ours = per_second(256, lambda: retriever.search("bench", [Query(text) for text in texts()], K), seconds=6.0)
         again = per_second(256, retriever.search, "bench", [Query(text) for text in texts()], K, seconds=4.0)
-    with HttpRetriever(folder / "bench") as server:
-        theirs = per_second(256, lambda: server.search(texts(), K), seconds=6.0)
+    with http_retriever(folder / "bench", threads=2) as search:
+        theirs = per_second(256, lambda: search(texts(), K), seconds=6.0)
     name = f"{size:,} vectors, batch 256, two shards, against a FastAPI process around one faiss.IndexFlatIP"
-    yield Row.of(f"{name}, new queries", ours, "queries/s", theirs, 3.0)
-    yield Row.of(f"{name}, queries that were asked before", again, "queries/s", theirs)
+    yield BenchResult.of(f"{name}, new queries", ours, "queries/s", theirs, 3.0)
+    yield BenchResult.of(f"{name}, queries that were asked before", again, "queries/s", theirs)
 
 
 @contextmanager
 def served(folder: Path, replicas: int = 1, embed_threads: int = 1) -> Iterator[Retriever]:
-    config = RetrievalConfig({"bench": str(folder / "bench")}, replicas=replicas, embed_threads=embed_threads)
-    retriever = start_retrieval(config)
+    retriever = start_retrieval(RetrievalConfig({"bench": str(folder / "bench")}, replicas=replicas, embed_threads=embed_threads))
     try:
         yield retriever
     finally:
         retriever.close()
 
 
-def _write(folder: Path, vectors: np.ndarray, shards: int, index: str) -> KnowledgeBase:
-    """In chunks, as `build_kb` writes it."""
-    bounds = [len(vectors) * number // shards for number in range(shards + 1)]
-    with new_folder(folder / "bench") as aside:
-        entries = [
-            write_shard(aside, number, first, _chunks(vectors, first, last), DIMENSION, index)
-            for number, (first, last) in enumerate(itertools.pairwise(bounds))
-        ]
-        write_manifest(
-            aside,
-            name="bench",
-            retriever_name="Text Retriever",
-            description="",
-            modality="text",
-            embedder="minilm",
-            dimension=DIMENSION,
-            index=index,
-            entries=entries,
-        )
-    return KnowledgeBase.open(folder / "bench", verify=False)
+def write(folder: Path, vectors: np.ndarray, shards: int, index: str = "exact") -> KnowledgeBase:
+    passages = [Passage(str(row), TEXT.format(row)) for row in range(len(vectors))]
+    card: dict[str, Any] = {"name": "bench", "retriever_name": "Text Retriever", "description": "", "modality": "text"}
+    kinds: dict[str, Any] = {"embedder": "minilm", "shards": shards, "index": index}
+    return write_knowledge_base(folder / "bench", passages=passages, vectors=vectors, **card, **kinds)
 
 
-def _chunks(vectors: np.ndarray, first: int, last: int) -> Iterator[tuple[pa.Table, np.ndarray]]:
-    for start in range(first, last, CHUNK):
-        rows = range(start, min(start + CHUNK, last))
-        yield passage_table([Passage(str(row), TEXTS.format(row)) for row in rows]), vectors[rows.start : rows.stop]
-
-
-def _with_exact_index(folder: Path) -> KnowledgeBase:
-    """The same knowledge base without what proposes candidates."""
-    import json
-
-    path = folder / "kb.json"
-    manifest = json.loads(path.read_text())
-    for entry in manifest["shards"]:
-        for key in ("index_file", "index", "search"):
-            entry.pop(key, None)
-    path.write_text(json.dumps(manifest))
-    return KnowledgeBase.open(folder, verify=False)
-
-
-def _cut(vectors: np.ndarray, shards: int) -> list[np.ndarray]:
-    bounds = [len(vectors) * number // shards for number in range(shards + 1)]
-    return [vectors[first:last] for first, last in itertools.pairwise(bounds)]
-
-
-def _merged(parts: list[np.ndarray], asked: np.ndarray, pool: ThreadPoolExecutor | None = None) -> tuple[np.ndarray, np.ndarray]:
+def search_shards(parts: list[np.ndarray], asked: np.ndarray, pool: ThreadPoolExecutor | None = None) -> tuple[np.ndarray, np.ndarray]:
     """The search of all shards in this process, in threads of `pool`, merged."""
     firsts = np.cumsum([0, *map(len, parts)])
     found = list((pool.map if pool else map)(lambda part: exact_top_k(part, asked, K), parts))
     return merge_top_k([(scores, rows + first) for (scores, rows), first in zip(found, firsts, strict=False)], K)
-
-
-def _median_ms(work: Callable[..., object], *arguments: Any, rounds: int = 60) -> float:
-    times = []
-    for _ in range(rounds):
-        began = time.perf_counter()
-        work(*arguments)
-        times.append(time.perf_counter() - began)
-    return 1e3 * float(np.median(times))

@@ -6,50 +6,47 @@ Many of them share a process, so that a laptop can simulate a cluster; each is c
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import cycle
 from typing import Any
 
 import numpy as np
 import ray
 
-from rollout.episode_run import Worked, WorkReport
-from rollout.records import Question, State, Trajectory, Turn, TurnGroup
-from rollout.weights import seal
+from rollout.records import Question, State, Trajectory, Turn, TurnGroup, TurnKind, summary_of
+from rollout.roll_out import WorkReport
+from rollout.weight_buckets import seal
 
-WORKERS_PER_PROCESS = 32
-PROMPT_TOKENS, RESPONSE_TOKENS, TURNS, SIBLINGS = 160, 32, 5, 8
-"""Of a simulated trajectory: like one of the default run."""
+PROMPT_TOKENS, RESPONSE_TOKENS, SIBLINGS = 160, 32, 8
+"""Of a made-up trajectory: like one of the default run."""
+KINDS: tuple[TurnKind, ...] = ("plan", "answer", "plan", "answer", "final")
+MADE_UP = 16
+"""Different trajectories that a process has; they are returned again and again, each for another question."""
 
 
-def trajectory_of(question: Question, policy_version: int) -> Trajectory:
-    """Made up, of the size of a real one."""
-    random = np.random.default_rng(len(question.id))
+def made_up_trajectory(question: Question, seed: int = 0) -> Trajectory:
+    random = np.random.default_rng(seed)
     groups = []
-    for kind in ("plan", "answer", "plan", "answer", "final")[:TURNS]:
-        state = State(kind, random.integers(0, 900, PROMPT_TOKENS).astype(np.int32), None, question)  # type: ignore[arg-type]
-        turns = tuple(
-            Turn(state.kind, random.integers(0, 900, RESPONSE_TOKENS).astype(np.int32), np.zeros(RESPONSE_TOKENS, np.float32), "stop",
-                 policy_version, "text")
-            for _ in range(SIBLINGS)
-        )  # fmt: skip
-        groups.append(TurnGroup(state, turns))
+    for kind in KINDS:
+        state = State(kind, random.integers(0, 900, PROMPT_TOKENS).astype(np.int32), None, question)
+        responses = random.integers(0, 900, (SIBLINGS, RESPONSE_TOKENS)).astype(np.int32)
+        logprobs = np.zeros(RESPONSE_TOKENS, np.float32)
+        groups.append(TurnGroup(state, tuple(Turn(state.kind, ids, logprobs, "stop", 0, "text") for ids in responses)))
     return Trajectory(question, (), groups[-1].chosen, "answer", tuple(groups))
 
 
 class Sleepers:
-    """Several simulated workers; `begin` and `go_on` as in `RolloutWorker`, with the worker's index in front.
-
-    A question takes as many seconds as its text says, and the questions of a worker go on side by side.
-    """
+    """Several simulated workers; `sample` and `go_on` as in `RolloutWorker`, with the worker's index in front. A question takes as many
+    seconds as its text says, and the questions of a worker go on side by side."""
 
     def __init__(self) -> None:
+        gc.disable()  # the other core is to keep up with the driver
         self._version: dict[int, int] = {}
         self._began: dict[int, tuple[float, list[Question], set[int]]] = {}
-
-    def trajectories_of(self, question: Question, policy_version: int) -> list[Trajectory]:
-        return [trajectory_of(question, policy_version)]
+        self._made_up = cycle([made_up_trajectory(Question(f"made-up-{i}", "what?", ("a",)), i) for i in range(MADE_UP)])
 
     async def receive(self, worker: int, number: int, bucket: Any) -> str:
         return "127.0.0.1"
@@ -58,55 +55,67 @@ class Sleepers:
         self._version[worker] = version
         return version, seal(version, checksums)
 
-    async def begin(self, worker: int, questions: Sequence[Question], version: int, overrides: Any, seed: int, seconds: float) -> Worked:
+    @ray.method(num_returns=2)
+    async def sample(
+        self, worker: int, questions: Sequence[Question], version: int, overrides: Any, seed: int, seconds: float, repeats: Any = None
+    ) -> tuple[WorkReport, list[Trajectory]]:
         self._began[worker] = time.monotonic(), list(questions), set(range(len(questions)))
-        return await self.go_on(worker, version, seconds)
+        return await self._work(worker, version, seconds)
 
-    async def go_on(self, worker: int, version: int, seconds: float) -> Worked:
+    @ray.method(num_returns=2)
+    async def go_on(self, worker: int, version: int, seconds: float) -> tuple[WorkReport, list[Trajectory]]:
+        return await self._work(worker, version, seconds)
+
+    async def _work(self, worker: int, version: int, seconds: float) -> tuple[WorkReport, list[Trajectory]]:
         began, questions, left = self._began[worker]
         last = began + max((float(questions[place].text) for place in left), default=0.0)
         await asyncio.sleep(min(seconds, max(0.0, last - time.monotonic())))
         now = time.monotonic() + 0.001  # a sleep may be short of its time
         done = [place for place in sorted(left) if began + float(questions[place].text) <= now]
         left.difference_update(done)
-        finished = [(place, self.trajectories_of(questions[place], version)) for place in done]
-        return Worked(finished, len(left), WorkReport(worker, self._version[worker], 0.0))
+        trajectories = [replace(next(self._made_up), question=questions[place]) for place in done]
+        finished = [(place, [summary_of(trajectory)]) for place, trajectory in zip(done, trajectories, strict=True)]
+        return WorkReport(worker, self._version[worker], finished, len(left)), trajectories
 
 
 @dataclass(frozen=True)
-class _Method:
+class SimulatedCall:
+    """A method of one of the workers or ranks that share an actor."""
+
     actor: Any
-    worker: int
     name: str
+    number: int
 
     def remote(self, *arguments: Any) -> Any:
-        return getattr(self.actor, self.name).remote(self.worker, *arguments)
+        return getattr(self.actor, self.name).remote(self.number, *arguments)
 
 
-class _Handle:
-    """One simulated worker, as `RolloutWorkers` calls it."""
+class SimulatedHandle:
+    """Stands in for an actor handle: `methods` of the actor get `number` in front."""
 
-    def __init__(self, actor: Any, worker: int):
-        self.receive, self.use_weights = _Method(actor, worker, "receive"), _Method(actor, worker, "use_weights")
-        self.begin, self.go_on = _Method(actor, worker, "begin"), _Method(actor, worker, "go_on")
+    def __init__(self, actor: Any, number: int, methods: Sequence[str]):
+        for name in methods:
+            setattr(self, name, SimulatedCall(actor, name, number))
 
 
-def sleepers(kind: type[Sleepers] = Sleepers, *arguments: Any) -> Any:
-    """A process for simulated workers."""
-    return ray.remote(kind).options(num_cpus=0, max_concurrency=1000).remote(*arguments)
+def sleepers() -> Any:
+    return ray.remote(Sleepers).options(num_cpus=0, max_concurrency=1000).remote()
+
+
+def sleeping_workers(workers: int, processes: Sequence[Any]) -> SimulatedGroup:
+    """`processes`: handles of `Sleepers` that the workers share."""
+    methods = ("receive", "use_weights", "sample", "go_on")
+    return SimulatedGroup({i: SimulatedHandle(processes[i % len(processes)], i, methods) for i in range(1, workers + 1)})
 
 
 class SimulatedGroup:
-    """Stands in for an `EnvRunnerGroup`, and for its register of workers."""
+    """Stands in for an `EnvRunnerGroup` and its register of workers, all of which are well."""
 
-    def __init__(self, workers: int, processes: Sequence[Any] = ()):
-        """`processes`: handles of `Sleepers` that share them, and that live on; none: new ones, each for at most 32."""
-        self._own = [] if processes else [sleepers() for _ in range(-(-workers // WORKERS_PER_PROCESS))]
-        actors = processes or self._own
-        self._handles = {index: _Handle(actors[index % len(actors)], index) for index in range(1, workers + 1)}
+    def __init__(self, handles: Mapping[int, Any]):
+        self._handles = dict(handles)
         self._worker_manager = self
 
-    def actors(self) -> dict[int, _Handle]:
+    def actors(self) -> dict[int, Any]:
         return self._handles
 
     def is_actor_healthy(self, worker: int) -> bool:
@@ -114,7 +123,3 @@ class SimulatedGroup:
 
     def set_actor_state(self, worker: int, healthy: bool) -> None:
         pass
-
-    def close(self) -> None:
-        for actor in self._own:
-            ray.kill(actor)

@@ -1,7 +1,98 @@
-"""What a run trains and is measured on. A data set is one small file here and a line in `registry.py`."""
+"""What a run trains and is measured on: the data sets by the name in `data.name`, each one small file here and a line in `DATASETS`."""
 
-from experiments.datasets.dataset import Dataset, KnowledgeBaseSource, ensure_knowledge_bases
-from experiments.datasets.registry import load_dataset
-from retrieval_actors.build import EMBEDDERS
+from __future__ import annotations
 
-__all__ = ["EMBEDDERS", "Dataset", "KnowledgeBaseSource", "ensure_knowledge_bases", "load_dataset"]
+import functools
+import importlib
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from experiments.config import DataConfig, EvaluationConfig, RunConfigError, TrainConfig
+from experiments.datasets.dataset import Dataset, KnowledgeBaseSource, ensure_knowledge_bases, no_training_questions
+from experiments.datasets.paper_sets import PAPER_SETS
+from experiments.datasets.question_file import load_questions
+from experiments.datasets.real_atlas import load_real_atlas
+from experiments.datasets.recorded_steps import load_recorded_steps
+from experiments.datasets.table_sets import load_ottqa, load_wikitables
+from experiments.datasets.two_wiki import load_two_wiki
+from experiments.worlds.atlas import KNOWLEDGE_BASES, Atlas
+from retrieval_actors.build.from_passages import EMBEDDERS
+from retrieval_actors.knowledge_base import FORMAT
+from retrieval_actors.records import Passage
+
+__all__ = ["EMBEDDERS", "Dataset", "KnowledgeBaseSource", "ensure_knowledge_bases", "load_dataset", "training_dataset"]
+
+
+def load_atlas(data: DataConfig, evaluation: EvaluationConfig) -> Dataset:
+    """Validation and held-out worlds share their knowledge bases with each other, and nothing with the training worlds."""
+    train, heldout = (Atlas(split, data.seed, data.worlds, data.countries) for split in ("train", "heldout"))
+    validation = Atlas("validation", data.seed, data.worlds, data.countries, beside=heldout)
+    counts = {train: data.train_questions, validation: evaluation.validation_questions, heldout: evaluation.questions}
+    first, second, third = (atlas.questions(count, data.seed) for atlas, count in counts.items())
+    return Dataset(first, second, third, _atlas_sources("train", (train,), data), _atlas_sources("evaluation", (validation, heldout), data))
+
+
+def _atlas_sources(purpose: str, atlases: Sequence[Atlas], data: DataConfig) -> tuple[KnowledgeBaseSource, ...]:
+    """The name of the folder holds a checksum of its content and format, so that it is built anew for another world or format."""
+
+    def passages(kb: str) -> list[Passage]:
+        return [replace(passage, id=f"{atlas.split}-{passage.id}") for atlas in atlases for passage in atlas.passages(kb)]
+
+    checksum = FORMAT
+    for kb in KNOWLEDGE_BASES:
+        for passage in passages(kb):
+            checksum = zlib.crc32(f"{passage.id}\n{passage.text}\n".encode() + (passage.image or b""), checksum)
+    folder = Path(data.kb_folder) / f"atlas-{purpose}-{checksum:08x}"
+    return tuple(KnowledgeBaseSource(kb, folder / kb, *card, functools.partial(passages, kb)) for kb, card in KNOWLEDGE_BASES.items())
+
+
+DATASETS: dict[str, Callable[[DataConfig, EvaluationConfig], Dataset]] = {
+    "atlas": load_atlas,
+    "real_atlas": load_real_atlas,
+    "2wiki": load_two_wiki,
+    "ottqa": load_ottqa,
+    "wikitables": load_wikitables,
+    **PAPER_SETS,
+    "recorded_steps": load_recorded_steps,
+    "questions": load_questions,
+}
+"""Each reads the questions and names the knowledge bases that they need; it builds nothing. Raises RunConfigError or DataError, one line."""
+
+
+def training_dataset(config: TrainConfig) -> Dataset:
+    """The data set of a run. Raises RunConfigError where it has no training questions, and what `load_dataset` and the check of its knowledge bases
+    raise."""
+    dataset = load_dataset(config.data, config.evaluation, config.retrieval.folders)
+    if why := no_training_questions(dataset, config.data):
+        raise RunConfigError(why)
+    for source in (*dataset.training_kbs, *dataset.evaluation_kbs):
+        source.check()
+    return dataset
+
+
+def load_dataset(data: DataConfig, evaluation: EvaluationConfig, folders: Mapping[str, str]) -> Dataset:
+    """The data set named `data.name`. `folders` (`retrieval.folders`) are added to its knowledge bases, and replace those of the same name.
+    Raises DataError or RunConfigError, one line each. Nothing is built or embedded here."""
+    if data.name in DATASETS:
+        loader = DATASETS[data.name]
+    elif ":" not in data.name:
+        raise RunConfigError(f"data.name is {data.name!r}; expected one of {', '.join(DATASETS)}, or MODULE:FUNCTION")
+    else:
+        module, _, function = data.name.partition(":")
+        try:
+            loader = getattr(importlib.import_module(module), function)
+        except (ImportError, AttributeError) as error:
+            raise RunConfigError(f"data.name is {data.name!r}: {error}; expected MODULE:FUNCTION, importable from here") from None
+    dataset = loader(data, evaluation)
+    if data.name == "recorded_steps":  # nothing is searched
+        return dataset
+    if data.name == "questions" and not folders:
+        raise RunConfigError("retrieval.folders is empty; data.name=questions needs a folder for each knowledge base (see docs/04_data.md)")
+    given = tuple(KnowledgeBaseSource(name, Path(folder)) for name, folder in folders.items())
+
+    def with_given(sources: tuple[KnowledgeBaseSource, ...]) -> tuple[KnowledgeBaseSource, ...]:
+        return tuple({source.name: source for source in (*sources, *given)}.values())
+
+    return replace(dataset, training_kbs=with_given(dataset.training_kbs), evaluation_kbs=with_given(dataset.evaluation_kbs))

@@ -2,116 +2,102 @@
 
 from __future__ import annotations
 
-import functools
 import random
-import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, TypeVar
 
 from experiments.config import DataConfig, EvaluationConfig, RunConfigError
-from retrieval_actors.build import EMBEDDERS, Progress, build_knowledge_base
-from retrieval_actors.knowledge_base import FORMAT, MANIFEST, KnowledgeBase
+from retrieval_actors.build.from_passages import EMBEDDERS, Progress, build_knowledge_base
+from retrieval_actors.folder_lock import hold
+from retrieval_actors.knowledge_base import KnowledgeBase
 from retrieval_actors.records import Passage
-from rollout.episode import RecordedTurn
-from rollout.records import Question
+from retrieval_actors.sources.data_files import DataError, read_records
+from rollout.records import Question, RecordedTurn
+
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
 class KnowledgeBaseSource:
-    """A knowledge base that a data set needs; built into `folder` where it is not there yet."""
+    """A knowledge base that a data set needs; built into `folder` where it does not exist yet."""
 
     name: str
     folder: Path
     retriever_name: str = ""
     description: str = ""
-    passages: Callable[[], Iterable[Passage]] | None = None
-    """None: the folder has to be there."""
+    passages: Callable[[], Iterable[Passage]] | None = None  # None: the folder has to exist
 
     def ensure(self, progress: Progress | None = None) -> str:
-        """The folder, built now if need be. Raises KnowledgeBaseError for a folder that is there and not whole."""
+        """The folder, built now if need be. Raises KnowledgeBaseError for an incomplete folder, FolderHeldError while another process builds it."""
         if self.passages is not None and not self.folder.exists():
-            build_knowledge_base(
-                self.passages(),
-                self.folder,
-                name=self.name,
-                retriever_name=self.retriever_name,
-                description=self.description,
-                modality=self.name,
-                embedder_name=EMBEDDERS[self.name],
-                progress=progress,
-            )
+            with hold(self.folder):
+                card: dict[str, Any] = {"retriever_name": self.retriever_name, "description": self.description, "modality": self.name}
+                build_knowledge_base(
+                    self.passages(), self.folder, name=self.name, **card, embedder_name=EMBEDDERS[self.name], progress=progress
+                )
         return str(self.folder)
 
     def check(self) -> None:
-        """Raises KnowledgeBaseError, naming the file, for a folder that is there and not whole, or that nothing can build."""
-        if self.passages is None or (self.folder / MANIFEST).exists() or self.folder.exists():
+        """Raises KnowledgeBaseError, naming the file, for an incomplete folder, or a missing one that cannot be built."""
+        if self.passages is None or self.folder.exists():
             KnowledgeBase.open(self.folder)
 
 
 @dataclass(frozen=True)
 class Dataset:
     train: Sequence[Question] | Sequence[RecordedTurn]
-    validation: Sequence[Question] | Sequence[RecordedTurn]
-    """What the best policy is chosen by."""
-    heldout: Sequence[Question] | Sequence[RecordedTurn]
-    """What before and after are measured on; nothing is chosen by it."""
+    validation: Sequence[Question] | Sequence[RecordedTurn]  # The best policy is chosen by these
+    heldout: Sequence[Question] | Sequence[RecordedTurn]  # Measured before and after; nothing is chosen by them
     training_kbs: tuple[KnowledgeBaseSource, ...] = ()
     evaluation_kbs: tuple[KnowledgeBaseSource, ...] = ()
-    gold_passages: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    """Question id -> ids of the passages that hold its answer, where the data set says so."""
-    counts: dict[str, int] = field(default_factory=dict)
-    """What was found and what was missing, by name."""
-    notes: tuple[str, ...] = ()
-    """What the user should know before anything starts: pictures that are missing, for instance. One line each."""
+    gold_passages: dict[str, tuple[str, ...]] = field(default_factory=dict)  # Question id -> ids of passages that hold its answer
+    notes: tuple[str, ...] = ()  # One line each: what the user should know before anything starts, such as missing pictures
 
 
 def ensure_knowledge_bases(sources: Sequence[KnowledgeBaseSource], progress: Progress | None = None) -> dict[str, str]:
-    """Knowledge base name -> folder, each built if it is not there."""
     return {source.name: source.ensure(progress) for source in sources}
 
 
+def made_of_records(path: Path, what: str, make: Callable[[str, dict[str, Any]], Made]) -> Iterator[Made]:
+    """`make(FILE:LINE, record)` of each record. Raises DataError with FILE:LINE for a ValueError, and for keys and types that `what` ("an OTT-QA
+    record") does not have."""
+    for where, record in read_records(path):
+        try:
+            yield make(where, record)
+        except (KeyError, TypeError, IndexError, AttributeError) as error:
+            raise DataError(f"{where}: not {what} ({type(error).__name__}: {error})") from None
+        except ValueError as error:
+            raise DataError(f"{where}: {error}") from None
+
+
 def place_of(data: DataConfig, default: str) -> Path:
-    """`data.path`, or where the data set lies in `data.folder`. Raises RunConfigError where there is nothing."""
+    """`data.path`, or `default` in `data.folder`. Raises RunConfigError where nothing is there."""
     path = Path(data.path or Path(data.folder) / default)
     if not path.exists():
         raise RunConfigError(f"data.path is {data.path!r} and {path} is not there; set data.path to where data.name={data.name} lies")
     return path
 
 
-def built_from(
-    name: str, data: DataConfig, card: tuple[str, str], passages: Callable[[], list[Passage]], needed: Iterable[str] = ()
-) -> KnowledgeBaseSource:
-    """A knowledge base `name` (`text`, `text_image` or `table`) of a published data set; `card`: retriever name and description.
-
-    With `data.kb_passages` it holds at most so many passages: those whose id, or whose id before `#`, is among `needed` first. The folder's name
-    holds a checksum of the ids, so that other questions or another bound never meet it.
-    """
-    needed = frozenset(needed)
-    kept = functools.partial(_kept, passages, needed, data.kb_passages) if data.kb_passages else passages
-    folder = data.name.replace(":", ".")
-    if data.kb_passages:
-        folder += f"-{zlib.crc32(chr(10).join(sorted(needed)).encode(), data.kb_passages + FORMAT):08x}"
-    return KnowledgeBaseSource(name, Path(data.kb_folder) / folder / name, *card, kept)
-
-
-def _kept(passages: Callable[[], list[Passage]], needed: frozenset[str], most: int) -> list[Passage]:
-    """In the order of the knowledge base."""
-    found = list(passages())
-    first = [i for i, passage in enumerate(found) if passage.id in needed or passage.id.rpartition("#")[0] in needed]
-    rest = [i for i in range(len(found)) if i not in set(first)]
-    return [found[i] for i in sorted([*first, *rest][: max(most, len(first))])]
+def built_from(name: str, data: DataConfig, card: tuple[str, str], passages: Callable[[], list[Passage]]) -> KnowledgeBaseSource:
+    """A knowledge base `name` (`text`, `text_image` or `table`) of a published data set; `card`: retriever name and description."""
+    return KnowledgeBaseSource(name, Path(data.kb_folder) / data.name.replace(":", ".") / name, *card, passages)
 
 
 def split(
     questions: Sequence[Question], data: DataConfig, evaluation: EvaluationConfig
 ) -> tuple[list[Question], list[Question], list[Question]]:
-    """(train, validation, held-out), drawn by `data.seed`; training gets what is left, at most `data.train_questions`."""
+    """(train, validation, held-out), drawn by `data.seed`. Held-out questions come first, then validation; training gets the rest, at most
+    `data.train_questions`: none of a short file."""
     shuffled = list(questions)
     random.Random(data.seed).shuffle(shuffled)
     held, kept = evaluation.questions, evaluation.questions + evaluation.validation_questions
-    if kept >= len(shuffled):
-        raise RunConfigError(
-            f"evaluation.questions + evaluation.validation_questions is {kept}; {data.path} has {len(shuffled)} questions, training needs some"
-        )
     return shuffled[kept : kept + data.train_questions], shuffled[held:kept], shuffled[:held]
+
+
+def no_training_questions(dataset: Dataset, data: DataConfig) -> str:
+    """Why nothing can be trained with this data set, in one line; empty where something can."""
+    held = f"its {len(dataset.heldout)} held-out and {len(dataset.validation)} validation questions are all there are"
+    use = "lower evaluation.questions or evaluation.validation_questions, or choose another data set (some are for evaluation only)"
+    return "" if dataset.train else f"data.name={data.name} has no training questions: {held}; {use}"

@@ -1,101 +1,65 @@
-"""The six sets that R1-Router is evaluated on, in their published form: questions and answers, without gold steps and without passages.
-
-For evaluation only. Questions are taken in the order of the file, so that the first N are everybody's first N. Knowledge bases are named in
-`retrieval.folders` (the paper's: all of Wikipedia, M-BEIR, Open-WikiTable). Pictures are looked up in `data.image_folder` by their id.
-"""
+"""The six sets that R1-Router is evaluated on, as published: questions and answers, without gold steps and passages. For evaluation only.
+Questions are taken in the order of the file. Knowledge bases are those in `retrieval.folders` (the paper's: all of Wikipedia, M-BEIR,
+Open-WikiTable). Pictures are looked up in `data.image_folder` by their id."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import itertools
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from experiments.config import DataConfig, EvaluationConfig
-from experiments.datasets.dataset import Dataset, place_of
-from experiments.question_file import DataError, read_image, read_lines
-from rewards.paper_evaluator import range_answers
+from experiments.datasets.dataset import Dataset, made_of_records, place_of
+from experiments.datasets.question_file import read_image
+from rewards.answer_metrics import range_answers
 from rollout.records import Image, Question
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".JPEG")
-
-
-def one(record: dict[str, Any]) -> tuple[str, ...]:
-    return (str(record["answer"]),)
-
-
-def several(record: dict[str, Any]) -> tuple[str, ...]:
-    return tuple(str(answer) for answer in record["answer"])
-
-
-def infoseek(record: dict[str, Any]) -> tuple[str, ...]:
-    """Names and their aliases, or every number of a range that the paper's evaluator takes for right."""
-    limits = infoseek_range(record)
-    return tuple(range_answers(*limits)) if limits else tuple(map(str, record["answer_eval"]))
-
-
-def infoseek_range(record: dict[str, Any]) -> tuple[float, float] | None:
-    """Of a numeric question: the lowest and the highest right number."""
-    first = record["answer_eval"][0]
-    return (float(first["range"][0]), float(first["range"][1])) if isinstance(first, dict) else None
-
-
-def no_range(record: dict[str, Any]) -> None:
-    return None
-
-
-@dataclass(frozen=True)
-class PaperSet:
-    file: str
-    answers: Callable[[dict[str, Any]], tuple[str, ...]]
-    pictured: bool = False
-    limits: Callable[[dict[str, Any]], tuple[float, float] | None] = no_range
-
-
-SETS = {
-    "paper_2wiki": PaperSet("2wikimultihopqa_val.jsonl", one),
-    "infoseek": PaperSet("infoseek_val.jsonl", infoseek, pictured=True, limits=infoseek_range),
-    "webqa": PaperSet("webqa_val.jsonl", several, pictured=True),
-    "dynvqa": PaperSet("DynVQA_en.202412.jsonl", several, pictured=True),
-    "openwikitable": PaperSet("openwikitqa_val.jsonl", one),
-    "tabfact": PaperSet("tabfact_val.jsonl", one),
+FILES = {
+    "paper_2wiki": "2wikimultihopqa_val.jsonl",
+    "infoseek": "infoseek_val.jsonl",
+    "webqa": "webqa_val.jsonl",
+    "dynvqa": "DynVQA_en.202412.jsonl",
+    "openwikitable": "openwikitqa_val.jsonl",
+    "tabfact": "tabfact_val.jsonl",
 }
+PICTURED = ("infoseek", "webqa", "dynvqa")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".JPEG")
 
 
 def load_paper_set(name: str, data: DataConfig, evaluation: EvaluationConfig) -> Dataset:
     """The first `evaluation.questions`. Raises DataError with FILE:LINE for a line of another form."""
-    published = SETS[name]
-    path = place_of(data, f"r1router/{published.file}")
-    questions: list[Question] = []
-    pictures = 0
-    for number, (where, record) in enumerate(read_lines(path)):
-        if number == evaluation.questions:
-            break
-        try:
-            image = _picture(where, str(record["image_id"]), data.image_folder) if published.pictured else None
-            answers, limits = published.answers(record), published.limits(record)
-            questions.append(Question(f"{name}-{number}", record["question"], answers, image, None, name, limits))
-        except (KeyError, TypeError, IndexError) as error:
-            raise DataError(f"{where}: not a record of {name} ({type(error).__name__}: {error})") from None
-        pictures += image is not None
-    counts: dict[str, int] = {"questions": len(questions)}
-    notes: tuple[str, ...] = ()
-    if published.pictured:
-        missing = counts["missing_images"] = len(questions) - pictures
-        if missing:
-            notes = (
-                f"{name}: {missing} of {len(questions)} pictures are not in data.image_folder={data.image_folder!r} (expected IMAGE_ID.jpg or "
-                ".png); those questions are asked without, and their figures are not the paper's",
-            )
-    return Dataset((), (), questions, counts=counts, notes=notes)
+    numbers, suffixes = itertools.count(), SUFFIXES if data.image_folder else ()
+
+    def picture(id: str) -> Image | None:
+        names = [f"{id}{suffix}" for suffix in suffixes if (Path(data.image_folder) / f"{id}{suffix}").is_file()]
+        return read_image(names[0], Path(data.image_folder)) if names else None
+
+    def question(where: str, record: dict[str, Any]) -> Question:
+        image = picture(str(record["image_id"])) if name in PICTURED else None
+        answers, limits = _answers(record)
+        return Question(f"{name}-{next(numbers)}", record["question"], answers, image, None, name, limits)
+
+    path = place_of(data, f"r1router/{FILES[name]}")
+    questions = list(itertools.islice(made_of_records(path, f"a record of {name}", question), evaluation.questions))
+    missing = sum(question.image is None for question in questions) if name in PICTURED else 0
+    note = (
+        f"{name}: {missing} of {len(questions)} pictures are not in data.image_folder={data.image_folder!r} (expected IMAGE_ID.jpg or .png); "
+        "those questions are asked without, and their figures are not the paper's"
+    )
+    return Dataset((), (), questions, notes=(note,) if missing else ())
 
 
-def _picture(where: str, image_id: str, folder: str) -> Image | None:
-    for suffix in SUFFIXES if folder else ():
-        if (Path(folder) / f"{image_id}{suffix}").is_file():
-            return read_image(Path(f"{image_id}{suffix}"), Path(folder), where)
-    return None
+def _answers(record: dict[str, Any]) -> tuple[tuple[str, ...], tuple[float, float] | None]:
+    """All right answers and, of a numeric question of InfoSeek, the lowest and the highest right number."""
+    if "answer_eval" not in record:
+        answer = record["answer"]
+        return tuple(map(str, answer)) if isinstance(answer, list) else (str(answer),), None
+    first = record["answer_eval"][0]
+    if not isinstance(first, dict):
+        return tuple(map(str, record["answer_eval"])), None  # a name and its aliases
+    limits = float(first["range"][0]), float(first["range"][1])
+    return tuple(range_answers(*limits)), limits
 
 
-PAPER_SETS = {name: partial(load_paper_set, name) for name in SETS}
+PAPER_SETS = {name: partial(load_paper_set, name) for name in FILES}

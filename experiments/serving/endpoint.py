@@ -1,72 +1,63 @@
-"""The deployment that speaks HTTP: lets questions in while there is room, hands them to a router replica, and to another one if that dies.
-
-It is small (no torch) and starts at once, so that `/health` can tell how far the others are.
-"""
+"""The deployment that speaks HTTP: admits questions while there is room, and sends each to a router replica, and to another one if that dies.
+It is small (no torch) and starts at once, so that `/health` can report how far the others are."""
 
 from __future__ import annotations
 
 import asyncio
+import base64
+import binascii
 import random
+import re
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
+from urllib.parse import unquote_to_bytes
 
 from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import RayServeException, RequestCancelledError
 
-from experiments.serving.api import build_api
-from experiments.serving.gate import Gate
-from experiments.serving.jobs import PolicyReference, RouteJob
-from experiments.serving.metrics import Metrics
-from experiments.serving.pictures import read_picture
-from experiments.serving.refusals import Refusal, too_busy, too_late, unavailable
-from experiments.serving.request_log import RequestLog
-from experiments.serving.schemas import RouteRequest
+from experiments.serving.http_routes import build_api
+from experiments.serving.middleware import Addresses, Admission, Metrics
+from experiments.serving.schemas import PolicyReference, Refusal, RouteJob, RouteRequest, unavailable
 from experiments.serving.settings import ServeSettings, is_loopback
+from retrieval_actors.pictures import PictureError, TooManyPixelsError, decode
 from retrieval_actors.records import KnowledgeBaseCard
+from rollout.records import Image
 
-AGAIN_S = 0.25
-"""Before a question is asked again whose replica has died."""
-HOLD_S = 600
-"""In which all replicas have to load a policy."""
+DATA_URL = re.compile(r"\s*data:[^,]*;\s*base64\s*,", re.I)
+URL_SAFE = bytes.maketrans(b"-_", b"+/")
+RETRY_S = 0.25  # before a question is asked again whose replica has died
+HOLD_S = 600  # within which all replicas have to load a policy
 
 
 class Endpoint:
-    def __init__(self, router: Any, kbs: Any, settings: dict[str, Any], digest: str, examples: list[dict[str, Any]]):
-        """Handles of the other two deployments; `digest` of the API key, empty where none is needed."""
-        self.settings = ServeSettings(**settings)
-        self.examples, self.digest = examples, digest
-        self.metrics, self.log = Metrics(), RequestLog(self.settings.request_log)
-        self.started = int(time.time())
-        self.status, self.progress, self.reload_error = "starting", "starting", ""
-        self.under_way = 0
+    def __init__(self, router: Any, kbs: Any, settings: ServeSettings, digest: str, examples: list[dict[str, Any]]):
+        """`router`, `kbs`: handles of the other two deployments. `digest`: of the API key, empty where none is needed."""
+        self.settings, self.examples, self._digest = settings, examples, digest
+        self.started, self.under_way = int(time.time()), 0
         self.room = self.settings.slots * self.settings.most_replicas + self.settings.queue
-        self.metrics.limit.set(self.room)
-        self.policy: PolicyReference | None = None
+        self.status = self.progress = "starting"
+        self._policy = PolicyReference("", 0)  # until `reconfigure`
         self.catalog: tuple[KnowledgeBaseCard, ...] = ()
-        self._router, self._kbs = router, kbs
-        self._reloading = asyncio.Lock()
-        self._tasks: set[asyncio.Task] = set()
+        self._router, self._kbs, self._reloading = router, kbs, asyncio.Lock()
+        watched = {"slots_in_use": lambda: self.under_way, "slots": lambda: self.room, "policy_version": lambda: self.policy_version}
+        self.metrics = Metrics(self.settings.request_log, watched)
 
     def __serve_build_asgi_app__(self) -> Any:
-        settings = self.settings
         api = build_api(self)
-        return Gate(api, self.digest, settings.max_body_mb * 2**20, is_loopback(settings.host), self.metrics, self.log)
+        body, only_local = self.settings.max_body_mb * 2**20, is_loopback(self.settings.host)
+        api.add_middleware(Admission, digest=self._digest, max_body=body, only_local=only_local, metrics=self.metrics)
+        self.metrics.instrument(api)  # outside of the admission: refused requests count
+        return Addresses(api)
 
-    async def reconfigure(self, config: dict[str, Any]) -> None:
-        """`user_config` of a Serve configuration: another policy there is loaded in place, while the one before it answers."""
-        policy = PolicyReference(config["policy"], config["policy_version"])
-        if self.policy is None:
-            self._use(policy)
-            self._go(self._get_ready())
-        elif policy != self.policy:
-            self._go(self._reload_quietly(policy))
+    async def reconfigure(self, policy: dict[str, Any]) -> None:
+        """Called by Serve once, with the first policy."""
+        self._policy, self._task = PolicyReference(**policy), asyncio.create_task(self._get_ready())
 
     async def reload(self, policy: PolicyReference) -> None:
-        """All replicas load the policy, then new questions go to it; those under way end on the one before. Raises Refusal, and nothing has
-        changed, when it does not load."""
+        """All replicas load the policy, then new questions use it. Raises Refusal when it does not load; then nothing has changed."""
         async with self._reloading:
             try:
                 await asyncio.wait_for(self._router.broadcast("hold", policy).results_async(), HOLD_S)
@@ -75,116 +66,84 @@ class Endpoint:
                 raise Refusal(422, "policy_does_not_load", f"policy {policy.folder}: {reason}", "policy") from None
             except (RayError, RayServeException, TimeoutError):
                 raise unavailable("replica_unavailable", "a router replica is away; nothing has changed, try again") from None
-            self._use(policy)
+            self._policy = policy
 
     async def drain(self) -> None:
-        """Nothing new is let in; returns when all that is under way has ended, at most `drain_s` seconds later."""
+        """Admits nothing new; returns when all running questions have ended, at most `drain_s` seconds later."""
         self.status, self.progress = "draining", "no new questions are taken"
         end = time.monotonic() + self.settings.drain_s
         while self.under_way and time.monotonic() < end:
             await asyncio.sleep(0.05)
 
-    async def health(self) -> dict[str, Any]:
-        """For the process that started the service."""
-        return {"status": self.status, "progress": self.progress}
+    async def health(self) -> tuple[str, str]:
+        """(status, progress), for the process that started the service."""
+        return self.status, self.progress
+
+    @property
+    def policy_version(self) -> int:
+        return self._policy.version
 
     @contextmanager
-    def slot(self) -> Any:
+    def slot(self) -> Iterator[None]:
         """Room for one question. Raises Refusal where there is none, and while nothing can be answered."""
         if self.status != "ready":
             raise unavailable(self.status, f"the service is {self.status}: {self.progress}")
         if self.under_way >= self.room:
-            raise too_busy(self.under_way)
+            raise Refusal(429, "rate_limit_exceeded", f"{self.under_way} questions run or wait; try again in a second", retry_after_s=1)
         self.under_way += 1
-        self.metrics.slots.set(self.under_way)
         try:
             yield
         finally:
             self.under_way -= 1
-            self.metrics.slots.set(self.under_way)
 
-    async def job(self, asked: RouteRequest, request_id: str, events: bool) -> RouteJob:
-        """The question as the router takes it. Raises Refusal for a picture or a knowledge base that cannot be used."""
+    async def job(self, request: RouteRequest, request_id: str) -> RouteJob:
+        """The question for the router. Raises Refusal for a picture or a knowledge base that cannot be used."""
         known = [card.name for card in self.catalog]
-        for kb in asked.kbs or []:
-            if kb not in known:
-                raise Refusal(422, "unknown_knowledge_base", f"knowledge base {kb[:100]!r} is none of {', '.join(known)}", "kbs")
-        image = None
-        if asked.image is not None:
-            image = await asyncio.to_thread(read_picture, asked.image, self.settings.max_megapixels * 1e6, "image")
-        assert self.policy is not None
-        return RouteJob(
-            request_id=request_id,
-            question=asked.question.strip(),
-            image=image,
-            kbs=tuple(dict.fromkeys(asked.kbs)) if asked.kbs else tuple(known),
-            policy=self.policy,
-            seed=(asked.seed if asked.seed is not None else 0 if asked.temperature == 0 else random.getrandbits(62)) % 2**63,
-            deadline_s=min(asked.timeout_s or self.settings.deadline_s, self.settings.deadline_s),
-            deadline_asked=asked.timeout_s is not None and asked.timeout_s < self.settings.deadline_s,
-            max_steps=asked.max_steps,
-            k=asked.k,
-            temperature=asked.temperature,
-            top_p=asked.top_p,
-            max_tokens=asked.max_tokens,
-            events=events,
-            pictures=asked.pictures,
-        )
+        if unknown := [kb for kb in request.kbs or [] if kb not in known]:
+            raise Refusal(422, "unknown_knowledge_base", f"knowledge base {unknown[0][:100]!r} is none of {', '.join(known)}", "kbs")
+        pixels = self.settings.max_megapixels * 1e6
+        image = None if request.image is None else await asyncio.to_thread(read_picture, request.image, pixels)
+        seed = request.seed if request.seed is not None else random.getrandbits(62) if request.sampling_temperature else 0
+        deadline_s = min(request.timeout_s or self.settings.deadline_s, self.settings.deadline_s)
+        request, kbs = request.model_copy(update={"image": None}), tuple(dict.fromkeys(request.kbs or known))
+        return RouteJob(request, request_id, image, kbs, self._policy, seed % 2**63, deadline_s)
 
     async def events(self, job: RouteJob) -> AsyncGenerator[dict[str, Any], None]:
-        """What happens to the question, up to `finished`. Raises Refusal when there is no answer.
-
-        A question whose replica dies is asked again: with its seed and policy version it takes the same path, so that events that were already
-        handed out are not repeated, and the caller notices nothing but the time.
-        """
-        end, told, late = time.monotonic() + job.deadline_s, 0, too_late(job.deadline_s, job.deadline_asked)
-        while True:
-            left = end - time.monotonic()
-            if left <= 0:
-                raise late
+        """The events of the question, up to `finished`. Raises Refusal when there is no answer. A question whose replica dies is asked again: with
+        its seed and policy version it takes the same path, so events that were already sent are skipped."""
+        end, sent = time.monotonic() + job.deadline_s, 0
+        status = 408 if job.deadline_s < self.settings.deadline_s else 504  # 408: the request has set it
+        late = Refusal(status, "deadline_exceeded", f"no answer within {job.deadline_s:g} s; ask for fewer steps, or later")
+        while (left := end - time.monotonic()) > 0:
             stream = self._router.options(stream=True).answer.remote(replace(job, deadline_s=left))
+            number = 0
             try:
-                number = 0
-                async for event in _within(stream, end, late):
-                    if event["event"] == "error":
-                        detail = event["error"]
-                        raise Refusal(event["status"], detail["code"], detail["message"], detail["param"], event["retry_after_s"])
+                while (event := await asyncio.wait_for(anext(stream, None), max(0.0, end - time.monotonic()) + 1)) is not None:
+                    if isinstance(event, Refusal):
+                        raise late if event.code == late.code else event
                     number += 1
-                    if number > told:
-                        told = number
+                    if number > sent:
+                        sent = number
                         self.metrics.count(event)
                         yield event
                 return
+            except TimeoutError:  # the router gives up a second earlier, unless it is away
+                break
             except RayTaskError as error:
-                raise Refusal(500, "internal_error", "the router failed on this question; its log says more") from error
+                raise Refusal(500, "internal_error", "the router failed on this question; see its log") from error
             except RequestCancelledError as error:
-                raise unavailable("cancelled", "the question was given up") from error
+                raise unavailable("cancelled", "the question was cancelled") from error
             except (RayError, RayServeException):  # its replica has died, or is about to
                 self.metrics.retries.inc()
-                await asyncio.sleep(AGAIN_S)
+                await asyncio.sleep(RETRY_S)
             finally:
                 stream.cancel()
-
-    def _use(self, policy: PolicyReference) -> None:
-        self.policy, self.reload_error = policy, ""
-        self.metrics.policy_version.set(policy.version)
-
-    def _go(self, work: Any) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _reload_quietly(self, policy: PolicyReference) -> None:
-        try:
-            await self.reload(policy)
-        except Refusal as refusal:  # nobody waits for it: /health tells
-            self.reload_error = refusal.message
+        raise late
 
     async def _get_ready(self) -> None:
-        """Waits for the knowledge bases, then for a router replica, and says how far they are."""
         self.status = "loading"
-        retriever = asyncio.ensure_future(self._until_it_answers(self._kbs.retriever))
-        router = asyncio.ensure_future(self._until_it_answers(self._router.ready))
+        retriever = asyncio.ensure_future(_until_it_answers(self._kbs.retriever))
+        router = asyncio.ensure_future(_until_it_answers(self._router.ready))
         while not retriever.done():
             with suppress(RayError, RayServeException, TimeoutError):
                 self.progress = f"knowledge bases: {await asyncio.wait_for(self._kbs.progress.remote(), 2)}"
@@ -194,25 +153,27 @@ class Endpoint:
         await router
         self.status, self.progress = "ready", "ready"
 
-    async def _until_it_answers(self, method: Any) -> Any:
-        while True:
-            try:
-                return await method.remote()
-            except (RayError, RayServeException):  # it is being started anew; `progress` says why
-                await asyncio.sleep(1)
 
-    def cards(self) -> list[dict[str, Any]]:
-        keys = ("name", "description", "modality", "passages", "fingerprint")
-        return [{key: card[key] for key in keys} for card in map(asdict, self.catalog)]
-
-
-async def _within(stream: Any, end: float, late: Refusal) -> AsyncIterator[dict[str, Any]]:
-    """The items of a stream, none later than `end` (by `time.monotonic`). Raises `late` when it is."""
-    items = aiter(stream)
+async def _until_it_answers(method: Any) -> Any:
     while True:
         try:
-            yield await asyncio.wait_for(anext(items), max(0.0, end - time.monotonic()) + 1)  # the router gives up first, and says why
-        except StopAsyncIteration:
-            return
-        except TimeoutError:
-            raise late from None
+            return await method.remote()
+        except (RayError, RayServeException):  # it is being restarted; `progress` says why
+            await asyncio.sleep(1)
+
+
+def read_picture(url: str, max_pixels: float) -> Image:
+    """The picture of a data URL. Raises Refusal: 413 for too many pixels (counted before it is decoded), 422 for all but PNG and JPEG."""
+    if not (prefix := DATA_URL.match(url)):
+        raise Refusal(422, "invalid_image_url", "images come as data URLs (data:image/png;base64,...): no address is fetched", "image")
+    digits = unquote_to_bytes(url[prefix.end() :]).translate(URL_SAFE, delete=b" \t\r\n\f=")
+    try:
+        data = base64.b64decode(digits + b"=" * (-len(digits) % 4), validate=True)
+        decode(data, "image", max_pixels)
+    except binascii.Error:
+        raise Refusal(422, "invalid_image", "image is not base64", "image") from None
+    except TooManyPixelsError as error:
+        raise Refusal(413, "image_too_large", str(error), "image") from None
+    except PictureError as error:
+        raise Refusal(422, "invalid_image", str(error), "image") from None
+    return Image.of(data)

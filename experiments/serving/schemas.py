@@ -1,222 +1,125 @@
-"""Bodies of requests and answers. FastAPI checks by them what comes in, and writes the OpenAPI description from them."""
+"""Bodies of requests, answers and errors (FastAPI validates with them, and writes the OpenAPI description), and what a router replica is sent."""
 
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, BeforeValidator, Field, StringConstraints
+from starlette.responses import JSONResponse
+
+from rollout.records import Image
 
 MAX_QUESTION_CHARS = 4000
-MAX_STEPS = 8
-MAX_PASSAGES = 20
-MAX_TOKENS = 1_000_000
-"""What may be asked for; a turn never gets more than the service's rollout.max_new_tokens."""
+MAX_STOPS = 4
+PHASES = {"planned": "plan", "searched": "search", "answered": "answer"}  # event -> the phase of a step that ends with it
 
-QuestionText = Annotated[str, StringConstraints(max_length=MAX_QUESTION_CHARS, pattern=r"\S")]
+
+def _whole_characters(text: Any) -> Any:
+    """Without halves of surrogate pairs: JavaScript clients send them when they cut a text inside an emoji."""
+    return text.encode(errors="replace").decode() if isinstance(text, str) else text
+
+
+def _as_list(stop: Any) -> Any:
+    return [stop] if isinstance(stop, str) else stop
+
+
+QuestionText = Annotated[str, StringConstraints(max_length=MAX_QUESTION_CHARS, pattern=r"\S"), BeforeValidator(_whole_characters)]
 Kbs = Annotated[list[Annotated[str, StringConstraints(max_length=200)]], Field(min_length=1, max_length=64)]
-Steps = Annotated[int, Field(ge=0, le=MAX_STEPS)]
-K = Annotated[int, Field(ge=1, le=MAX_PASSAGES)]
-Temperature = Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)]
-TopP = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
-Tokens = Annotated[int, Field(ge=1, le=MAX_TOKENS)]
-Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
-Seconds = Annotated[float, Field(gt=0, le=3600, allow_inf_nan=False)]
+Stops = Annotated[list[str], Field(max_length=MAX_STOPS), BeforeValidator(_as_list, json_schema_input_type=str | list[str])]
 
 
-class RouteRequest(BaseModel):
+class Options(BaseModel, allow_inf_nan=False):
+    """Options of both kinds of requests; null is the same as leaving one out."""
+
+    kbs: Kbs | None = Field(None, description="Knowledge bases that may be searched; default: all.")
+    max_steps: int | None = Field(None, ge=0, le=8, description="Retrievals at most.")
+    k: int | None = Field(None, ge=1, le=20, description="Passages that are read after a retrieval.")
+    temperature: float | None = Field(None, ge=0, le=2, description="0, the default: the most probable token, always the same answer.")
+    top_p: float | None = Field(None, ge=0, le=1, description="0: the most probable token, as temperature 0.")
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63, description="Same seed, same policy version: same answer.")
+    timeout_s: float | None = Field(None, gt=0, le=3600, description="Seconds for the answer; never more than the service allows.")
+    stream: bool | None = Field(None, description="Server-sent events, one for every step as it happens.")
+
+
+class RouteRequest(Options, extra="forbid", strict=True):
     """A question for `POST /v1/route`."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
-
     question: QuestionText
-    image: str | None = Field(None, description="Data URL of a PNG or JPEG that the question is about.")
-    kbs: Kbs | None = Field(None, description="Knowledge bases that may be asked; all, if not said.")
-    max_steps: Steps | None = Field(None, description="Retrievals that may be made.")
-    k: K | None = Field(None, description="Passages that are read after a retrieval.")
-    temperature: Temperature = Field(0.0, description="0: the most probable token, always the same answer.")
-    top_p: TopP = 1.0
-    max_tokens: Tokens | None = Field(None, description="Of each turn.")
-    seed: Seed | None = Field(None, description="Same seed, same policy version: same answer.")
-    timeout_s: Seconds | None = Field(None, description="Seconds that the answer may take; never more than the service allows.")
-    stream: bool = Field(False, description="Server-sent events, one for every step as it happens.")
-    pictures: bool = Field(False, description="Passages with a picture carry a small version of it.")
+    image: str | None = Field(None, description="Data URL of a picture that the question is about.")
+    max_tokens: int | None = Field(None, ge=1, description="Of each turn; never more than the service allows.")
+    pictures: bool | None = Field(None, description="Passages with a picture carry a small version of it.")
+
+    @property
+    def sampling_temperature(self) -> float:
+        """0: greedy, which `top_p=0` also means."""
+        return 0.0 if self.top_p == 0 else self.temperature or 0.0
 
 
-class Passage(BaseModel):
-    id: str
-    title: str
-    text: str
-    score: float
-    error: str
-    image: str | None = None
+@dataclass(frozen=True)
+class PolicyReference:
+    """Which weights answer."""
+
+    folder: str  # in Hugging Face format, or a name on the hub; every node must be able to read it
+    version: int  # every answer carries it
 
 
-class Step(BaseModel):
-    """One turn of the path: what was asked, where, what came back, what was read from it."""
+@dataclass(frozen=True)
+class RouteJob:
+    """A question as a router replica gets it."""
 
-    thought: str | None
-    decision: Literal["retrieve", "stop", "malformed"]
-    sub_question: str | None
-    kb: str | None
-    passages: list[Passage]
-    answer_thought: str | None
-    sub_answer: str | None
-    seconds: dict[str, float] = Field(description="Of the phases plan, search and answer.")
-
-
-class Usage(BaseModel):
-    """Tokens, summed over all turns of the episode."""
-
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
+    request: RouteRequest
+    request_id: str
+    image: Image | None
+    kbs: tuple[str, ...]  # that may be searched
+    policy: PolicyReference
+    seed: int  # a request that is tried again gives the same answer
+    deadline_s: float  # from now
 
 
-class RouteAnswer(BaseModel):
-    """The whole trajectory."""
+class ChatRequest(Options, extra="allow"):
+    """As OpenAI's clients send it. The last message of role user is the question; other messages are not read. Parameters that would change the
+    answer and are not supported are refused; others are ignored."""
 
-    id: str
-    question: str
-    answer: str
-    thought: str | None
-    steps: list[Step]
-    retrievals: int
-    finish_reason: Literal["stop", "length"]
-    policy_version: int
-    usage: Usage
-    seconds: float
+    messages: Annotated[list[dict[str, Any]], Field(min_length=1)]
+    model: str | None = Field(None, description="As in /v1/models; optional.")
+    stream_options: dict[str, Any] | None = Field(None, description="`include_usage`: the last chunk has the tokens.")
+    max_tokens: int | None = Field(None, description="Of each turn; 0 or less: as many as the service allows.")
+    max_completion_tokens: int | None = Field(None, description="The same; wins over max_tokens.")
+    stop: Stops | None = Field(None, description=f"The answer ends before the first of these texts; {MAX_STOPS} at most.")
 
 
-class TextPart(BaseModel):
-    type: Literal["text"]
-    text: str
-
-
-class ImageUrl(BaseModel):
-    url: str = Field(description="A data URL of a PNG or JPEG.")
-    detail: str | None = None
-
-
-class ImagePart(BaseModel):
-    type: Literal["image_url"]
-    image_url: ImageUrl
-
-
-class Message(BaseModel):
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[Annotated[TextPart | ImagePart, Field(discriminator="type")]] | None = None
-
-
-class StreamOptions(BaseModel):
-    include_usage: bool = False
-
-
-class ChatRequest(BaseModel):
-    """As OpenAI's clients send it. The question is the last user message: every question stands alone. Parameters that would change the answer
-    and that this service does not have are refused, others that clients send by habit are ignored."""
-
-    model_config = ConfigDict(extra="allow")
-
-    model: str
-    messages: Annotated[list[Message], Field(min_length=1, max_length=200)]
-    stream: bool | None = False
-    stream_options: StreamOptions | None = None
-    temperature: Temperature | None = None
-    top_p: TopP | None = None
-    max_tokens: Tokens | None = None
-    max_completion_tokens: Tokens | None = None
-    n: int | None = None
-    seed: Seed | None = None
-    kbs: Kbs | None = Field(None, description="Extension: knowledge bases that may be asked.")
-    max_steps: Steps | None = Field(None, description="Extension: retrievals that may be made.")
-    k: K | None = Field(None, description="Extension: passages that are read after a retrieval.")
-    timeout_s: Seconds | None = None
-
-
-class ChatMessage(BaseModel):
-    role: Literal["assistant"] = "assistant"
-    content: str
-    refusal: None = None
-    reasoning_content: str | None = Field(None, description="The path: every query, where it went, and what it brought.")
-
-
-class Choice(BaseModel):
-    index: int = 0
-    message: ChatMessage
-    logprobs: None = None
-    finish_reason: Literal["stop", "length"]
-
-
-class ChatCompletion(BaseModel):
-    id: str
-    object: Literal["chat.completion"] = "chat.completion"
-    created: int
-    model: str
-    system_fingerprint: str = Field(description="The policy version.")
-    choices: list[Choice]
-    usage: Usage
-    policy_version: int
-
-
-class Model(BaseModel):
-    id: str
-    object: Literal["model"] = "model"
-    created: int
-    owned_by: str = "r1-router"
-    policy_version: int
-
-
-class ModelList(BaseModel):
-    object: Literal["list"] = "list"
-    data: list[Model]
-
-
-class KnowledgeBase(BaseModel):
-    name: str
-    description: str
-    modality: str
-    passages: int
-    fingerprint: str
-
-
-class Health(BaseModel):
-    status: Literal["starting", "loading", "ready", "draining"]
-    progress: str
-    model: str
-    policy_version: int
-    kbs: list[KnowledgeBase]
-    under_way: int
-    reload_error: str | None = None
-
-
-class Example(BaseModel):
-    question: str
-    image: str | None = None
-
-
-class ExampleList(BaseModel):
-    data: list[Example]
-
-
-class ReloadRequest(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
+class ReloadRequest(BaseModel, extra="forbid", strict=True):
+    """Which policy is loaded; also the answer once it is."""
 
     policy: Annotated[str, StringConstraints(min_length=1, max_length=4096)] = Field(description="A policy folder.")
     policy_version: Annotated[int, Field(ge=0, lt=2**63)]
 
 
-class Reloaded(BaseModel):
-    policy: str
-    policy_version: int
-
-
-class ErrorDetail(BaseModel):
-    message: str
-    type: str
-    param: str | None
-    code: str | None
-
-
 class Error(BaseModel):
-    error: ErrorDetail
+    error: dict[Literal["message", "type", "param", "code"], str | None]
 
 
-Json = dict[str, Any]
+ERROR_TYPES = {401: "authentication", 429: "rate_limit", 500: "server", 503: "service_unavailable", 504: "timeout"}
+"""Status -> OpenAI's error type, before `_error`; all others are `invalid_request_error`."""
+
+
+@dataclass(eq=False)
+class Refusal(Exception):
+    """A request is answered with an error, in the form that OpenAI's clients know."""
+
+    status: int
+    code: str  # for programs
+    message: str  # one line for people
+    param: str | None = None
+    retry_after_s: int | None = None
+
+    def body(self) -> dict[str, Any]:
+        kind = ERROR_TYPES.get(self.status, "invalid_request")
+        return {"error": {"message": self.message, "type": f"{kind}_error", "param": self.param, "code": self.code}}
+
+    def response(self) -> JSONResponse:
+        headers = {} if self.retry_after_s is None else {"retry-after": str(self.retry_after_s)}
+        return JSONResponse(self.body(), self.status, headers | ({"www-authenticate": "Bearer"} if self.status == 401 else {}))
+
+
+def unavailable(code: str, message: str) -> Refusal:
+    return Refusal(503, code, message, retry_after_s=2)

@@ -1,4 +1,4 @@
-"""Passages as JSON Lines: one object a line, with `text` and optionally `title`, `id` (or `idx`) and `image`."""
+"""Records that are a passage each: texts (Search-R1, DPR, BEIR), captioned pictures, candidates of M-BEIR."""
 
 from __future__ import annotations
 
@@ -7,59 +7,113 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from retrieval_actors.pictures import read_picture
 from retrieval_actors.records import Passage
-from retrieval_actors.sources.picture_files import read_picture
-from retrieval_actors.sources.source import JsonLines, Place, SourceError, id_of, text_of
+from retrieval_actors.sources.data_files import DataError
+from retrieval_actors.sources.source import Source, id_of, picture_of, text_of
+
+TEXT_KEYS = ("text", "contents")
+ID_KEYS = ("id", "idx", "_id")
+CAPTION_FILES = ("captions.jsonl", "metadata.jsonl")
+PICTURE_KEYS = ("file", "file_name")
+MBEIR_KEYS = {"text": ("txt",), "image": ("img_path",), "image,text": ("img_path", "txt")}  # modality of a candidate -> the keys it needs
 
 
 @dataclass(frozen=True)
-class PassageLines(JsonLines):
+class PassageLines(Source):
+    """DPR's corpus is a table with the columns `id`, `text`, `title`; in Search-R1's, `contents` is the quoted title, a line break, the text."""
+
     name = "passages"
-    form = "an object with 'text' or 'title' on each line, and optionally 'id' and 'image' (a path)"
+    form = "records with 'text' (or 'contents') or 'title', and optionally 'id' and 'image' (a path, or bytes)"
 
     title_from: str = ""
     """Keys that the title is made of, with commas between them (`country,section,field`); empty: `title`."""
+    text_from: str = ""
+    """Key of the text; empty: `text`, or `contents`."""
 
     @classmethod
     def recognises(cls, path: Path, entry: dict[str, Any]) -> bool:
-        return "text" in entry or "title" in entry or (path.is_dir() and bool(_lines_files(path)))
+        return any(key in entry for key in (*TEXT_KEYS, "title"))
+
+    def passages(self, record: dict[str, Any], file: Path, default_id: str) -> Iterable[Passage]:
+        title = self._title(record)
+        key = self.text_from or next((key for key in TEXT_KEYS if key in record), "")
+        if self.text_from and key not in record:
+            raise ValueError(f"text_from names {key!r}, found the keys {sorted(record)}")
+        if not key and not title and "title" not in record:
+            raise ValueError(f"expected 'text', 'contents' or 'title', found the keys {sorted(record)}; text_from=KEY names another")
+        text = text_of(record, key, "")
+        first, _, rest = text.partition("\n")
+        if key == "contents" and not title and len(first) > 1 and first[0] == first[-1] == '"':
+            title, text = first[1:-1], rest
+        own_id = next((id_of(record, key) for key in ID_KEYS if record.get(key) is not None), default_id)
+        yield Passage(id=own_id, title=title, text=text, image=picture_of(record, "image", file.parent))
+
+    def _title(self, record: dict[str, Any]) -> str:
+        keys = [key.strip() for key in (self.title_from or "title").split(",")]
+        if self.title_from and (missing := [key for key in keys if key not in record]):
+            raise ValueError(f"title_from names {missing[0]!r}, found the keys {sorted(record)}")
+        return " | ".join(filter(None, (text_of(record, key, "") for key in keys)))
+
+
+@dataclass(frozen=True)
+class CaptionedPictures(Source):
+    """`file` (or `file_name`) is the path of a PNG or JPEG, and the id of the passage if there is no `id`."""
+
+    name = "captions"
+    form = "an object with 'file' (a path) and 'caption' on each line, and optionally 'entity' and 'id'"
+    modality = "text_image"
+
+    images: str = ""
+    """Folder that the paths are relative to, as seen from that of the captions; empty: that one itself."""
+
+    @classmethod
+    def recognises(cls, path: Path, entry: dict[str, Any]) -> bool:
+        if path.is_dir():
+            return any((path / name).is_file() for name in CAPTION_FILES)
+        return any(key in entry for key in PICTURE_KEYS) and ("caption" in entry or "text" in entry)
 
     def parts(self, path: Path) -> list[list[Path]]:
-        """A folder is read file by file: every *.jsonl in it, also packed ones."""
+        """Of a folder, the file of captions."""
         if not path.is_dir():
             return [[path]]
-        files = _lines_files(path)
-        if not files:
-            raise SourceError(f"{path}: no *.jsonl in this folder; source={self.name} expects {self.form}")
-        return [[file] for file in files]
+        if not (found := [path / name for name in CAPTION_FILES if (path / name).is_file()]):
+            raise DataError(f"{path}: neither {' nor '.join(CAPTION_FILES)} in this folder; expected {self.form}")
+        return [found[:1]]
 
-    def of_entry(self, entry: dict[str, Any], place: Place) -> Iterable[Passage]:
-        title, text, image = self._title(entry), text_of(entry, "text", ""), text_of(entry, "image", "")
-        if not title and not text:
-            raise ValueError(f"expected 'text' or 'title', found the keys {sorted(entry)}")
-        yield Passage(
-            id=self._id(entry, place),
-            title=title,
-            text=text,
-            image=read_picture(place.file.parent, image) if image else None,
-        )
-
-    def _title(self, entry: dict[str, Any]) -> str:
-        if not self.title_from:
-            return text_of(entry, "title", "")
-        keys = [key.strip() for key in self.title_from.split(",")]
-        if missing := [key for key in keys if key not in entry]:
-            raise ValueError(f"title_from names {missing[0]!r}, found the keys {sorted(entry)}")
-        return " | ".join(filter(None, (text_of(entry, key, "") for key in keys)))
-
-    def _id(self, entry: dict[str, Any], place: Place) -> str:
-        """Without one, the number of the line from 0, with the file's name in front where there are several."""
-        for key in ("id", "idx"):
-            if key in entry:
-                return id_of(entry, key)
-        number = str(place.line - 1)
-        return number if place.file == place.root else f"{place.file.relative_to(place.root)}:{number}"
+    def passages(self, record: dict[str, Any], file: Path, default_id: str) -> Iterable[Passage]:
+        picture = text_of(record, next((key for key in PICTURE_KEYS if key in record), PICTURE_KEYS[0]))
+        caption = text_of(record, "caption" if "caption" in record else "text")
+        entity = text_of(record, "entity", "")
+        own_id = id_of(record, "id") if record.get("id") is not None else picture
+        image = read_picture(file.parent / self.images, picture)
+        yield Passage(id=own_id, title="" if entity in caption else entity, text=caption, image=image)
 
 
-def _lines_files(folder: Path) -> list[Path]:
-    return sorted(file for ending in ("*.jsonl", "*.jsonl.gz", "*.jsonl.bz2") for file in folder.glob(ending))
+@dataclass(frozen=True)
+class MbeirCandidates(Source):
+    """JSON Lines of M-BEIR's `cand_pool/`, as published with UniIR (arXiv 2311.17136); paths are relative to the folder with `mbeir_images/`."""
+
+    name = "mbeir"
+    form = "a candidate of M-BEIR with 'did', 'modality' (text, image, or image,text), 'txt' and 'img_path' on each line"
+    modality = "text_image"
+
+    images: str = ""
+    """Folder that `img_path` is relative to, as seen from that of SOURCE; empty: the nearest one above SOURCE that has `mbeir_images/`."""
+
+    @classmethod
+    def recognises(cls, path: Path, entry: dict[str, Any]) -> bool:
+        return "did" in entry and "modality" in entry
+
+    def passages(self, record: dict[str, Any], file: Path, default_id: str) -> Iterable[Passage]:
+        modality = ",".join(sorted(text_of(record, "modality").split(",")))
+        if modality not in MBEIR_KEYS:
+            raise ValueError(f"'modality' is {record['modality']!r}, expected one of {'; '.join(MBEIR_KEYS)}")
+        content = {key: text_of(record, key) for key in MBEIR_KEYS[modality]}
+        image = read_picture(self._folder(file), content["img_path"]) if "img_path" in content else None
+        yield Passage(id=id_of(record, "did"), text=content.get("txt", ""), image=image)
+
+    def _folder(self, file: Path) -> Path:
+        if self.images:
+            return file.parent / self.images
+        return next((folder for folder in file.absolute().parents if (folder / "mbeir_images").is_dir()), file.parent)

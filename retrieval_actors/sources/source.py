@@ -1,97 +1,48 @@
-"""What a source of passages is: files, the records in them, and the passages of a record.
-
-A new source is one small class: see "Adding a source" in docs/knowledge_bases.md.
-"""
+"""What a source of passages is: data files, and the passages of a record in them. To add one: docs/05_knowledge_bases.md."""
 
 from __future__ import annotations
 
-import bz2
-import gzip
-import json
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, ClassVar, cast
+from typing import Any, ClassVar, TypeVar
 
+from retrieval_actors.pictures import decode, read_picture
 from retrieval_actors.records import Passage
+from retrieval_actors.sources.data_files import DataError, data_files
 
-
-class SourceError(ValueError):
-    """A record that is not what the source says it is; the message is one line that begins with FILE:LINE, or with the path."""
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a record stands; written as FILE:LINE."""
-
-    file: Path
-    line: int
-    """From 1: of its first line, where a record has several."""
-    root: Path
-    """What the user named: the file itself, or a folder above it."""
-
-    def __str__(self) -> str:
-        return f"{self.file}:{self.line}"
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
 class Source:
-    """A form that passages come in. The fields of a subclass are its settings, given as `key=value` on the command line."""
+    """The fields of a subclass are its settings, `key=value` on the command line."""
 
-    name: ClassVar[str]
-    """How it is asked for: `source=NAME`."""
-    form: ClassVar[str]
-    """What is expected, for messages: one phrase."""
-    modality: ClassVar[str] = "text"
-    """Of the knowledge base, unless the user says another: `text`, `text_image` or `table`."""
+    name: ClassVar[str]  # as in `source=NAME`
+    form: ClassVar[str]  # what is expected, for messages: one phrase
+    modality: ClassVar[str] = "text"  # default of the knowledge base: `text`, `text_image` or `table`
 
     @classmethod
     def recognises(cls, path: Path, entry: dict[str, Any]) -> bool:
-        """Whether `source=auto` should take this one. `entry`: the JSON object in the first line, empty where that is none."""
+        """Whether `source=auto` means this one. `entry`: the first record, empty if it is no object."""
         raise NotImplementedError
 
     def parts(self, path: Path) -> list[list[Path]]:
-        """The files to read, in order, in groups that may be read side by side. Raises SourceError where there are none."""
-        return [[path]]
+        """The files, in groups that may be read in parallel; by default each file of a folder. Raises DataError if there are none."""
+        if not path.is_dir():
+            return [[path]]
+        if not (files := data_files(path)):
+            raise DataError(f"{path}: no data file in this folder; source={self.name} expects {self.form}")
+        return [[file] for file in files]
 
-    def records(self, file: Path) -> Iterator[tuple[int, bytes]]:
-        """(line number from 1, bytes) of each record of a file; here a record is a line."""
-        with open_file(file) as lines:
-            yield from enumerate(lines, 1)
-
-    def passages(self, record: bytes, place: Place) -> Iterable[Passage]:
-        """The passages of one record, none if it is left out on purpose. Raises ValueError or OSError, one line, for a broken one."""
+    def passages(self, record: Any, file: Path, default_id: str) -> Iterable[Passage]:
+        """The passages of one record, none if it is left out; `default_id` is for one without. Raises ValueError or OSError, one line."""
         raise NotImplementedError
-
-
-class JsonLines(Source):
-    """One JSON object a line."""
-
-    def passages(self, record: bytes, place: Place) -> Iterable[Passage]:
-        try:
-            entry = json.loads(record)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"not JSON ({error.msg} at column {error.colno}); expected {self.form}") from None
-        except UnicodeDecodeError as error:
-            raise ValueError(f"not UTF-8 (byte {error.start}); expected {self.form}") from None
-        if not isinstance(entry, dict):
-            raise ValueError(f"expected a JSON object, found {type(entry).__name__}")
-        return self.of_entry(entry, place)
-
-    def of_entry(self, entry: dict[str, Any], place: Place) -> Iterable[Passage]:
-        """The passages of one object. Raises ValueError or OSError, one line, for a broken one."""
-        raise NotImplementedError
-
-
-def open_file(file: Path) -> IO[bytes]:
-    """The bytes of a file, unpacked where its name ends in .gz or .bz2."""
-    if file.suffix == ".gz":
-        return cast("IO[bytes]", gzip.open(file, "rb"))
-    return bz2.open(file, "rb") if file.suffix == ".bz2" else file.open("rb")
 
 
 def text_of(entry: dict[str, Any], key: str, default: str | None = None) -> str:
-    """The text under `key`; `null` counts as absent. Raises ValueError where there is none and no default, or something else."""
+    """The text under `key`; `null` counts as absent. Raises ValueError for another type, and if it is absent without a default."""
     value = entry.get(key)
     if value is None:
         if default is None:
@@ -103,8 +54,48 @@ def text_of(entry: dict[str, Any], key: str, default: str | None = None) -> str:
 
 
 def id_of(entry: dict[str, Any], key: str) -> str:
-    """The id under `key`, a text or an integer. Raises ValueError for anything else."""
+    """The id under `key`, a text or a whole number: 7, 7.0 and "7" are the same. Raises ValueError for anything else."""
     value = entry.get(key)
+    if isinstance(value, float) and value.is_integer():  # an integer column with missing values, from pandas
+        value = int(value)
     if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
         raise ValueError(f"{key!r} must be a text or a whole number, found {value!r}")
     return str(value)
+
+
+def picture_of(entry: dict[str, Any], key: str, folder: Path) -> bytes | None:
+    """The picture under `key`: a path inside `folder`, or Hugging Face's `{"bytes", "path"}`. Raises ValueError, also if it does not decode."""
+    value = entry.get(key)
+    if isinstance(value, dict):
+        value = value.get("bytes") or value.get("path")
+    if isinstance(value, bytes):
+        decode(value, f"the picture in {key!r}")
+        return value
+    name = text_of({key: value}, key, "")
+    return read_picture(folder, name) if name else None
+
+
+def word_windows(text: str, words: int, stride: int) -> Iterator[str]:
+    """Windows of `words` words, one every `stride` words; the last may be shorter. Raises ValueError for a stride that leaves words out."""
+    if not 0 < stride <= words:
+        raise ValueError(f"windows of {words} words, {stride} apart: expected 0 < stride <= words")
+    split = text.split()
+    for start in range(0, len(split), stride):
+        yield " ".join(split[start : start + words])
+        if start + words >= len(split):
+            return
+
+
+def in_chunks(items: Iterable[Item], size_of: Callable[[Item], int], most_size: float, most: float = math.inf) -> Iterator[list[Item]]:
+    """Runs of at most `most` items and, unless it is a single one, of at most `most_size` together."""
+    chunk: list[Item] = []
+    chunk_size = 0
+    for item in items:
+        size = size_of(item)
+        if chunk and (len(chunk) == most or chunk_size + size > most_size):
+            yield chunk
+            chunk, chunk_size = [], 0
+        chunk.append(item)
+        chunk_size += size
+    if chunk:
+        yield chunk

@@ -1,0 +1,18 @@
+"""Generation engines, and the choice between them."""
+
+from __future__ import annotations
+
+from rollout.config import RolloutConfig
+from rollout.engines.base import Engine
+from rollout.policy import Policy
+
+
+def make_engine(policy: Policy, config: RolloutConfig) -> Engine:
+    """The engine that `rollout.engine` names. Raises `RuntimeError` when vLLM is not installed."""
+    if config.engine == "transformers":
+        from rollout.engines.transformers_engine import TransformersEngine
+
+        return TransformersEngine(policy, config.slots, config.batch_tokens)
+    from rollout.engines.vllm_engine import VllmEngine  # an optional package
+
+    return VllmEngine(policy, config.slots)

@@ -1,116 +1,119 @@
-"""What a generation engine takes and gives: prompt token ids in, response token ids and their log-probabilities out.
-
-An engine is driven by whoever holds it: requests are submitted at any time, and every call of `collect` goes on with all of them and hands out
-the responses that have ended since. `generate` is that in one call, for those who have nothing else to do meanwhile.
-"""
+"""The interface of a generation engine: prompt token ids in, response token ids and their log-probs out. Requests are submitted at any time; every
+call of `collect` goes on with all of them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 
-from rollout.engines.stats import EngineStats
-from rollout.records import Image
-
-FinishReason = Literal["stop", "length", "abort"]
+from rollout.config import RolloutConfig
+from rollout.nan_check import refuse_logprobs
+from rollout.policy import Policy
+from rollout.records import AllowedTokens, FinishReason, Image, Turn, TurnKind
 
 
 @dataclass(frozen=True)
 class Sampling:
-    temperature: float = 1.0
-    """0: greedy."""
+    temperature: float = 1.0  # 0: greedy
     top_p: float = 1.0
-    top_k: int = 0
-    """0: no limit."""
+    top_k: int = 0  # 0: no limit
     max_new_tokens: int = 64
+
+    @classmethod
+    def of(cls, config: RolloutConfig) -> Sampling:
+        return cls(config.temperature, config.top_p, config.top_k, config.max_new_tokens)
 
 
 @dataclass(frozen=True)
 class Request:
-    """One prompt and how many independent responses it wants."""
+    """One prompt, and how many independent responses to it."""
 
-    prompt_ids: np.ndarray
-    """(tokens,) int32, with the picture's placeholder tokens where `image` is given."""
+    prompt_ids: np.ndarray  # (tokens,) int32
     image: Image | None
     siblings: int
-    seed: int
-    """Sibling j draws from the random stream (seed, j) alone: its response does not depend on what else is in the batch."""
+    seed: int  # sibling j draws from the random stream (seed, j) alone: its response does not depend on what else is in the batch
     sampling: Sampling = Sampling()
+
+    def check_context(self, context: int) -> None:
+        """Raises `ValueError` when prompt and response are longer than the model's context, or nothing is asked for."""
+        prompt, room = len(self.prompt_ids), self.sampling.max_new_tokens
+        if self.siblings < 1 or room < 1:
+            raise ValueError(f"a request for {self.siblings} responses of up to {room} tokens; expected at least one of each")
+        if prompt + room > context:
+            too_long = f"a prompt of {prompt} tokens and a response of up to {room} do not fit the policy's context of {context}"
+            raise ValueError(f"{too_long}; lower rollout.passages, rollout.max_passage_chars or rollout.max_new_tokens")
 
 
 @dataclass(frozen=True)
 class Response:
-    ids: np.ndarray
-    """(tokens,) int32, with the end token where one was sampled."""
-    logprobs: np.ndarray
-    """(tokens,) float32, nats, at temperature 1 over the whole vocabulary: what a learner computes for the same tokens."""
-    sampled_logprobs: np.ndarray
-    """(tokens,) float32, nats, of the distribution that was drawn from: after temperature, top-k, top-p and banned tokens; 0 when greedy."""
-    finish_reason: FinishReason
-    policy_version: int
-    """Of the weights that sampled it, all of it."""
-
-
-@dataclass(frozen=True)
-class Finished:
-    """One response, as soon as it has ended; its siblings may still be running."""
+    """One sibling of the request with this ticket, as soon as it has ended; the others may still be running."""
 
     ticket: int
-    """What `submit` returned."""
     sibling: int
-    response: Response
+    ids: np.ndarray  # (tokens,) int32, with the end token where one was sampled
+    logprobs: np.ndarray
+    """(tokens,) float32, nats: at `temperature`, among the `allowed` tokens; at temperature 1 without limits, and when greedy, among all."""
+    finish_reason: FinishReason
+    policy_version: int
+    temperature: float = 1.0
+    allowed: AllowedTokens | None = None  # None: all
+
+    def __post_init__(self) -> None:
+        refuse_logprobs(self.logprobs, self.policy_version)
+
+    def turn(self, kind: TurnKind, policy: Policy) -> Turn:
+        text = policy.decode(self.ids)
+        return Turn(kind, self.ids, self.logprobs, self.finish_reason, self.policy_version, text, self.temperature, self.allowed)
+
+
+@dataclass
+class EngineStats:
+    """Counted since the engine was made; slots are summed over decode steps."""
+
+    sampled_tokens: int = 0
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
+    slot_steps_used: int = 0
+    slot_steps_available: int = 0
 
 
 class Engine(Protocol):
-    policy_version: int
-    """Version of the weights that are loaded; -1 before the first update."""
-
-    @property
-    def stats(self) -> EngineStats:
-        """What it has done so far; to be read at any time."""
-        ...
+    policy: Policy
+    policy_version: int  # of the weights that are loaded; -1 before the first update
+    stats: EngineStats
 
     def submit(self, request: Request) -> int:
-        """Take a request in; returns its ticket. Raises `ValueError` for a prompt that can never fit."""
-        ...
+        """Returns the ticket of the request. Raises `ValueError` for a prompt that can never fit."""
 
-    def collect(self, wait_s: float = 0.0) -> list[Finished]:
-        """Go on with what was submitted, and hand out the responses that have ended since the last call, maybe none.
-
-        An engine of this process decodes a little in every call; one that runs elsewhere waits up to `wait_s` seconds for something to end.
-        """
-        ...
+    def collect(self, wait_s: float = 0.0) -> list[Response]:
+        """Decode a little, and return the responses that have ended. An engine of another process is waited for up to `wait_s` seconds."""
 
     @property
     def unfinished(self) -> int:
-        """Responses that were asked for and have not been handed out."""
-        ...
+        """Responses that were asked for and not returned yet."""
 
     def abort(self, tickets: Iterable[int]) -> None:
-        """Give up these requests; siblings that are not finished are handed out with what they have, as `abort`."""
-        ...
-
-    def pause(self) -> None:
-        """Nothing is decoded until `resume`; nothing is lost. Submitting goes on."""
-        ...
-
-    def resume(self) -> None: ...
+        """Drop these requests; works after any exception, too."""
 
     def update_weights(self, version: int, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Replace all parameters. Responses that are under way begin again from their prompts, with the same random stream: no key, value or token
-        of the old weights is left. Raises `ValueError` when a name or a shape does not fit; the old weights are then still whole."""
-        ...
+        """Replace all parameters. Responses under way begin again from their prompts, with the same random stream. Raises `ValueError`, and keeps
+        the old weights, when a name or a shape does not fit."""
 
 
 def generate(engine: Engine, requests: Sequence[Request]) -> list[list[Response]]:
-    """Responses of each request, in the order of the requests. To be used when nothing else is under way."""
-    places = {engine.submit(request): i for i, request in enumerate(requests)}
-    found: list[dict[int, Response]] = [{} for _ in requests]
-    while engine.unfinished:
-        for finished in engine.collect(wait_s=1.0):
-            found[places[finished.ticket]][finished.sibling] = finished.response
-    return [[siblings[j] for j in sorted(siblings)] for siblings in found]
+    """The responses to each request, in their order. For an engine with nothing else under way; an exception leaves nothing behind."""
+    tickets: list[int] = []
+    found: dict[tuple[int, int], Response] = {}
+    try:
+        for request in requests:
+            tickets.append(engine.submit(request))
+        while engine.unfinished:
+            found |= {(response.ticket, response.sibling): response for response in engine.collect(wait_s=1.0)}
+    except BaseException:
+        engine.abort(tickets)
+        raise
+    return [[found[ticket, j] for j in range(request.siblings)] for ticket, request in zip(tickets, requests, strict=True)]

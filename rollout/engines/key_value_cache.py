@@ -1,155 +1,186 @@
-"""The keys and values of everything under way, within a budget of tokens: prompts on shelves by length, responses in a slab of their own."""
+"""Responses under way, one in each slot, and the cache of their keys and values, within a budget of tokens: prompts in buckets by length."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import deque
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 
-from rollout.engines.key_value_slab import CacheShape, Shelf, Slab
-from rollout.engines.shared_prompt_attention import Decode, ShelfInUse
-from rollout.engines.slots import FEWEST_ROWS, Block, Group, Slots
+from rollout.engines.base import Request
+from rollout.engines.shared_prompt_attention import Block, Decode, LengthBucket, Slab
 
-SHORTEST_SHELF = 64
-MOST_LANES = 8
-"""Siblings that share one copy of their prompt; more siblings get more copies."""
-COLUMNS = 16
-"""Responses are computed in multiples of so many tokens."""
+FEWEST_ROWS = 8  # of a matrix product: with fewer than four rows, CPU kernels add in another order
+SHORTEST_BUCKET = 64
+MOST_LANES = 8  # siblings that share one copy of their prompt; more siblings have more copies
+COLUMNS = 16  # response lengths are rounded up to a multiple of it
+
+
+@dataclass(eq=False)
+class Group:
+    """A request and its siblings; `outside`: those that are neither finished nor in a slot."""
+
+    ticket: int
+    request: Request
+    outside: deque[int]
+    blocks: list[Block] = field(default_factory=list)  # empty before its prefill, and after its last sibling has left
+    logits: torch.Tensor | None = None  # (vocabulary,) float32, of the first token
+    next_position: int = 0  # M-RoPE position of the first token
+
+
+@dataclass(eq=False)
+class RunningResponse:
+    group: Group
+    sibling: int
+    block: Block
+    lane: int
+    allowed: list[np.ndarray] = field(default_factory=list)  # as each token, where the sampling is limited
+
+
+class Slots:
+    """Arrays have one row per slot; `length` counts sampled tokens. A free slot is a hole until a row enters, or `close_holes` moves one there."""
+
+    def __init__(self, slots: int):
+        self.slots, self.rows = slots, dict[int, RunningResponse]()
+        places = max(slots, FEWEST_ROWS)
+        self.length, self.limit, self.position = (np.zeros(places, np.int64) for _ in range(3))
+        self.ids, self.logprobs, self.draws = (np.zeros((places, 0), kind) for kind in (np.int32, np.float32, np.float64))
+
+    @property
+    def free(self) -> int:
+        return self.slots - len(self.rows)
+
+    def enter(self, row: RunningResponse) -> int:
+        """Returns its slot."""
+        request = row.group.request
+        room = request.sampling.max_new_tokens
+        more = room - self.ids.shape[1]
+        if more > 0:
+            self.ids, self.logprobs, self.draws = (np.pad(array, ((0, 0), (0, more))) for array in (self.ids, self.logprobs, self.draws))
+        slot = next(slot for slot in range(self.slots) if slot not in self.rows)
+        self.rows[slot] = row
+        self.length[slot], self.limit[slot], self.position[slot] = 0, room, row.group.next_position
+        self.draws[slot, :room] = np.random.default_rng([request.seed, row.sibling]).random(room)
+        return slot
+
+    def close_holes(self) -> tuple[list[int], list[int]]:
+        """Move the last rows into the holes; returns (sources, targets)."""
+        used = len(self.rows)
+        target = [slot for slot in range(used) if slot not in self.rows]
+        source = sorted(slot for slot in self.rows if slot >= used)
+        for array in (self.length, self.limit, self.position, self.ids, self.logprobs, self.draws):
+            array[target] = array[source]
+        self.rows |= {new: self.rows.pop(old) for old, new in zip(source, target, strict=True)}
+        return source, target
 
 
 class KeyValueCache:
-    """Grows as it is needed, up to `budget` tokens."""
+    """Grows on demand, up to `budget` tokens."""
 
     def __init__(self, model: Any, slots: int, budget: int):
         config = model.config.get_text_config()
         size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        self._shape = CacheShape(config.num_hidden_layers, config.num_key_value_heads, size, model.dtype, model.device)
+        shape = (config.num_hidden_layers, 2, 0, config.num_key_value_heads, 0, size)
+        self._empty = torch.zeros(shape, dtype=model.dtype, device=model.device)
         self._slots, self._budget = max(slots, FEWEST_ROWS), budget
-        self.bytes_peak = 0
         self.clear()
 
     def clear(self) -> None:
-        self._shelves: dict[tuple[int, int], Shelf] = {}
-        self._responses = Slab(self._shape, 0)
+        self._buckets: dict[tuple[int, int], LengthBucket] = {}
+        self._responses = Slab(self._empty)
 
-    @property
-    def _prompt_tokens(self) -> int:
-        return sum(shelf.tokens for shelf in self._shelves.values())
-
-    @property
-    def bytes(self) -> int:
-        return (self._prompt_tokens + self._responses.tokens) * self._shape.bytes_per_token
+    def _left(self) -> int:  # tokens
+        return self._budget - sum(slab.places * slab.length for slab in (*self._buckets.values(), self._responses))
 
     def check_fits(self, prompt: int, room: int) -> None:
-        """Raises `ValueError` when a group of this prompt would not fit even alone."""
-        needed = shelf_length(prompt) + FEWEST_ROWS * columns(room)
-        if needed > self._budget:
-            raise ValueError(
-                f"a prompt of {prompt} tokens and responses of up to {room} need {needed} tokens of cache, more than "
-                f"rollout.batch_tokens={self._budget}; raise it, or lower rollout.max_new_tokens"
-            )
+        """Raises `ValueError` when a group with this prompt would not fit even alone."""
+        if (needed := bucket_length(prompt) + FEWEST_ROWS * columns(room)) > self._budget:
+            too_long = f"a prompt of {prompt} tokens and responses of up to {room} need {needed} tokens of cache"
+            raise ValueError(f"{too_long}, more than rollout.batch_tokens={self._budget}; raise it, or lower rollout.max_new_tokens")
 
     def open(self, group: Group, rows: int) -> bool:
-        """Places for the group's prompt, and for its responses beside the `rows` under way; False when there is no room now."""
+        """Reserve places for the group's prompt, and for its responses beside `rows` others; False: no room now."""
         request = group.request
         if not self.make_room(rows + 1, request.sampling.max_new_tokens):
             return False
         lanes = min(MOST_LANES, 1 << (request.siblings - 1).bit_length())
-        key = shelf_length(len(request.prompt_ids)), lanes
-        shelf = self._shelves.setdefault(key, Shelf(self._shape, *key))
+        key = bucket_length(len(request.prompt_ids)), lanes
+        bucket = self._buckets.setdefault(key, LengthBucket(self._empty, *key))
         wanted = -(-min(len(group.outside), self._slots) // lanes)
-        if len(shelf.free) < wanted:
-            self._grow(shelf, wanted - len(shelf.free))
-        group.blocks = [
-            Block(shelf, shelf.take(len(request.prompt_ids)), list(range(lanes))[::-1]) for _ in range(min(wanted, len(shelf.free)))
-        ]
+        if len(bucket.free) < wanted:
+            self._grow(bucket, wanted - len(bucket.free))
+        places = [bucket.take(len(request.prompt_ids)) for _ in range(min(wanted, len(bucket.free)))]
+        group.blocks = [Block(bucket, place, list(range(lanes))[::-1]) for place in places]
         return bool(group.blocks)
 
-    def _grow(self, shelf: Shelf, missing: int) -> None:
-        """By `missing` places, or twice as large for those to come, or by what the budget leaves."""
-        if self._left < missing * shelf.length:
-            self._shelves = {key: other for key, other in self._shelves.items() if other.used or other is shelf}
-        more = min(max(missing, shelf.places), self._left // shelf.length)
+    def _grow(self, bucket: LengthBucket, missing: int) -> None:
+        """By `missing` places, or to twice the size, within the budget."""
+        if self._left() < missing * bucket.length:
+            self._buckets = {key: other for key, other in self._buckets.items() if len(other.free) < other.places or other is bucket}
+        more = min(max(missing, bucket.places), self._left() // bucket.length)
         if more > 0:
-            shelf.grow(shelf.places + more)
-            self.bytes_peak = max(self.bytes_peak, self.bytes)
-
-    @property
-    def _left(self) -> int:
-        return self._budget - self._prompt_tokens - self._responses.tokens
+            bucket.grow(bucket.places + more)
 
     def make_room(self, rows: int, room: int) -> bool:
-        """Places for so many responses of up to `room` tokens; False when there is no room now."""
+        """Reserve places for so many responses of up to `room` tokens; False: no room now."""
         slab = self._responses
-        length = max(slab.length, columns(room))
-        places = max(rows, FEWEST_ROWS)
-        if slab.places >= places and slab.length >= length:
+        length, places = max(slab.length, columns(room)), max(slab.places, rows, FEWEST_ROWS)
+        if slab.places == places and slab.length == length:
             return True
-        available = (self._budget - self._prompt_tokens) // length
-        places = max(slab.places, places)
+        available = (self._left() + slab.places * slab.length) // length
         if places > available:
             return False
         slab.resize(max(places, min(2 * slab.places, available, self._slots)), length)
-        self.bytes_peak = max(self.bytes_peak, self.bytes)
         return True
 
-    def release(self, blocks: Iterable[Block]) -> None:
-        for block in blocks:
-            block.shelf.give_back(block.place)
-
-    def move(self, source: Sequence[int], target: Sequence[int]) -> None:
-        """Keys and values of responses from one slot to another."""
-        for old, new in zip(source, target, strict=True):
-            self._responses.tensor[:, :, new] = self._responses.tensor[:, :, old]
-
     def decode(self, slots: Slots) -> Decode:
-        """Where the next token of every row has its keys and values, and which it attends to. There are no holes."""
-        heads, device = self._shape.heads, self._shape.device
-        rows_in_use = list(slots.under_way().values())
-        used = len(rows_in_use)
-        rows = max(used, FEWEST_ROWS)  # rows beyond those in use compute something finite that nobody reads
+        """For the next token of every row: where its keys and values go, and what it attends to. Closes the holes."""
+        for old, new in zip(*slots.close_holes(), strict=True):
+            self._responses.tensor[:, :, new] = self._responses.tensor[:, :, old]
+        heads, device = self._empty.shape[3], self._empty.device
+        used = len(slots.rows)
+        rows_in_use = [slots.rows[slot] for slot in range(used)]
+        rows = max(used, FEWEST_ROWS)  # the extra rows compute finite numbers that are not used
         length = np.ones(rows, np.int64)
         length[:used] = slots.length[:used]
         wide = columns(int(length[:used].max()))
         every_head = np.arange(heads)
         write_at = (np.arange(rows)[:, None] * heads + every_head) * self._responses.length + (length[:, None] - 1)
         mask = np.where(np.arange(wide) < length[:, None], np.float32(0), np.float32(-np.inf))
-        places = np.array([row.block.place for row in rows_in_use])
-        lanes = np.array([row.lane for row in rows_in_use])
-        shelf_of = np.array([id(row.block.shelf) for row in rows_in_use])
+        places, lanes, bucket_of = np.array([(row.block.place, row.lane, id(row.block.bucket)) for row in rows_in_use]).T
         lane_of = np.zeros((rows, heads), np.int64)
-        in_use: list[ShelfInUse] = []
+        in_use: list[tuple[LengthBucket, torch.Tensor, slice]] = []
         queries_of: list[np.ndarray] = []
         start = 0
-        for shelf in self._shelves.values():
-            (here,) = np.nonzero(shelf_of == id(shelf))
+        for bucket in self._buckets.values():
+            (here,) = np.nonzero(bucket_of == id(bucket))
             if not len(here):
                 continue
             highest = int(places[here].max()) + 1
-            table = np.zeros((highest, shelf.lanes), np.int64)
+            table = np.zeros((highest, bucket.lanes), np.int64)
             table[places[here], lanes[here]] = here
             queries_of.append((table[:, None] * heads + every_head[:, None]).ravel())
-            lane_of[here] = start + (places[here][:, None] * heads + every_head) * shelf.lanes + lanes[here][:, None]
+            lane_of[here] = start + (places[here][:, None] * heads + every_head) * bucket.lanes + lanes[here][:, None]
             end = start + len(queries_of[-1])
-            in_use.append(ShelfInUse(shelf, highest, shelf.mask[:highest].repeat_interleave(heads, 0)[:, None], slice(start, end)))
+            in_use.append((bucket, bucket.mask[:highest].repeat_interleave(heads, 0)[:, None], slice(start, end)))
             start = end
         return Decode(
             rows,
             self._responses,
             torch.from_numpy(write_at.ravel()).to(device),
-            torch.from_numpy(mask.repeat(heads, 0)).to(device, self._shape.dtype)[:, None],
+            torch.from_numpy(mask.repeat(heads, 0)).to(device, self._empty.dtype)[:, None],
             in_use,
             torch.from_numpy(np.concatenate(queries_of)).to(device),
             torch.from_numpy(lane_of.ravel()).to(device),
         )
 
 
-def shelf_length(prompt: int) -> int:
-    """The next of 64, 96, 128, 192, 256, 384 ...: few lengths, and at most a third of a place stays empty."""
+def bucket_length(prompt: int) -> int:
+    """The next of 64, 96, 128, 192, 256, 384, ...: few shapes, at most a third of a place is empty."""
     power = 1 << max(prompt - 1, 1).bit_length()
-    return max(SHORTEST_SHELF, power * 3 // 4 if prompt <= power * 3 // 4 else power)
+    return max(SHORTEST_BUCKET, power * 3 // 4 if prompt <= power * 3 // 4 else power)
 
 
 def columns(tokens: int) -> int:

@@ -1,12 +1,13 @@
-"""Attention of responses to a prompt that they share, plugged into transformers' models as the implementation `shared_prompt`.
+"""Attention of siblings to the prompt that they share, registered with transformers as `shared_prompt`.
 
-In a decode step the queries of all siblings meet one copy of their prompt's keys in one matrix product, each response's own keys apart, and
-the two are joined by their softmax denominators ("Hydragen", Juravsky et al., arXiv 2402.05099). Rows lie in fixed shapes behind masks, so that a
-row's numbers do not depend on what else is in the batch (bit for bit with CPU's matrix products in float32, as the tests check).
+In a decode step the queries of all siblings meet one copy of their prompt's keys in one matrix product, each response's own keys in another; the
+two are joined by their softmax denominators ("Hydragen", Juravsky et al., arXiv 2402.05099). Shapes are fixed and masked, so that a row does not
+depend on the rest of the batch (bit for bit on CPU in float32).
 """
 
 from __future__ import annotations
 
+import heapq
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,50 +17,86 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from rollout.engines.key_value_slab import Shelf, Slab
 
-IMPLEMENTATION = "shared_prompt"
+class Slab:
+    """Keys and values of `places` x `length` tokens. All numbers in it are finite, so masked products are exactly 0."""
+
+    def __init__(self, empty: torch.Tensor, length: int = 0):
+        """`empty`: (layers, 2, 0, kv heads, 0, head size), with the dtype and the device of the model."""
+        self.tensor = empty
+        self.resize(0, length)
+
+    @property
+    def places(self) -> int:
+        return self.tensor.shape[2]
+
+    @property
+    def length(self) -> int:
+        return self.tensor.shape[4]
+
+    def layer(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Views of keys and values, (places, heads, length, head size) each."""
+        return self.tensor[layer, 0], self.tensor[layer, 1]
+
+    def resize(self, places: int, length: int) -> None:
+        layers, both, old_places, heads, old_length, size = self.tensor.shape
+        larger = self.tensor.new_zeros(layers, both, places, heads, length, size)
+        larger[:, :, :old_places, :, :old_length] = self.tensor
+        self.tensor = larger
 
 
-@dataclass(frozen=True)
-class PackedPrompt:
-    """Where one prompt lies among the tokens of a prefill, and where its keys and values go."""
+class LengthBucket(Slab):
+    """Prompts of up to `length` tokens. A place holds one prompt, for up to `lanes` siblings that read it together."""
 
-    start: int
-    end: int
-    shelf: Shelf
-    places: list[int]
+    def __init__(self, empty: torch.Tensor, length: int, lanes: int):
+        super().__init__(empty, length)
+        self.lanes = lanes
+        self.free: list[int] = []
+        self.mask = empty.new_zeros(0, length)  # (places, length): 0 for prompt tokens, -inf behind them
+
+    def grow(self, places: int) -> None:
+        self.free += range(self.places, places)
+        heapq.heapify(self.free)
+        self.resize(places, self.length)
+        self.mask = torch.cat([self.mask, self.mask.new_zeros(places - len(self.mask), self.length)])
+
+    def take(self, prompt_tokens: int) -> int:
+        """The lowest free place: all places up to the highest in use are computed."""
+        place = heapq.heappop(self.free)
+        self.mask[place, :prompt_tokens] = 0
+        self.mask[place, prompt_tokens:] = -torch.inf
+        return place
+
+    def give_back(self, place: int) -> None:
+        heapq.heappush(self.free, place)
+
+
+@dataclass(eq=False)
+class Block:
+    """One copy of a prompt's keys and values, for as many siblings as its bucket has lanes."""
+
+    bucket: LengthBucket
+    place: int
+    free_lanes: list[int]
 
 
 @dataclass(frozen=True)
 class Prefill:
-    """Attention within each of several prompts that lie one behind another, without padding."""
+    """Attention within each of several prompts one behind another, without padding."""
 
-    prompts: list[PackedPrompt]
+    prompts: list[tuple[slice, list[Block]]]  # for each prompt: its tokens, and where its keys and values go
 
     def attend(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
         """query (1, heads, tokens, d), key and value (1, kv heads, tokens, d) -> (1, tokens, heads, d)."""
         found = []
-        for prompt in self.prompts:
-            here = slice(prompt.start, prompt.end)
+        grouped = query.shape[1] != key.shape[1]
+        for here, blocks in self.prompts:
             keys, values = key[:, :, here], value[:, :, here]
-            for place in prompt.places:
-                prompt.shelf.keys(layer)[place, :, : prompt.end - prompt.start] = keys[0]
-                prompt.shelf.values(layer)[place, :, : prompt.end - prompt.start] = values[0]
-            grouped = query.shape[1] != key.shape[1]
+            for block in blocks:
+                for kept, new in zip(block.bucket.layer(layer), (keys, values), strict=True):
+                    kept[block.place, :, : new.shape[2]] = new[0]
             found.append(scaled_dot_product_attention(query[:, :, here], keys, values, is_causal=True, scale=scale, enable_gqa=grouped))
         return torch.cat(found, 2).transpose(1, 2)
-
-
-@dataclass(frozen=True)
-class ShelfInUse:
-    shelf: Shelf
-    places: int
-    """The first so many are computed."""
-    mask: torch.Tensor
-    """(places * kv heads, 1, length): 0 where a prompt has a token, -inf behind its end."""
-    here: slice
-    """Of the lanes of all shelves."""
 
 
 @dataclass(frozen=True)
@@ -68,21 +105,18 @@ class Decode:
 
     rows: int
     responses: Slab
-    write_at: torch.Tensor
-    """(rows * kv heads,): where the new keys and values go, in the slab seen as (places * heads * length, d)."""
-    mask: torch.Tensor
-    """(rows * kv heads, 1, columns): 0 for tokens of the response, -inf behind its end. As many columns as the longest response, rounded up."""
-    shelves: list[ShelfInUse]
-    queries_of: torch.Tensor
-    """(lanes * kv heads of all shelves,): which (row, kv head) has its queries there; any, where the lane is empty."""
-    lane_of: torch.Tensor
-    """(rows * kv heads,): the lane of each row and kv head."""
+    write_at: torch.Tensor  # (rows * kv heads,): places of the new keys and values in the slab as (places * heads * length, d)
+    mask: torch.Tensor  # (rows * kv heads, 1, columns): 0 for response tokens, -inf behind them
+    buckets: list[tuple[LengthBucket, torch.Tensor, slice]]
+    """Those in use; the mask of their first places (places * kv heads, 1, length): 0 for prompt tokens, -inf behind them; among all lanes."""
+    queries_of: torch.Tensor  # (lanes * kv heads of all buckets,): the (row, kv head) whose queries are there; arbitrary in empty lanes
+    lane_of: torch.Tensor  # (rows * kv heads,): the lane of each row and kv head
 
     def attend(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
         """query (1, heads, rows, d), key and value (1, kv heads, rows, d) -> (1, rows, heads, d)."""
         every, size = self.rows * key.shape[1], key.shape[3]
         query = (query[0].transpose(0, 1) * scale).reshape(every, -1)  # (rows * kv heads, the queries of that head * d)
-        keys, values = self.responses.keys(layer), self.responses.values(layer)
+        keys, values = self.responses.layer(layer)
         keys.view(-1, size).index_copy_(0, self.write_at, key[0].transpose(0, 1).reshape(every, size))
         values.view(-1, size).index_copy_(0, self.write_at, value[0].transpose(0, 1).reshape(every, size))
         largest, total, weighted = (
@@ -99,28 +133,29 @@ class Decode:
         return weighted.div_(total).view(1, self.rows, -1, size).to(query.dtype)
 
     def _prompts(self, layer: int, query: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Of every lane's softmax over its prompt: the largest score, the sum of the exponentials (both float32), the values weighted with them."""
+        """For every lane's softmax over its prompt: largest score, sum of exponentials (both float32), weighted values."""
         queries = query[self.queries_of]
         largest, total = (query.new_empty(len(queries), query.shape[1] // size, dtype=torch.float32) for _ in range(2))
         weighted = torch.empty_like(queries)
-        for use in self.shelves:
-            batch, shelf = len(use.mask), use.shelf
-            keys, values = shelf.keys(layer)[: use.places].flatten(0, 1), shelf.values(layer)[: use.places].flatten(0, 1)
-            scores = torch.baddbmm(use.mask, queries[use.here].view(batch, -1, size), keys.transpose(1, 2)).float()
-            peak = torch.amax(scores, -1, keepdim=True, out=largest[use.here].view(batch, -1, 1))
+        for bucket, mask, here in self.buckets:
+            batch = len(mask)
+            keys, values = (kept.flatten(0, 1)[:batch] for kept in bucket.layer(layer))
+            scores = torch.baddbmm(mask, queries[here].view(batch, -1, size), keys.transpose(1, 2)).float()
+            peak = torch.amax(scores, -1, keepdim=True, out=largest[here].view(batch, -1, 1))
             scores.sub_(peak).exp_()
-            torch.sum(scores, -1, keepdim=True, out=total[use.here].view(batch, -1, 1))
-            torch.bmm(scores.to(values.dtype), values, out=weighted[use.here].view(batch, -1, size))
+            torch.sum(scores, -1, keepdim=True, out=total[here].view(batch, -1, 1))
+            torch.bmm(scores.to(values.dtype), values, out=weighted[here].view(batch, -1, size))
         return largest, total, weighted
 
 
 def attention(module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, scaling: float, **more: Any) -> Any:
-    """What the model's layers call: ours when the engine drives them, the library's SDPA in every other forward pass."""
+    """Called by the model's layers: ours in the engine, the library's SDPA in every other forward pass."""
     cached = more.pop("cached", None)
     if cached is None:
         return sdpa_attention_forward(module, query, key, value, mask, scaling=scaling, **more)
     return cached.attend(module.layer_idx, query, key, value, scaling), None
 
 
+IMPLEMENTATION = "shared_prompt"
 AttentionInterface.register(IMPLEMENTATION, attention)
 AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)

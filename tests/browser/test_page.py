@@ -8,8 +8,8 @@ import json
 import httpx
 from PIL import Image
 
-from experiments.atlas import Atlas
-from experiments.serving.pictures import data_url
+from experiments.worlds.atlas import Atlas
+from retrieval_actors.pictures import data_url
 
 QUESTIONS = Atlas("heldout", seed=0, worlds=1, countries=6).questions(64, 0)
 TEXT = next(q.text for q in QUESTIONS if q.family == "text_two_hop")
@@ -85,7 +85,7 @@ def test_tables_are_shown_as_tables(open_page, picture):
 
 
 def test_the_route_names_the_knowledge_bases_in_their_order(open_page, service, picture):
-    """The picture `page` is the one in docs/serving.md."""
+    """The picture `page` is the one in docs/10_serving.md."""
     paths = {question: path_of(service, question) for question in QUESTIONS[:24] if question.image}
     longest = max(paths, key=lambda question: len(set(paths[question])))
     page = open_page(width=760, height=500)

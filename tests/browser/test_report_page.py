@@ -11,15 +11,15 @@ import pytest
 from many_episodes import ATTACK, World, large_run, scored
 
 from experiments.config import TrainConfig
-from experiments.report import write_report
-from experiments.run_folder import RunFolder
-from experiments.trajectory_rows import TRAJECTORY_SCHEMA
+from experiments.report.report_page import write_report
+from experiments.tracking.run_folder import RunFolder
+from experiments.tracking.trajectory_table import TRAJECTORY_SCHEMA
 
 MEGABYTES = 2**20
 
 
 @pytest.fixture(scope="module")
-def report(tmp_path_factory) -> Path:
+def report(browser, tmp_path_factory) -> Path:
     folder = large_run(tmp_path_factory.mktemp("runs"))
     write_report(folder)
     return folder.report
@@ -117,7 +117,7 @@ def test_text_search_looks_into_questions_queries_and_passages(report, shown):
 
 
 def test_a_trajectory_is_shown_with_its_steps_its_rewards_and_its_siblings(report, shown, picture):
-    """The picture `report` is the one in docs/experiments.md."""
+    """The picture `report` is the one in docs/08_runs_and_evaluation.md."""
     page = shown(report, width=1060, height=860)
     page.select_option("#set", label="training iteration 40")
     page.select_option("#family", "image_table")

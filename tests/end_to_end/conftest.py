@@ -6,7 +6,7 @@ import base64
 
 import pytest
 
-from experiments.atlas import Atlas
+from experiments.worlds.atlas import Atlas
 from rollout.records import Question
 
 

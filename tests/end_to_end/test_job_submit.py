@@ -132,7 +132,6 @@ def test_a_submitted_run_ends_with_a_whole_run_folder(head, tmp_path):
     summary = json.loads((tmp_path / "job" / "summary.json").read_text())
     assert summary["iterations"] == 2
     assert (tmp_path / "job" / "policy" / "model.safetensors").is_file()
-    assert "data.kb_folder=kbs: relative to this job's copy of the repository" in done.stdout  # so it ran in the copy
     said = done.stdout[done.stdout.index("train:") :].splitlines()
     ours = [line for line in said if not RAYS_OWN.match(line)]
     assert len(ours) > 10

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import yaml
 
-from rewards.composition import RewardError
 from rewards.config import RewardConfig
+from rewards.terms import RewardError
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 280

@@ -35,14 +35,14 @@ pytestmark = [
 ]
 
 
-def command(module: str, folder: Path, *arguments: str) -> list[str]:
+def command(name: str, folder: Path, *arguments: str) -> list[str]:
     places = [
         f"runs_folder={folder}/runs",
         f"data.kb_folder={folder}/kbs",
         f"data.folder={SHARED}",
         f"evaluation.folder={folder}/evaluations",
     ]
-    return [sys.executable, "-m", f"experiments.{module}", *arguments, *places, "tracking.mlflow=false"]
+    return [sys.executable, "-m", "experiments.cli", name, *arguments, *places, "tracking.mlflow=false"]
 
 
 def finished(arguments: list[str]) -> str:
@@ -55,19 +55,42 @@ def rows_of(run: Path) -> list[dict]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
+def short(folder: Path, copy: Path, tables: int = 60) -> Path:
+    """A copy with the first tables, their passages, and the questions about them, which a laptop can embed."""
+    copy.mkdir()
+
+    def records(name: str) -> list[dict]:
+        return [json.loads(line) for line in (folder / name).read_text().splitlines()]
+
+    kept = records("tables.jsonl")
+    asked = {path.name: records(path.name) for path in folder.glob("questions_*.jsonl")}
+    ids = set()
+    for questions in asked.values():
+        ids |= set(list(dict.fromkeys(question["gold_table_id"] for question in questions))[:tables])
+    questions = {name: [question for question in found if question["gold_table_id"] in ids] for name, found in asked.items()}
+    written = {"tables.jsonl": [table for table in kept if table["table_id"] in ids], **questions}
+    if (folder / "passages.jsonl").exists():
+        gold = {id for found in questions.values() for question in found for id in question["gold_passage_ids"]}
+        written["passages.jsonl"] = [passage for passage in records("passages.jsonl") if passage["id"] in gold]
+    for name, found in written.items():
+        (copy / name).write_text("".join(json.dumps(record) + "\n" for record in found))
+    return copy
+
+
 @pytest.mark.parametrize(
-    ("name", "settings", "kbs", "families"),
+    ("name", "folder", "kbs", "families"),
     [
-        ("2wiki", (), {"text"}, {"compositional", "comparison", "bridge_comparison", "inference"}),
-        ("ottqa", ("data.kb_passages=600",), {"text", "table"}, {"answer_in_table", "answer_in_passage"}),
-        ("wikitables", ("data.kb_passages=400",), {"table"}, {"cell", "worked_out"}),
+        ("2wiki", "", {"text"}, {"compositional", "comparison", "bridge_comparison", "inference"}),
+        ("ottqa", "ottqa_dev", {"text", "table"}, {"answer_in_table", "answer_in_passage"}),
+        ("wikitables", "wikitablequestions", {"table"}, {"cell", "worked_out"}),
         (
-            *("real_atlas", (), {"text", "text_image", "table"}),
+            *("real_atlas", "", {"text", "text_image", "table"}),
             {"image", "table", "text", "image_table", "image_text", "table_text", "image_table_text"},
         ),
     ],
 )
-def test_a_run_over_published_data_finishes_and_its_report_is_right(tmp_path, name, settings, kbs, families):
+def test_a_run_over_published_data_finishes_and_its_report_is_right(tmp_path, name, folder, kbs, families):
+    settings = [f"data.path={short(SHARED / folder, tmp_path / 'data')}"] if folder else []
     finished(command("train", tmp_path, f"name={name}", f"data.name={name}", *SMALL, *settings))
     run = tmp_path / "runs" / name
     summary = json.loads((run / "summary.json").read_text())
@@ -99,14 +122,14 @@ def test_a_warm_up_on_the_published_step_data_set_lowers_the_loss(tmp_path):
     recorded = tmp_path / "steps.yaml"
     recorded.write_text(f"base: offline_steps.yaml\ndata: {{path: {SHARED}/r1router/grpo_dataset_valid_new.jsonl}}\n")
     settings = [f"recorded={recorded}", f"out={tmp_path / 'warm'}", "vocabulary=2048", "longest=640", "minutes=1.5", "log_every=10"]
-    finished([sys.executable, "-m", "experiments.cold_start", *settings])
+    finished([sys.executable, "-m", "experiments.cli", "cold-start", *settings])
     curve = [json.loads(line)["loss"] for line in (tmp_path / "warm/curve.jsonl").read_text().splitlines()]
     assert np.mean(curve[-2:]) < 0.75 * np.mean(curve[:2])
 
 
 def test_a_killed_evaluation_goes_on_and_gives_what_an_undisturbed_one_gives(tmp_path):
     settings = ["dataset=atlas", "method=policy,direct", "data.worlds=1", "evaluation.questions=48", "train.num_rollout_workers=1"]
-    arguments = command("evaluate", tmp_path, "experiments/cold_start_policy", *settings)
+    arguments = command("evaluate", tmp_path, "experiments/worlds/cold_start_policy", *settings)
     with subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.DEVNULL) as process:
         end = time.monotonic() + PATIENCE
         while not any(path.stat().st_size for path in tmp_path.glob("evaluations/*/policy.jsonl")):

@@ -7,11 +7,11 @@ import threading
 import time
 
 import httpx
-import yaml
 from serving_process import POLICY, without_times
 
-from experiments.atlas import KNOWLEDGE_BASES
-from experiments.serve import main, newest_subject
+from experiments.serve import main
+from experiments.serving.application import newest_subject
+from experiments.worlds.atlas import KNOWLEDGE_BASES
 
 
 def events_of(response: httpx.Response) -> list[dict]:
@@ -143,10 +143,10 @@ def test_what_cannot_be_served_is_refused_before_anything_starts(tmp_path, capsy
     (tmp_path / "kb").mkdir()
     for arguments, finding in [
         ([str(tmp_path / "none")], "none"),
-        ([str(POLICY), "serve.prt=1"], "unknown key prt; did you mean port?"),
+        ([str(POLICY), "serve.prt=1"], "unknown key serve.prt; did you mean serve.port?"),
         ([str(POLICY), f"retrieval.folders.text={tmp_path / 'kb'}"], "kb.json is missing"),
-        ([str(POLICY), "serve.host=0.0.0.0"], "set serve.api_key or R1_ROUTER_API_KEY"),
-        ([str(POLICY), "serve.slots=0"], "serve.slots is 0; expected at least 1"),
+        ([str(POLICY), "serve.host=0.0.0.0"], "serve.host is"),
+        ([str(POLICY), "serve.slots=0"], "serve.slots is '0'; expected"),
     ]:
         assert main(arguments) == 2
         said = capsys.readouterr().out
@@ -155,28 +155,10 @@ def test_what_cannot_be_served_is_refused_before_anything_starts(tmp_path, capsy
 
 
 def test_without_a_subject_the_newest_run_is_served_or_the_shipped_policy(tmp_path):
-    assert newest_subject(str(tmp_path)) == "experiments/cold_start_policy"
+    assert newest_subject(str(tmp_path)) == "experiments/worlds/cold_start_policy"
     for name in ("first", "second"):
         (tmp_path / name / "policy").mkdir(parents=True)
         (tmp_path / name / "config.yaml").touch()
         (tmp_path / name / "policy/config.json").touch()
     (tmp_path / "unfinished").mkdir()
     assert newest_subject(str(tmp_path)) == str(tmp_path / "second")
-
-
-def test_a_serve_configuration_is_written_without_the_key(service, tmp_path, capsys):
-    file = tmp_path / "serve.yaml"
-    arguments = [
-        str(POLICY),
-        f"data.kb_folder={service.said.parent / 'kbs'}",
-        "data.worlds=1",
-        "data.countries=6",
-        "data.train_questions=8",
-    ]
-    assert main([*arguments, "serve.host=0.0.0.0", "serve.api_key=secret-word", "serve.max_replicas=3", f"serve.write_config={file}"]) == 0
-    assert "serve deploy" in capsys.readouterr().out
-    assert "secret-word" not in file.read_text()
-    application = yaml.safe_load(file.read_text())["applications"][0]
-    assert application["import_path"] == "experiments.serving.app:build"
-    router = next(deployment for deployment in application["deployments"] if deployment["name"] == "Router")
-    assert (router["autoscaling_config"]["min_replicas"], router["autoscaling_config"]["max_replicas"]) == (1, 3)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 
 import pytest
-from serving_process import POLICY, without_times
+from serving_process import POLICY, ROOT, without_times
 
 
 class Asking:
@@ -92,3 +94,17 @@ def test_a_policy_that_does_not_load_changes_nothing(client, tmp_path):
         refused = client.post("/v1/admin/reload", json={"policy": folder, "policy_version": 7})
         assert (refused.status_code, refused.json()["error"]["code"]) == (422, code)
     assert client.get("/health").json() == before
+
+
+def test_a_second_service_on_the_port_is_refused_and_told_who_holds_it(service):
+    port = service.url.rpartition(":")[2]
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments.cli", "serve", str(POLICY), f"serve.port={port}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=90,
+    )
+    assert done.returncode == 2
+    assert f"serve.port={port} on 127.0.0.1 is taken by process {service.process.pid} (" in done.stdout
+    assert service.client().get("/health").status_code == 200

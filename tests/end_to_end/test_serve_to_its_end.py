@@ -17,7 +17,7 @@ KEY = "a-key-for-this-test"
 def test_with_a_key_it_asks_for_it_and_when_told_to_stop_it_answers_what_is_under_way(tmp_path, monkeypatch, world):
     monkeypatch.setenv("R1_ROUTER_API_KEY", KEY)
     questions = [question.text for question in world.questions(30, 0) if question.image is None][:8]
-    with started(tmp_path, "serve.require_api_key=true", "serve.slots=2") as service:
+    with started(tmp_path, "serve.slots=2") as service:
         assert httpx.post(f"{service.url}/v1/route", json={"question": questions[0]}).status_code == 401
         with pytest.raises(openai.AuthenticationError):
             openai.OpenAI(base_url=f"{service.url}/v1", api_key="another", max_retries=0).models.list()

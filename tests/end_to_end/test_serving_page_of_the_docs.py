@@ -1,4 +1,4 @@
-"""The examples of docs/serving.md, run as they stand there, against the service."""
+"""The examples of docs/10_serving.md, run as they stand there, against the service."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-PAGE = Path(__file__).parents[2] / "docs/serving.md"
+PAGE = Path(__file__).parents[2] / "docs/10_serving.md"
 BLOCKS = re.findall(r"```(bash|python)\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.S)
 
 

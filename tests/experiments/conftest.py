@@ -17,7 +17,7 @@ def start_policy(tmp_path_factory) -> str:
     try:
         return find_policy(TrainConfig().train.policy)
     except RunConfigError:
-        from experiments.tiny_policy import tiny_policy, train_tokenizer
+        from experiments.worlds.tiny_policy import tiny_policy, train_tokenizer
 
         folder = tmp_path_factory.mktemp("policy")
         tokenizer = train_tokenizer(["Which is the capital of Kor-mu ?"] * 3, vocabulary=320)

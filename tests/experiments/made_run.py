@@ -11,9 +11,10 @@ from typing import Any
 from episodes import RETRIEVERS, episode, question, step, stop
 
 from experiments.config import TrainConfig
-from experiments.fingerprints import FILE as FINGERPRINTS
-from experiments.measures import count, paired_difference, summarise
-from experiments.run_folder import RunFolder
+from experiments.evaluation.metrics import count
+from experiments.evaluation.significance import paired_difference, summarise
+from experiments.tracking.fingerprints import FILE as FINGERPRINTS
+from experiments.tracking.run_folder import RunFolder
 from rollout.records import Trajectory
 
 QUESTIONS = 24
@@ -58,16 +59,13 @@ def finished(
     counts = [[count(trajectory, RETRIEVERS) for trajectory in some] for some in (before, after)]
     for name, some, counted in zip(("before", "after"), (before, after), counts, strict=True):
         folder.write_trajectories(name, some, counted)
-    sides = [
-        {"questions": len(numbers), "overall": {name: dataclasses.asdict(i) for name, i in summarise(counted).items()}, "by_family": {}}
-        for counted in counts
-    ]
+    sides = [{"questions": len(numbers), "overall": summarise(counted), "by_family": {}} for counted in counts]
     folder.write_summary(
         {
             "name": config.name,
             "before": sides[0],
             "after": sides[1],
-            "difference": {name: dataclasses.asdict(i) for name, i in paired_difference(*counts).items()},
+            "difference": paired_difference(*counts),
             "baselines": {"random": sides[0]},
             "iterations": rows,
             "turns": 100 * rows,

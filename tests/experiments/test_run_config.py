@@ -7,31 +7,40 @@ from pathlib import Path
 import pytest
 
 from experiments.config import CONFIGS, RunConfigError, TrainConfig, flat, load_config, resolved_yaml
+from experiments.config.rules import check
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["rollout.group_sise=3"], r"unknown key rollout\.group_sise; did you mean rollout\.group_size\?"),
-        (["iterations=3"], r"unknown key iterations; did you mean train\.iterations\?"),
-        (["train.iterations=many"], r"train\.iterations.*many"),
-        (["train=3"], r"train is 3; expected keys and values"),
-        (["train.iterations=0"], r"train\.iterations is 0; expected at least 1"),
-        (["retrieval.replicas=0"], r"retrieval\.replicas is 0; expected at least 1"),
-        (["retrieval.deadline_s=0"], r"retrieval\.deadline_s is 0\.0; expected seconds above 0"),
-        (["rollout.mode=tree"], r"rollout\.mode is 'tree'; expected branch, chain or offline"),
-        (["rollout.mode=offline"], r"does not go with data\.name=atlas"),
-        (["evaluation.baselines=[oracel]"], r"evaluation\.baselines"),
-        (["reward.query_weight=1"], r"reward\.query_weight .* has to be 1"),
-        (["learner.zero_stage=9"], r"learner\.zero_stage"),
+        (["train=3"], r"train is '3'; expected keys and values"),
         (["missing.yaml"], r"missing\.yaml: no such configuration file; shipped are .*laptop\.yaml"),
         (["a.yaml", "b.yaml"], r"expected one CONFIG\.yaml"),
     ],
 )
-def test_a_wrong_setting_is_one_line_that_names_its_key(arguments: list[str], said: str):
+def test_an_argument_that_cannot_be_used_is_one_line(arguments: list[str], said: str):
     with pytest.raises(RunConfigError, match=said) as caught:
         load_config(arguments)
     assert "\n" not in str(caught.value)
+
+
+def test_a_value_that_cannot_be_used_in_a_file_names_the_file_and_the_key(tmp_path: Path):
+    file = tmp_path / "mine.yaml"
+    for content, said in (
+        ("train: {iterations: soon}", r"mine\.yaml: train\.iterations is 'soon'"),
+        ("learner: {lr: 0}", r"mine\.yaml: learner\.lr is '0'"),
+    ):
+        file.write_text(content)
+        with pytest.raises(RunConfigError, match=said):
+            load_config([str(file)])
+
+
+def test_checking_a_configuration_does_not_change_it():
+    config = load_config(["reward.terms.information_gain=1", "reward.terms.step=1"])
+    before = resolved_yaml(config)
+    check(config)
+    assert resolved_yaml(config) == before
+    assert config.rollout.gold_gains
 
 
 def test_an_unknown_key_in_a_file_names_the_file(tmp_path: Path):
@@ -57,7 +66,7 @@ def test_the_command_line_wins_over_the_file_and_the_file_over_its_base(tmp_path
 
 
 def test_the_resolved_configuration_reads_back_to_itself(tmp_path: Path):
-    config = load_config(["train.iterations=7", "retrieval.folders.text=kbs/mine", "learner.kind_weights.plan=2"])
+    config = load_config(["train.iterations=7", "retrieval.folders.text=kbs/mine", "learner.environment.A=b"])
     file = tmp_path / "config.yaml"
     file.write_text(resolved_yaml(config))
     assert load_config([str(file)]) == config
@@ -67,6 +76,5 @@ def test_flat_settings_have_dotted_keys():
     assert flat(TrainConfig())["rollout.group_size"] == TrainConfig().rollout.group_size
 
 
-@pytest.mark.parametrize("file", sorted(path.name for path in CONFIGS.glob("*.yaml")))
-def test_every_shipped_configuration_loads(file: str):
-    assert load_config([file]).name
+def test_every_shipped_configuration_loads():
+    assert all(load_config([file.name]).name for file in CONFIGS.glob("*.yaml"))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "learner"))
+sys.path[:0] = [str(Path(__file__).parents[1] / room) for room in ("learner", "rollout")]
 
 
 @pytest.fixture(scope="session")

@@ -11,11 +11,9 @@ import sys
 from pathlib import Path
 
 import ray
+from ray._private.state import actors
 from ray.cluster_utils import Cluster
 from whole_pipeline import pipeline, train_and_lose
-
-from experiments.failures import ray_facts
-from experiments.failures.roles import roles_of
 
 
 def main(folder: Path, phase: str) -> None:
@@ -24,13 +22,13 @@ def main(folder: Path, phase: str) -> None:
     ray.init(address=cluster.address, logging_level="error", log_to_driver=False)
     whole = pipeline(folder)
     undisturbed = train_and_lose(whole, folder / "undisturbed")
-    facts = ray_facts.actors()
-    roles = {role: facts[handle._actor_id.hex()].node for role, handle in roles_of(whole.parts).items()}
+    table = actors()
+    roles = {role: table[handle._actor_id.hex()]["Address"]["NodeID"] for role, handle in whole.actors.by_role().items()}
     victim = max(others, key=lambda node: sum(where == node.node_id for where in roles.values()))
     lost = [role for role, where in roles.items() if where == victim.node_id]
     outcome = train_and_lose(whole, folder / "lost", phase=phase, kill=lambda: cluster.remove_node(victim, allow_graceful=False))
     print(json.dumps({"lost": lost, "undisturbed": dataclasses.asdict(undisturbed), "outcome": dataclasses.asdict(outcome)}))
-    whole.parts.close()
+    whole.actors.close()
     ray.shutdown()
     cluster.shutdown()
 

@@ -12,8 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from experiments.failures.driver_file import LOOK_S
-from experiments.failures.roles import PHASES
+from experiments.tracking.heartbeat import CHECK_S
 from experiments.train import main
 from rollout.timeline import Timeline
 
@@ -24,10 +23,10 @@ def kill_at(phase: str, times: int) -> None:
     @contextmanager
     def doing(self: Timeline, name: str) -> Iterator[None]:
         with real(self, name):
-            if PHASES.get(name) == phase:
+            if name == phase:
                 begun.append(name)
                 if len(begun) == times:
-                    time.sleep(5 * LOOK_S)  # until the file of the driver says so
+                    time.sleep(5 * CHECK_S)  # until the file of the driver says so
                     os.kill(os.getpid(), signal.SIGKILL)
             yield
 

@@ -7,27 +7,30 @@ import shutil
 from types import SimpleNamespace
 
 import pytest
+from tiny_turns import weights_of
 
-from experiments.checkpoints import LEARNER, Checkpoints, newest_good
 from experiments.config import LoopConfig, TrainConfig
-from experiments.run_folder import COMPLETE, RunFolder
-from experiments.tally import Tally
+from experiments.run.checkpoints import LEARNER, Checkpoints, newest_good
+from experiments.run.run_state import Totals
+from experiments.tracking.run_folder import COMPLETE, RunFolder
 
 
 @pytest.fixture
 def run(algorithm, mounted):
     """As much of a run as its checkpoints see: the real algorithm, a folder on a disk of its own."""
     config = TrainConfig(name="mine", runs_folder=str(mounted("24m")), train=LoopConfig(keep_last=2, keep_best=1))
-    parts = SimpleNamespace(algorithm=algorithm, fingerprints=dict, training_folders={})
+    actors = SimpleNamespace(algorithm=algorithm, fingerprints=dict, training_folders={})
     said: list[str] = []
     progress = SimpleNamespace(say=lambda text, style="": said.append(text), said=said)
-    return SimpleNamespace(config=config, folder=RunFolder.start(config), parts=parts, progress=progress, tally=Tally(), iteration=0)
+    return SimpleNamespace(
+        config=config, folder=RunFolder.start(config), actors=actors, progress=progress, warn=said.append, totals=Totals(), iteration=0
+    )
 
 
 def train_and_save(run, checkpoints, score=None):
-    run.parts.algorithm.train()
+    run.actors.algorithm.train()
     run.iteration += 1
-    run.tally.validated = {} if score is None else {"iteration": run.iteration, "score": score}
+    run.totals.validated = {} if score is None else {"iteration": run.iteration, "score": score}
     checkpoints.save()
 
 
@@ -49,13 +52,13 @@ def test_training_goes_on_without_room_and_with_room_again_so_do_the_checkpoints
         assert f"iteration-000002.new/{LEARNER} needs" in warning
         assert " are free" in warning
         assert warning.endswith("training goes on, the last good checkpoint is iteration-000001")
-        assert run.tally.failed_saves == 1
+        assert run.totals.failed_saves == 1
         assert not list(run.folder.checkpoints.glob("*.new*"))
         filler.unlink()
         train_and_save(run, checkpoints)
     assert names(run) == ["iteration-000001", "iteration-000003"]
     assert newest_good(run.folder, run.progress.said.append) == run.folder.checkpoint_at(3)
-    assert json.loads((run.folder.checkpoint_at(3) / COMPLETE).read_text())["tally"]["failed_saves"] == 1
+    assert json.loads((run.folder.checkpoint_at(3) / COMPLETE).read_text())["totals"]["failed_saves"] == 1
 
 
 def test_a_run_keeps_its_newest_and_its_best_checkpoints_and_goes_on_from_each(run):
@@ -63,10 +66,10 @@ def test_a_run_keeps_its_newest_and_its_best_checkpoints_and_goes_on_from_each(r
         for score in (0.1, 0.9, 0.2, None, None):
             train_and_save(run, checkpoints, score)
             if run.iteration == 2:
-                checksum = run.parts.algorithm.learner_group.weights().checksum
+                checksum = weights_of(run.actors.algorithm.learner_group).checksum
     assert names(run) == ["iteration-000002", "iteration-000004", "iteration-000005"]
-    run.parts.algorithm.restore_from_path(run.folder.checkpoint_at(2))
-    assert run.parts.algorithm.learner_group.weights().checksum == checksum
+    run.actors.algorithm.restore_from_path(run.folder.checkpoint_at(2))
+    assert weights_of(run.actors.algorithm.learner_group).checksum == checksum
 
 
 def test_what_a_killed_run_left_half_written_is_removed(run):

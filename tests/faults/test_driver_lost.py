@@ -52,9 +52,9 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.timeout(3 * PATIENCE_S)
-@pytest.mark.parametrize("phase", ["broadcast", "roll out", "score", "update", "save"])
+@pytest.mark.parametrize("phase", ["push", "rollout", "score", "learn", "checkpoint"])
 def test_the_next_driver_goes_on_and_tells_of_the_last(folder, phase):
-    name = phase.replace(" ", "-")
+    name = phase
     killed = run(folder, name, str(HERE / "losing_the_driver.py"), phase, "2")
     assert killed.returncode == -signal.SIGKILL, killed.stdout[-3000:]
     resumed = run(folder, name, "-m", "experiments.train", more=("train.resume=auto",))

@@ -13,10 +13,10 @@ import pytest
 import ray
 from tiny_training import offline_config
 from tiny_turns import group as siblings
-from tiny_turns import save_tiny_policy
+from tiny_turns import save_tiny_policy, weights_of
 
 from learner.config import LearnerConfig
-from learner.group import LearnerGroup
+from learner.learner_group import LearnerGroup
 from rollout.policy import Policy
 
 
@@ -33,7 +33,7 @@ def write_and_never_finish(learner: LearnerGroup, folder: Path) -> None:
 
 
 def kill(learner: LearnerGroup) -> None:
-    processes = ray.get([rank.__ray_call__.remote(lambda self: os.getpid()) for rank in learner._ranks], timeout=60)
+    processes = ray.get([rank.__ray_call__.remote(lambda self: os.getpid()) for rank in learner.ranks], timeout=60)
     for process in processes:
         os.kill(process, signal.SIGKILL)
 
@@ -50,14 +50,14 @@ def test_the_checkpoint_before_is_whole_and_the_half_written_one_is_refused(ray_
     first.snapshot()
     write_and_never_finish(first, tmp_path / "half")
     first.update(turns)  # learning goes on meanwhile
-    expected = first.weights().checksum
+    expected = weights_of(first).checksum
     kill(first)
     second = LearnerGroup(config, policy_path)
     with pytest.raises(FileNotFoundError, match="no complete learner checkpoint"):
         second.load(tmp_path / "half")
     second.load(tmp_path / "good")
     second.update(turns)
-    assert second.weights().checksum == expected
+    assert weights_of(second).checksum == expected
     second.shutdown()
 
 
@@ -77,7 +77,7 @@ def test_two_iterations_and_two_after_a_kill_equal_four_bit_for_bit_with_two_ran
     first = algorithm()
     two_more(first)
     first.save_to_path(tmp_path / "good")
-    expected, position, checksum = two_more(first), first.data.position, first.learner_group.weights().checksum
+    expected, position, checksum = two_more(first), first.data.position, weights_of(first.learner_group).checksum
     first.learner_group.snapshot()
     write_and_never_finish(first.learner_group, tmp_path / "half")
     kill(first.learner_group)
@@ -87,7 +87,7 @@ def test_two_iterations_and_two_after_a_kill_equal_four_bit_for_bit_with_two_ran
     second.restore_from_path(tmp_path / "good")
     assert two_more(second) == expected
     assert (second.data.position, second.policy_version) == (position, 4)
-    assert second.learner_group.weights().checksum == checksum
+    assert weights_of(second.learner_group).checksum == checksum
     files = json.loads((tmp_path / "good/learner_group/learner.json").read_text())["files"]
     assert {"random_0.pt", "random_1.pt"} < files.keys()
     second.stop()

@@ -16,7 +16,7 @@ HERE = Path(__file__).parent
 
 @pytest.mark.slow
 @pytest.mark.timeout(660)
-@pytest.mark.parametrize("phase", ["roll out", "update"])
+@pytest.mark.parametrize("phase", ["rollout", "learn"])
 def test_a_node_is_lost_and_the_run_finishes_with_the_same_account(tmp_path, phase):
     paths = os.pathsep.join([str(HERE), str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(

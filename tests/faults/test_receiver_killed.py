@@ -11,7 +11,7 @@ import pytest
 import ray
 from test_rollout_worker_killed import process_ids
 
-from rollout.worker import WrongPolicyVersion
+from rollout.rollout_worker import WrongPolicyVersion
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def test_the_dead_receiver_is_named_with_node_and_bucket_and_the_others_hold_the
     assert of > 3
     assert (lost.worker, lost.node, lost.bucket) == (1, ray.util.get_node_ip_address(), 3)
     assert f"rollout worker 1 on node {lost.node} was lost while taking bucket 3 of {of} of policy version 0" in str(lost)
-    assert ray.get(algorithm.workers.handles[2].sample.remote([], many_buckets.policy_version), timeout=60) == []
+    assert ray.get(algorithm.workers.handles[2].sample.remote([], many_buckets.policy_version)[1], timeout=60) == []
 
     found = algorithm.roll_out(algorithm.data.next(8), seed=0)
     assert {turn.policy_version for t in found for turn in t.groups[0].turns} == {many_buckets.policy_version}
@@ -87,6 +87,6 @@ def test_buckets_that_did_not_change_are_not_sent_again_and_a_worker_that_lost_t
     algorithm.workers.push(7, many_buckets.publish())
     assert transfer.calls == {}
     assert [bucket.ref for bucket in transfer.buckets] == [bucket.ref for bucket in first]
-    assert ray.get(algorithm.workers.handles[1].sample.remote([], 7), timeout=60) == []
+    assert ray.get(algorithm.workers.handles[1].sample.remote([], 7)[1], timeout=60) == []
     with pytest.raises(WrongPolicyVersion):
-        ray.get(algorithm.workers.handles[1].sample.remote([], 6), timeout=60)
+        ray.get(algorithm.workers.handles[1].sample.remote([], 6)[1], timeout=60)

@@ -7,7 +7,6 @@ import io
 import os
 import signal
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,18 +15,13 @@ import ray
 from ray.exceptions import OwnerDiedError
 from rich.console import Console
 
+from experiments.cluster.supervisor import Supervisor, read_failures
+from experiments.command_line.progress import Progress
 from experiments.config import load_config
-from experiments.failures.failure import read_failures
-from experiments.failures.supervisor import Supervisor
-from experiments.parts import Run
-from experiments.progress import Progress
-from experiments.recovery import Recovery
-from experiments.run_folder import RunFolder
-from experiments.tally import Tally
-from learner.config import LearnerConfig
-from learner.group import LearnerGroup
-from learner.lost_learner import LearnerLostError
-from rollout.weights import PublishedBucket
+from experiments.run.run_state import Run, Totals
+from experiments.run.training_loop import Recovery
+from experiments.tracking.run_folder import RunFolder
+from learner.deadline import LearnerLostError, refuse_lost_sender
 
 
 class LostAgain:
@@ -47,11 +41,11 @@ def lost_run(tmp_path: Path, times: int) -> Run:
     config = load_config(["smoke.yaml", f"runs_folder={tmp_path}", "train.max_restarts=2"])
     console = Console(file=io.StringIO(), width=300)
     folder = RunFolder.start(config)
-    tracker = SimpleNamespace(rewind=lambda: None)
+    tracker = SimpleNamespace()
     supervisor = Supervisor(folder.path, console)
-    parts = SimpleNamespace(algorithm=LostAgain(times))
+    actors = SimpleNamespace(algorithm=LostAgain(times))
     progress = Progress(console, "smoke", 1, 0)
-    return Run(config, None, folder, parts, progress, tracker, Tally(failures=1), supervisor, iteration=5)  # type: ignore[arg-type]
+    return Run(config, None, folder, actors, progress, tracker, Totals(failures=1), supervisor, iteration=5)  # type: ignore[arg-type]
 
 
 NOTHING_IS_WRITTEN = SimpleNamespace(forget=lambda: None)
@@ -61,9 +55,9 @@ FIRST = LearnerLostError([0], "the update from policy version 4", "The actor die
 def test_a_learner_that_is_lost_while_it_is_started_anew_is_started_once_more_and_both_losses_are_told(tmp_path, ray_cluster):
     run = lost_run(tmp_path, times=1)
     recovery = Recovery(run)
-    recovery.go_on(FIRST, NOTHING_IS_WRITTEN)  # type: ignore[arg-type]
-    assert run.parts.algorithm.restarts == recovery.restarts == 2
-    assert (run.iteration, run.tally.restarts, run.tally.failures) == (0, 2, 3)
+    recovery.restart(FIRST, NOTHING_IS_WRITTEN)  # type: ignore[arg-type]
+    assert run.actors.algorithm.restarts == recovery.restarts == 2
+    assert (run.iteration, run.totals.restarts, run.totals.failures) == (0, 2, 3)
     told = [(failure["role"], failure["fatal"], failure["then"].rpartition("(")[2]) for failure in read_failures(run.folder.path)]
     assert told == [("learner rank 0", False, "1 of 2)"), ("learner rank 1", False, "2 of 2)")]
 
@@ -71,8 +65,8 @@ def test_a_learner_that_is_lost_while_it_is_started_anew_is_started_once_more_an
 def test_the_last_of_too_many_losses_ends_the_run(tmp_path):
     run = lost_run(tmp_path, times=9)
     with pytest.raises(LearnerLostError, match="rank 1 lost during all learners to build, time 2"):
-        Recovery(run).go_on(FIRST, NOTHING_IS_WRITTEN)  # type: ignore[arg-type]
-    assert run.parts.algorithm.restarts == 2
+        Recovery(run).restart(FIRST, NOTHING_IS_WRITTEN)  # type: ignore[arg-type]
+    assert run.actors.algorithm.restarts == 2
 
 
 @pytest.mark.slow
@@ -94,20 +88,6 @@ def test_a_rollout_worker_that_hangs_does_not_keep_a_run_from_ending(ray_cluster
             os.kill(stopped, signal.SIGKILL)
 
 
-class Freed(LearnerGroup):
-    """A group without processes, whose weights are gone from the object store."""
-
-    def __init__(self) -> None:
-        self.config, self.policy_version = LearnerConfig(deadline_s=60), 7
-
-    def publish(self) -> Iterator[PublishedBucket]:
-        @ray.remote(num_cpus=0)
-        def gone():
-            raise OwnerDiedError("00" * 28, b"", "")
-
-        yield PublishedBucket(gone.remote(), (), 0, 0)
-
-
-def test_weights_that_are_gone_with_the_learner_that_had_put_them_into_the_store_are_a_loss_of_the_learner(ray_cluster):
+def test_weights_that_are_gone_with_the_learner_that_had_put_them_into_the_store_are_a_loss_of_the_learner():
     with pytest.raises(LearnerLostError, match="learner rank 0 lost during the broadcast of policy version 7"):
-        Freed().weights()
+        refuse_lost_sender(OwnerDiedError("00" * 28, b"", ""), 7)

@@ -12,7 +12,7 @@ from dataclasses import replace
 import pytest
 import ray
 
-from rollout.episode import stream
+from rollout.episode import derive_seed
 
 
 def process_ids(algorithm) -> dict[int, int]:
@@ -51,9 +51,9 @@ def sampled(trajectories) -> list[tuple[str, list[int]]]:
 def test_the_iteration_is_complete_and_the_same_as_if_nothing_had_happened(algorithm):
     algorithm.push_weights()
     ahead = copy.deepcopy(algorithm.data).next(6)
-    expected = sampled(algorithm.roll_out(ahead, seed=stream(algorithm.config.sampling_seed, algorithm.policy_version)))
+    expected = sampled(algorithm.roll_out(ahead, seed=derive_seed(algorithm.config.sampling_seed, algorithm.policy_version)))
 
-    before, lost = process_ids(algorithm), algorithm.workers.lost
+    before, lost = process_ids(algorithm), len(algorithm.workers.losses)
     requeued = algorithm.workers.requeued_chunks
     result = train_and_kill(algorithm, [before[1]])
     assert result["rollout"]["trajectories"] == 6
@@ -70,7 +70,7 @@ def test_the_iteration_is_complete_and_the_same_as_if_nothing_had_happened(algor
 
 @pytest.mark.slow
 def test_when_all_workers_die_the_iteration_waits_until_ray_has_restarted_one(algorithm):
-    lost = algorithm.workers.lost
+    lost = len(algorithm.workers.losses)
     result = train_and_kill(algorithm, list(process_ids(algorithm).values()))
     assert result["rollout"]["trajectories"] == 6
     assert result["rollout"]["lost_workers"] == lost + 2
@@ -86,7 +86,7 @@ def test_one_step_off_a_killed_worker_costs_time_but_no_question(algorithm):
     algorithm.config = before.copy(copy_frozen=False).training(learner=learner, overlap=1)
     algorithm.learner_group.build(learner)
     algorithm.workers.version = -1
-    position, lost, learned = algorithm.data.position, algorithm.workers.lost, []
+    position, lost, learned = algorithm.data.position, len(algorithm.workers.losses), []
     try:
         for iteration in range(4):
             result = train_and_kill(algorithm, [process_ids(algorithm)[1]]) if iteration == 1 else algorithm.train()
@@ -94,7 +94,7 @@ def test_one_step_off_a_killed_worker_costs_time_but_no_question(algorithm):
             assert figures["asked_questions"] == figures["returned_questions"] == 6
             assert figures["staleness_max"] == (iteration > 0)
             learned += [trajectory.question.id for trajectory in algorithm.trajectories]
-        assert algorithm.workers.lost == lost + 1
+        assert len(algorithm.workers.losses) == lost + 1
         # Whatever was drawn was learned from once, but for the batch that is ahead.
         assert algorithm.data.position - position == len(learned) + len(algorithm.ahead.trajectories) == 5 * 6
     finally:

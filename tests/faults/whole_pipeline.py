@@ -15,22 +15,21 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from ray._private.state import actors
 from rich.console import Console
+from tiny_turns import weights_of
 
+from experiments.cluster.supervisor import Supervisor, read_failures
+from experiments.command_line.progress import Progress
 from experiments.config import TrainConfig, find_policy, load_config
 from experiments.datasets import load_dataset
-from experiments.failures import ray_facts
-from experiments.failures.failure import read_failures
-from experiments.failures.roles import PHASES, roles_of
-from experiments.failures.supervisor import Supervisor
-from experiments.parts import Parts, Run, build_parts
-from experiments.progress import Progress
-from experiments.run_folder import RunFolder
-from experiments.stop import Stop
-from experiments.tally import Tally
-from experiments.tracking.tracker import Tracker
-from experiments.train import train
-from learner.lost_learner import LearnerLostError
+from experiments.run.run_actors import RunActors, start_run_actors
+from experiments.run.run_state import Run, Totals
+from experiments.run.stop_signal import Stop
+from experiments.run.training_loop import train
+from experiments.tracking.mlflow_tracker import Tracker
+from experiments.tracking.run_folder import RunFolder
+from learner.deadline import LearnerLostError
 from rollout.timeline import Timeline
 
 ITERATIONS = 3
@@ -45,17 +44,17 @@ SETTINGS = (
 class Pipeline:
     config: TrainConfig
     dataset: Any
-    parts: Parts
+    actors: RunActors
     expected: dict[str, Any] = field(default_factory=dict)
     """Of a run in which nothing happened."""
 
     def pid(self, role: str) -> int:
-        actor = roles_of(self.parts)[role]._actor_id.hex()
+        actor = self.actors.by_role()[role]._actor_id.hex()
         end = time.monotonic() + 120
-        while (facts := ray_facts.actors().get(actor)) is None or facts.state != "ALIVE":
-            assert time.monotonic() < end, f"{role} did not come back: {facts}"
+        while (row := actors(actor_id=actor))["State"] != "ALIVE":
+            assert time.monotonic() < end, f"{role} did not come back: {row}"
             time.sleep(0.1)
-        return facts.pid
+        return row["Pid"]
 
 
 def pipeline(folder: Path, *settings: str) -> Pipeline:
@@ -63,7 +62,7 @@ def pipeline(folder: Path, *settings: str) -> Pipeline:
     config = load_config([*SETTINGS, f"runs_folder={folder}", f"data.kb_folder={folder / 'kbs'}", *settings])
     dataset = load_dataset(config.data, config.evaluation, config.retrieval.folders)
     silent = Progress(Console(file=io.StringIO()), "parts", 1, 0)
-    return Pipeline(config, dataset, build_parts(config, dataset, find_policy(config.train.policy), silent))
+    return Pipeline(config, dataset, start_run_actors(config, dataset, find_policy(config.train.policy), silent))
 
 
 @contextmanager
@@ -75,7 +74,7 @@ def at_the_beginning_of(phase: str, iteration: int, supervisor: Supervisor, do: 
     @contextmanager
     def doing(self: Timeline, name: str) -> Iterator[None]:
         with real(self, name):
-            if not done and PHASES.get(name) == phase and supervisor.iteration == iteration:
+            if not done and name == phase and supervisor.iteration == iteration:
                 done.append(phase)
                 do()
             yield
@@ -88,7 +87,8 @@ def at_the_beginning_of(phase: str, iteration: int, supervisor: Supervisor, do: 
 
 
 def killed(pid: int) -> None:
-    """Returns when Ray, too, can have heard of it: a phase may be shorter than that."""
+    """Kills just after a whole second, which is all that Ray notes; returns when Ray, too, can have heard of it."""
+    time.sleep(1.05 - time.time() % 1)
     os.kill(pid, signal.SIGKILL)
     end = time.monotonic() + 30
     while psutil.pid_exists(pid):
@@ -119,7 +119,7 @@ def train_and_lose(
 ) -> Outcome:
     """`ITERATIONS` iterations from the start, and the process of this role killed at the beginning of this phase of this iteration; or what `kill`
     kills. `changes`: of the section `train`."""
-    algorithm = whole.parts.algorithm
+    algorithm = whole.actors.algorithm
     if role and kill is None:
         kill = partial(killed, whole.pid(role))
     algorithm.learner_group.build(algorithm.learner_group.config)
@@ -130,28 +130,23 @@ def train_and_lose(
     run_folder = RunFolder.start(config)
     began = time.monotonic()
     with Supervisor.of(run_folder.path, console) as supervisor, Progress(console, "run", ITERATIONS, 0) as progress:
-        supervisor.oversee(algorithm, partial(roles_of, whole.parts))
+        supervisor.watch(algorithm, whole.actors.by_role)
         tracker = Tracker(config, run_folder.path, progress.say)
-        run = Run(config, whole.dataset, run_folder, whole.parts, progress, tracker, Tally(), supervisor)
-        moment = PHASE_TO_WAIT_FOR.get(phase, phase)
-        with at_the_beginning_of(moment, iteration, supervisor, kill or (lambda: None)) as done:
+        run = Run(config, whole.dataset, run_folder, whole.actors, progress, tracker, Totals(), supervisor)
+        with at_the_beginning_of(phase, iteration, supervisor, kill or (lambda: None)) as done:
             try:
                 train(run, Stop())
-                supervisor.look()
+                supervisor.check_actors()
             except LearnerLostError as error:
                 supervisor.end(error)
                 algorithm.restart_learner()  # for the next one
-        assert done == ([moment] if phase else [])
+        assert done == ([phase] if phase else [])
     seen = [run_folder.read_trajectories(f"iteration-{row['iteration']:06d}") for row in run_folder.metrics()]
     return Outcome(
         rows=run_folder.metrics(),
         said=console.file.getvalue(),  # type: ignore[attr-defined]
         failures=read_failures(run_folder.path),
-        checksum=0 if len(seen) < ITERATIONS else algorithm.learner_group.weights().checksum,
+        checksum=0 if len(seen) < ITERATIONS else weights_of(algorithm.learner_group).checksum,
         learned=[[row["question_id"] for row in rows] for rows in seen],
         seconds=time.monotonic() - began,
     )
-
-
-PHASE_TO_WAIT_FOR = {"search": "roll out"}
-"""Knowledge bases are searched while others roll out."""

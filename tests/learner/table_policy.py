@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from learner.micro_batches import MicroBatch
+from learner.objective.sibling_packing import MicroBatch
 
 
 def logprobs_of(table: torch.Tensor, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:

@@ -6,19 +6,20 @@ import pytest
 import ray
 from ray.exceptions import OwnerDiedError
 from tiny_training import recorded
+from tiny_turns import packed
 
 from experiments.config import load_config
-from experiments.evaluate import EvaluationWorker, Evaluator
-from learner.lost_learner import LearnerLostError
+from experiments.evaluation.evaluator import EvaluationWorker, Evaluator
+from learner.deadline import LearnerLostError
 from rollout.config import RolloutConfig
 from rollout.policy import Policy
-from rollout.weights import PublishedBucket, PublishedWeights, pack
+from rollout.weight_buckets import PublishedBucket, PublishedWeights
 
 CONFIG = RolloutConfig(mode="offline", group_size=2, max_new_tokens=8)
 
 
 def published(policy: Policy, version: int) -> PublishedWeights:
-    buckets = pack(policy.model.named_parameters(), version, bucket_bytes=40_000).buckets
+    buckets = packed(policy.model.named_parameters(), bucket_bytes=40_000)
     return PublishedWeights(tuple(PublishedBucket(ray.put(b), b.manifest, b.checksum, len(b.data)) for b in buckets), version)
 
 
@@ -56,4 +57,4 @@ def test_weights_that_are_gone_are_a_loss_of_the_learner_not_of_the_worker(ray_c
         evaluator.holding(PublishedWeights((), 3)),
         pytest.raises(LearnerLostError, match="learner rank 0 lost during the broadcast of policy version 3"),
     ):
-        evaluator._answer(without_its_weights.remote())
+        evaluator._trajectories(without_its_weights.remote())

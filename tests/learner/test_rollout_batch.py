@@ -5,16 +5,16 @@ from __future__ import annotations
 import copy
 import json
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import ray
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments.benchmarks.simulated_workers import SimulatedGroup
-from learner.question_ledger import QuestionLedger
-from learner.question_source import ShuffledQuestions
-from learner.rollout_batch import Batch, Patience
+from experiments.benchmarks.simulated_workers import SimulatedGroup, SimulatedHandle, sleepers, sleeping_workers
+from learner.question_ledger import QuestionLedger, ShuffledQuestions
+from learner.rollout_batch import RolloutBatch
 from learner.rollout_workers import ATTEMPTS, RolloutWorkers
 from rollout.records import Question
 
@@ -25,30 +25,34 @@ def questions(*seconds: float) -> list[Question]:
 
 @pytest.fixture(scope="module")
 def workers(ray_cluster):
-    group = SimulatedGroup(3)
-    workers = RolloutWorkers(group, chunk=2, deadline_s=60)
+    process = sleepers()
+    workers = RolloutWorkers(sleeping_workers(3, [process]), chunk=2, deadline_s=60)
     workers.push(4, [])
+    workers.process = process
     yield workers
-    group.close()
+    ray.kill(process)
 
 
-def ids(trajectories):
-    return [trajectory.question.id for trajectory in trajectories]
+def ids(found):
+    """Of trajectories, or of what was rolled out."""
+    return [
+        name for part in found for name in ([s.question_id for s in part.summaries] if hasattr(part, "summaries") else [part.question.id])
+    ]
 
 
 def test_chunks_are_handed_out_as_they_finish_and_trajectories_keep_the_order_of_the_questions(workers):
-    batch = Batch.of(questions(0.6, 0.6, 0.0, 0.0, 0.1, 0.1, 0.0), 2, seed=0)
+    batch = RolloutBatch(questions(0.6, 0.6, 0.0, 0.0, 0.1, 0.1, 0.0), 2, seed=0)
     chunks = [number for number, _ in workers.work(batch)]
     assert sorted(chunks) == [0, 1, 2, 3]
     assert chunks[-1] == 0
-    assert ids(batch.trajectories()) == [f"q{i}" for i in range(7)]
+    assert ids(batch.rolled_out()) == [f"q{i}" for i in range(7)]
 
 
-@pytest.mark.parametrize("patience", [Patience(enough=0.75), Patience(seconds=1.2)])
+@pytest.mark.parametrize("patience", [{"enough": 0.75}, {"straggler_s": 1.2}])
 def test_stragglers_are_cut_off_by_count_or_by_time_and_what_the_others_of_their_chunk_did_is_kept(workers, patience):
-    batch = Batch.of(questions(0.0, 30.0, 0.1, 0.0, 0.0, 0.1, 0.0, 30.0), 2, seed=0, patience=patience)
+    batch = RolloutBatch(questions(0.0, 30.0, 0.1, 0.0, 0.0, 0.1, 0.0, 30.0), 2, seed=0, **patience)
     found = dict(workers.work(batch))
-    assert ids(batch.trajectories()) == ["q0", "q2", "q3", "q4", "q5", "q6"]
+    assert ids(batch.rolled_out()) == ["q0", "q2", "q3", "q4", "q5", "q6"]
     assert batch.unfinished() == [1, 7]
     assert {number: ids(trajectories) for number, trajectories in found.items()} == {
         0: ["q0"], 1: ["q2", "q3"], 2: ["q4", "q5"], 3: ["q6"]
@@ -57,19 +61,20 @@ def test_stragglers_are_cut_off_by_count_or_by_time_and_what_the_others_of_their
 
 
 def test_a_question_that_was_cut_off_often_is_waited_for(workers):
-    batch = Batch.of(questions(0.0, 2.0, 30.0), 1, seed=0, patience=Patience(seconds=0.3), waited_for=[1])
+    batch = RolloutBatch(questions(0.0, 2.0, 30.0), 1, seed=0, straggler_s=0.3, waited_for=[1])
     list(workers.work(batch))
     assert batch.unfinished() == [2]
 
 
 def test_without_a_limit_everything_is_waited_for(workers):
-    batch = Batch.of(questions(0.0, 1.5), 1, seed=0)
+    batch = RolloutBatch(questions(0.0, 1.5), 1, seed=0)
     list(workers.work(batch))
     assert batch.unfinished() == []
 
 
 @ray.remote(num_cpus=0)
 class Ended:
+    @ray.method(num_returns=2)
     def call(self) -> None:
         pass
 
@@ -78,30 +83,30 @@ class DyingGroup(SimulatedGroup):
     """One simulated worker; of its calls those die on which this list says so."""
 
     def __init__(self, process, dies: list[bool]):
-        super().__init__(1, [process])
         ended, fates = Ended.remote(), iter(dies)
         ray.kill(ended)
 
         def instead_of(call):
             return SimpleNamespace(remote=lambda *arguments: ended.call.remote() if next(fates) else call.remote(*arguments))
 
-        handle = self._handles[1]
-        handle.begin, handle.go_on = instead_of(handle.begin), instead_of(handle.go_on)
+        handle: Any = SimulatedHandle(process, 1, ("receive", "use_weights", "sample", "go_on"))
+        handle.sample, handle.go_on = instead_of(handle.sample), instead_of(handle.go_on)
+        super().__init__({1: handle})
 
 
 def test_a_chunk_that_makes_headway_between_losses_is_rolled_out_however_many_workers_it_has_lost(workers):
     three, begins, goes_on = [True] * 3, [False], [False] * 9
-    group = DyingGroup(workers._register._own[0], [*three, *begins, *three, *begins, *goes_on])
+    group = DyingGroup(workers.process, [*three, *begins, *three, *begins, *goes_on])
     dying = RolloutWorkers(group, chunk=2, deadline_s=60)
     dying.push(1, [])
-    batch = Batch.of(questions(0.0, 0.7), 2, seed=0, patience=Patience(seconds=600))
+    batch = RolloutBatch(questions(0.0, 0.7), 2, seed=0, straggler_s=600)
     list(dying.work(batch))
-    assert ids(batch.trajectories()) == ["q0", "q1"]
+    assert ids(batch.rolled_out()) == ["q0", "q1"]
     assert dying.requeued_chunks == 6 > ATTEMPTS
 
 
 def test_a_chunk_of_which_nothing_comes_back_ends_the_run_and_names_its_questions(workers):
-    dying = RolloutWorkers(DyingGroup(workers._register._own[0], [True] * 9), chunk=2, deadline_s=60)
+    dying = RolloutWorkers(DyingGroup(workers.process, [True] * 9), chunk=2, deadline_s=60)
     dying.push(1, [])
     with pytest.raises(RuntimeError, match=r"4 rollout workers died of the same questions \(q0, q1\)"):
         dying.roll_out(questions(0.0, 0.0), seed=0)

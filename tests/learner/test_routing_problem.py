@@ -10,13 +10,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from local_rows import dealt_rows
 from table_policy import logprobs_of
 
-from learner.advantages import turn_advantages
 from learner.config import LearnerConfig
-from learner.micro_batches import pack
-from learner.mini_batches import deal
-from learner.objective import Tokens, loss_of
+from learner.objective.advantages import turn_advantages
+from learner.objective.losses import Tokens, loss_of
+from learner.objective.sibling_packing import pack
 from rollout.records import ScoredTurn, Turn, TurnReward
 
 KINDS, KBS, STEPS = 6, 3, 3
@@ -78,7 +78,7 @@ def turns_until_it_routes(mode: str, config: LearnerConfig, seed: int) -> int:
     while problem.routing(table.detach()) < ENOUGH and sampled < LIMIT:
         turns = [turn for _ in range(QUESTIONS) for turn in getattr(problem, mode)(table.detach().numpy().astype(np.float64))]
         sampled += len(turns)
-        for rows in deal(turns, turn_advantages(turns, config), config, 0):
+        for rows in dealt_rows(turns, turn_advantages(turns, config), config, 0):
             batch = pack(rows, [np.zeros((3, 1), np.int64) for _ in rows], 0)
             logprobs, entropy = logprobs_of(table, batch)
             arrays = (batch.old_logprobs, batch.advantages, batch.weights, batch.turns)
@@ -107,13 +107,12 @@ def test_step_grpo_routes_right_after_at_most_half_of_the_samples_that_outcome_g
 @pytest.mark.parametrize(
     ("mode", "settings"),
     [
-        ("chain", {"step_comparison": "return", "discount": 1.0, "episode_weight": 1.0}),
         ("branch", {"baseline": "leave_one_out", "normalisation": "none"}),
         ("branch", {"baseline": "shrunk", "normalisation": "batch_std"}),
         ("branch", {"normalisation": "components"}),
         ("branch", {"surrogate": "cispo", "ratio": "turn", "aggregation": "step_mean"}),
     ],
-    ids=["GiGPO", "RLOO", "shrunk", "GDPO", "CISPO"],
+    ids=["RLOO", "shrunk", "GDPO", "CISPO"],
 )
 def test_other_ways_to_compare_and_to_weigh_learn_it_too(mode, settings):
     assert turns_until_it_routes(mode, LearnerConfig(lr=0.1, **settings), 0) < 5_000

@@ -10,10 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_training import shared_algorithm
 
-from learner.iteration_metrics import worker_metrics
-from learner.trace import chrome_trace, write_trace
-from rollout.episode_run import WorkReport
-from rollout.timeline import Span
+from learner.iteration_data import worker_metrics
+from rollout.roll_out import WorkReport
+from rollout.timeline import Span, chrome_trace, write_trace
 
 
 def rows(trace):
@@ -71,8 +70,8 @@ def test_spans_that_nest_still_nest_when_their_times_are_rounded(lengths):
 
 
 def test_figures_of_the_workers_are_sums_and_shares():
-    first = WorkReport(1, 5, 100.0, {"prefill": 1.0, "decode": 5.0, "search": 2.0, "idle": 10.0}, 400, 60, 100)
-    second = WorkReport(2, 5, 120.0, {"decode": 2.0}, 100, 30, 50)
+    first = WorkReport(1, 5, [], 0, 100.0, {"prefill": 1.0, "decode": 5.0, "search": 2.0, "idle": 10.0}, 400, 60, 100)
+    second = WorkReport(2, 5, [], 0, 120.0, {"decode": 2.0}, 100, 30, 50)
     figures = worker_metrics([first, second])
     assert figures["tokens_per_second"] == pytest.approx(500 / 10)
     assert figures["search_share"] == pytest.approx(0.2)

@@ -12,11 +12,12 @@ import pytest
 import torch
 from tiny_turns import TEXTS
 
-from experiments.tiny_policy import train_tokenizer
-from learner.aggregation import weigh
-from learner.comparison import component_advantages, group_advantages
+from experiments.worlds.tiny_policy import train_tokenizer
 from learner.config import LearnerConfig
-from learner.objective import Tokens, loss_of
+from learner.objective.advantages import component_advantages, group_advantages
+from learner.objective.batch_plan import token_weights
+from learner.objective.losses import Tokens, loss_of
+from rewards.scored_summary import ScoredSummary
 from rollout.records import ScoredTurn, Turn, TurnReward
 
 trl = pytest.importorskip("trl", reason="trl is not installed; it comes with the dev dependencies")
@@ -125,7 +126,7 @@ def by_us(batch: Batch, config: LearnerConfig) -> tuple[float, torch.Tensor]:
         ScoredTurn("s", ids[0], None, Turn("plan", i, i.astype(np.float32), "stop", 0, ""), TurnReward(0.0), str(n), 0.0, "q")
         for n, i in enumerate(ids)
     ]
-    weighed = weigh(turns, [1.0] * len(turns), config.aggregation, config.constant_tokens)
+    weights, shares = token_weights(ScoredSummary.of(turns), np.arange(len(turns)), config.aggregation, config.constant_tokens)
     mask, batch.logprobs.grad = batch.mask.bool(), None
     turn = torch.arange(len(LENGTHS))[:, None].expand_as(mask)[mask]
     loss, _ = loss_of(
@@ -134,13 +135,13 @@ def by_us(batch: Batch, config: LearnerConfig) -> tuple[float, torch.Tensor]:
             entropy=batch.entropies[mask],
             sampler_logprobs=(batch.sampler if config.sampler_cap else batch.old)[mask],
             advantages=batch.advantages[turn],
-            weights=torch.from_numpy(weighed.weights)[turn],
+            weights=torch.from_numpy(weights)[turn],
             turn=turn,
             learner_logprobs=batch.old[mask] if config.sampler_cap else None,
             reference_logprobs=batch.reference[mask] if config.kl_weight else None,
         ),
         config,
-        float(weighed.shares.sum()),
+        float(shares.sum()),
     )
     loss.backward()
     return loss.item(), batch.logprobs.grad.clone()
@@ -159,7 +160,6 @@ SETTINGS = {
     ),
     "cispo": ({"loss_type": "cispo", "epsilon_high": 1.5}, {"surrogate": "cispo", "clip_low": 1.0, "clip_high": 0.5}),
     "clip without clip-higher": ({"loss_type": "dapo", "epsilon_high": 0.2}, {"clip_high": 0.2}),
-    "delta is dual clip": ({"loss_type": "dapo", "delta": 1.5}, {"dual_clip": 1.5}),
     "kl k3": (
         {"loss_type": "dapo", "beta": 0.3, "use_bias_correction_kl": False}, {"kl_weight": 0.3, "kl_estimator": "k3"},
     ),

@@ -5,8 +5,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny_turns import packed
 
-from rollout.weights import CorruptWeightsError, Inbox, MissingWeightsError, Packer, copy_into, pack, unpack
+from rollout.weight_buckets import CorruptWeightsError, Inbox, MissingWeightsError, Packer, copy_into, refuse_corrupt, seal, unpack_weights
 
 
 def tensors():
@@ -20,26 +21,24 @@ def tensors():
 
 
 def test_unpacked_tensors_are_those_that_were_packed():
-    buffer = pack(tensors().items(), version=3)
-    found = unpack(buffer)
-    assert buffer.version == 3
+    found = unpack_weights(packed(tensors().items()))
     assert list(found) == list(tensors())
     assert all(torch.equal(found[name], tensor) and found[name].dtype == tensor.dtype for name, tensor in tensors().items())
 
 
 def test_unpacking_copies_nothing():
-    buffer = pack(tensors().items(), version=0)
-    assert np.shares_memory(unpack(buffer)["a"].numpy(), buffer.buckets[0].data)
+    buckets = packed(tensors().items())
+    assert np.shares_memory(unpack_weights(buckets)["a"].numpy(), buckets[0].data)
 
 
 @given(sizes=st.lists(st.integers(1, 300), min_size=1, max_size=20), bucket_bytes=st.integers(1, 2000))
 def test_buckets_of_any_size_hold_every_tensor_once_and_no_bucket_is_larger_than_asked_for(sizes, bucket_bytes):
     named = {f"t{i}": torch.arange(size, dtype=torch.float32) + i for i, size in enumerate(sizes)}
-    buffer = pack(named.items(), 0, bucket_bytes)
-    found = unpack(buffer)
+    buckets = packed(named.items(), bucket_bytes)
+    found = unpack_weights(buckets)
     assert list(found) == list(named)
     assert all(torch.equal(found[name], named[name]) for name in named)
-    assert all(len(bucket.data) <= bucket_bytes or len(bucket.manifest) == 1 for bucket in buffer.buckets)
+    assert all(len(bucket.data) <= bucket_bytes or len(bucket.manifest) == 1 for bucket in buckets)
 
 
 def test_the_memory_of_buckets_is_kept_and_what_another_bucket_left_there_does_not_count():
@@ -51,47 +50,47 @@ def test_the_memory_of_buckets_is_kept_and_what_another_bucket_left_there_does_n
 
 
 def test_only_the_bucket_of_a_tensor_that_changed_is_another_one():
-    before = pack(tensors().items(), 0, bucket_bytes=64)
-    after = pack((tensors() | {"b": torch.zeros(7).bfloat16()}).items(), 1, bucket_bytes=64)
-    same = [old.checksum == new.checksum for old, new in zip(before.buckets, after.buckets, strict=True)]
+    before = packed(tensors().items(), bucket_bytes=64)
+    after = packed((tensors() | {"b": torch.zeros(7).bfloat16()}).items(), bucket_bytes=64)
+    same = [old.checksum == new.checksum for old, new in zip(before, after, strict=True)]
     assert same == [True, False, True, True]
 
 
 @pytest.mark.parametrize("change", ["a byte", "the manifest"])
 def test_a_corrupt_bucket_is_refused_and_named(change):
-    buffer = pack(tensors().items(), 5, bucket_bytes=128)
-    bucket = buffer.buckets[1]
+    bucket = packed(tensors().items(), bucket_bytes=128)[1]
     if change == "a byte":
         data = bucket.data.copy()
         data[11] ^= 1
         bucket = replace(bucket, data=data)
     else:
         bucket = replace(bucket, manifest=tuple(reversed(bucket.manifest)))
-    with pytest.raises(CorruptWeightsError, match=r"bucket 2 of 2 of policy version 5: checksum"):
-        unpack(replace(buffer, buckets=(buffer.buckets[0], bucket)))
+    with pytest.raises(CorruptWeightsError, match=r"weights, bucket 2 of policy version 5: checksum"):
+        refuse_corrupt(bucket, "bucket 2 of policy version 5")
     inbox = Inbox()
     with pytest.raises(CorruptWeightsError, match="bucket 2"):
         inbox.take(1, bucket)
 
 
 def test_a_receiver_takes_over_exactly_the_buckets_that_it_is_asked_for_or_none():
-    first, second = (pack([(n, k * t) for n, t in tensors().items()], k, bucket_bytes=64) for k in (1, 2))
+    first, second = (packed([(n, k * t) for n, t in tensors().items()], bucket_bytes=64) for k in (1, 2))
     inbox = Inbox()
-    for number, bucket in enumerate(first.buckets):
+    for number, bucket in enumerate(first):
         inbox.take(number, bucket)
-    checksums = [bucket.checksum for bucket in first.buckets]
-    assert inbox.weights(1, checksums).checksum == first.checksum != replace(first, version=2).checksum
-    inbox.take(2, second.buckets[2])
+    checksums = [bucket.checksum for bucket in first]
+    assert torch.equal(inbox.tensors(1, checksums)["a"], tensors()["a"])
+    assert seal(1, checksums) != seal(2, checksums)
+    inbox.take(2, second[2])
     with pytest.raises(MissingWeightsError, match=r"policy version 1: 1 of 4 buckets \(3\) are not here"):
-        inbox.weights(1, checksums)
+        inbox.tensors(1, checksums)
     with pytest.raises(MissingWeightsError, match=r"policy version 2: 3 of 4 buckets \(1, 2, 4\) are not here"):
-        inbox.weights(2, [bucket.checksum for bucket in second.buckets])
+        inbox.tensors(2, [bucket.checksum for bucket in second])
 
 
 def test_a_read_only_buffer_as_ray_delivers_it_is_unpacked_without_a_warning(recwarn):
-    buffer = pack(tensors().items(), version=0)
-    buffer.buckets[0].data.flags.writeable = False
-    unpack(buffer)
+    buckets = packed(tensors().items())
+    buckets[0].data.flags.writeable = False
+    unpack_weights(buckets)
     assert not recwarn.list
 
 

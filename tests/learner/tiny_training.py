@@ -10,18 +10,21 @@ import numpy as np
 import ray
 
 from learner.config import LearnerConfig
-from learner.question_source import ShuffledQuestions
+from learner.question_ledger import ShuffledQuestions
 from learner.step_grpo import StepGRPO
 from learner.step_grpo_config import StepGRPOConfig
+from rewards.actor import RewardActor
 from rollout.config import RolloutConfig
-from rollout.episode import RecordedTurn
-from rollout.records import GoldStep, Question, ScoredTurn, Trajectory, TurnReward
+from rollout.records import GoldStep, Question, RecordedTurn, ScoredTurn, Trajectory, TurnReward
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the processes of Ray cannot import what lies beside a test
 
 
-class LowIds:
+class LowIds(RewardActor):
     """Rewards the share of small token ids: a random policy earns some of it, in varying amounts."""
+
+    def __init__(self):
+        pass
 
     def score(self, trajectories: Sequence[Trajectory]) -> list[ScoredTurn]:
         return [
@@ -62,7 +65,7 @@ def offline_config(policy_path: str, **training) -> StepGRPOConfig:
     reward_actors = [ray.remote(num_cpus=0)(LowIds).remote() for _ in range(2)]
     learner = LearnerConfig(lr=3e-3, warmup_iterations=1, cpus_per_learner=0.2, deadline_s=250)
     return (
-        StepGRPOConfig()
+        StepGRPO.get_default_config()
         .env_runners(num_env_runners=2, num_cpus_per_env_runner=0.2)
         .training(
             policy_path=policy_path,

@@ -7,15 +7,18 @@ import functools
 import io
 import shutil
 import tempfile
+from dataclasses import replace
 
 import numpy as np
+import ray
 import torch
 from PIL import Image as PillowImage
 
-from experiments.tiny_policy import tiny_policy, train_tokenizer
-from rollout.message import Message
+from experiments.worlds.tiny_policy import tiny_policy, train_tokenizer
+from learner.learner_group import LearnerGroup
 from rollout.policy import Policy
-from rollout.records import Image, Question, ScoredTurn, State, Turn, TurnReward
+from rollout.records import Image, Message, Question, ScoredTurn, State, Turn, TurnReward
+from rollout.weight_buckets import BUCKET_BYTES, Bucket, Packer, PublishedWeights
 
 TEXTS = ["Which knowledge base holds the capital of Kor-mu ?", "The flag shows red and blue stripes .", "1 2 3 4 5 6 7 8 9 0"]
 
@@ -28,6 +31,20 @@ def save_tiny_policy() -> str:
     tokenizer = train_tokenizer(TEXTS * 3, vocabulary=320)
     tiny_policy(tokenizer, hidden=64, layers=2, heads=2, vision_hidden=32, vision_layers=2).save(folder)
     return folder
+
+
+def weights_of(group: LearnerGroup) -> PublishedWeights:
+    """What a learner group would send to rollout workers."""
+    return PublishedWeights(tuple(group.publish()), group.policy_version)
+
+
+def fetched(weights: PublishedWeights) -> list[Bucket]:
+    return ray.get([bucket.ref for bucket in weights.buckets], timeout=60)
+
+
+def packed(named_tensors, bucket_bytes: int = BUCKET_BYTES) -> list[Bucket]:
+    """All buckets at once, in memory of their own."""
+    return [replace(bucket, data=np.array(bucket.data)) for bucket in Packer(bucket_bytes).buckets(named_tensors)]
 
 
 def picture(seed: int, side: int = 56) -> Image:

@@ -16,8 +16,6 @@ from transformers import (
     CLIPModel,
     PreTrainedTokenizerFast,
     Qwen2VLImageProcessorPil,
-    Qwen3Config,
-    Qwen3ForCausalLM,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
     Siglip2Config,
@@ -36,7 +34,7 @@ VISION = {**TEXT, "image_size": 32, "patch_size": 8}
 
 
 def bytes_tokenizer(folder: Path, end: str = "", longest: int = 512) -> PreTrainedTokenizerFast:
-    """A token for each byte, for `yes` and `no`, and the special ones; `end` is put behind every text. Any text has tokens."""
+    """A token for each byte, and the special ones; `end` is put behind every text. Any text has tokens."""
     vocabulary = {token: number for number, token in enumerate([*SPECIAL, *WORDS, *sorted(pre_tokenizers.ByteLevel.alphabet())])}
     # Merges spell the two words; nothing else is merged.
     merges = [("n", "o"), ("y", "e"), ("ye", "s")]
@@ -116,14 +114,6 @@ def qwen3_vl(folder: Path) -> Path:
     config = Qwen3VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=True, **ids)
     Qwen3VLForConditionalGeneration(config).save_pretrained(folder)
     Qwen2VLImageProcessorPil(patch_size=16, size={"shortest_edge": 32 * 32, "longest_edge": 64 * 64}).save_pretrained(folder)
-    return folder
-
-
-def qwen3_reranker(folder: Path) -> Path:
-    torch.manual_seed(0)
-    tokenizer = bytes_tokenizer(folder)
-    config = Qwen3Config(**TEXT, num_key_value_heads=2, head_dim=8, vocab_size=len(tokenizer), bos_token_id=2, eos_token_id=1)
-    Qwen3ForCausalLM(config).save_pretrained(folder)
     return folder
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from scored_episode import RETRIEVERS, episode, same
 
-from rewards.composition import TERMS, RewardError, composed_of
+from rewards.actor import judged_turns, score_trajectory
 from rewards.config import RewardConfig
-from rewards.scoring import judged_turns, score_trajectory
+from rewards.terms import TERMS, RewardError, composed_of
 
 
 def scored(config: RewardConfig, final: str = "41"):
@@ -88,6 +88,17 @@ def test_a_reward_of_ones_own_is_a_function_named_in_the_configuration(tmp_path,
     turns = scored(RewardConfig(terms={name: {"final": 0.5}}))
     assert [turn.turn.kind for turn in turns] == ["final", "final"]
     assert turns[0].reward.parts == {name: 0.25}
+
+
+@pytest.mark.parametrize("what", ["turn.outcome", "turn.step and 1.0"])
+def test_a_reward_of_ones_own_is_not_told_what_came_of_one_sibling_only(tmp_path, monkeypatch, what):
+    name = own(tmp_path, f"return {what}", monkeypatch, f"came_of_it_{len(what)}")
+    turns = scored(RewardConfig(terms={"format": 1.0, name: 1.0}))
+    told: dict[tuple[str, str], list[bool]] = {}
+    for turn in turns:
+        told.setdefault((turn.turn.kind, turn.state_key), []).append(name in turn.reward.parts)
+    assert all(len(set(siblings)) == 1 for siblings in told.values())
+    assert [siblings for (kind, _), siblings in told.items() if kind == "answer"] == [[False, False], [True]]
 
 
 @pytest.mark.parametrize(("body", "found"), [("return float('nan')", "nan"), ("return 'good'", "'good'"), ("return True", "True")])

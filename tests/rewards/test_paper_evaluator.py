@@ -9,8 +9,7 @@ import pytest
 from nltk.tokenize import word_tokenize
 from torchmetrics.functional.text import squad
 
-from rewards.paper_evaluator import f1_recall, paper_tokens, range_answers
-from rewards.squad_metrics import exact_match, f1
+from rewards.answer_metrics import exact_match, f1, f1_recall, paper_tokens, range_answers
 
 PAIRS = 2000
 

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import ray
 
-from rewards.actor import start_reward_actor
+from rewards.actor import batched_similarity, start_reward_actor
 from rewards.config import RewardConfig
+from rollout.nan_check import NotFiniteError
 from rollout.records import GoldStep, Question, State, Trajectory, Turn, TurnGroup
 
 CAPITAL = GoldStep("What is the capital of Kormu?", "text", "Tasla", ("Kormu",))
@@ -43,6 +44,18 @@ def test_the_query_part_is_the_cosine_of_the_embedder(actor, models):
     assert expected[0] > expected[1] > expected[2]
 
 
+def test_an_embedder_that_overflows_is_refused_with_the_text_and_its_nan_is_no_reward_of_zero():
+    class Overflowing:
+        def embed(self, texts):
+            return np.array([[np.nan, 0.0] if text == "sea" else [1.0, 0.0] for text in texts], np.float32)
+
+    with pytest.raises(NotFiniteError, match="the embedder gave NaN or infinity for 'sea'"):
+        batched_similarity(["capital", "sea"], Overflowing())
+    similarity = batched_similarity(["capital"], Overflowing())
+    with pytest.raises(NotFiniteError, match="'sea'"):
+        similarity("capital", "sea")
+
+
 def test_rewards_do_not_depend_on_what_else_is_scored(actor):
     alone = score(actor, plan("Which city is Kormu's capital?"))
     together = score(actor, plan("How deep is the sea?"), plan("Which city is Kormu's capital?"), plan(CAPITAL.query))
@@ -60,7 +73,11 @@ def test_turns_that_nobody_can_judge_are_left_out(actor):
 
 def test_a_dead_reward_actor_comes_back_and_scores(actor, models):
     expected = score(actor, plan(CAPITAL.query))[0].reward
-    pid = ray.get(actor.process_id.remote(), timeout=60)
+    pid = process_id(actor)
     os.kill(pid, signal.SIGKILL)
     assert score(actor, plan(CAPITAL.query))[0].reward == expected
-    assert ray.get(actor.process_id.remote(), timeout=60) != pid
+    assert process_id(actor) != pid
+
+
+def process_id(actor) -> int:
+    return ray.get(actor.__ray_call__.remote(lambda self: os.getpid()), timeout=60)

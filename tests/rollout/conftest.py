@@ -6,13 +6,13 @@ import itertools
 
 import pytest
 
-from experiments.atlas import KNOWLEDGE_BASES, Atlas
 from experiments.datasets import EMBEDDERS
-from experiments.teacher import demonstrations
-from experiments.tiny_policy import tiny_policy, train_tokenizer
-from retrieval_actors.build import build_knowledge_base
+from experiments.worlds.atlas import KNOWLEDGE_BASES, Atlas
+from experiments.worlds.teacher import demonstrations
+from experiments.worlds.tiny_policy import tiny_policy, train_tokenizer
+from retrieval_actors.actors.start_actors import start_retrieval
+from retrieval_actors.build.from_passages import build_knowledge_base
 from retrieval_actors.config import RetrievalConfig
-from retrieval_actors.start import start_retrieval
 from rollout.engines.transformers_engine import TransformersEngine
 from rollout.policy import Policy
 

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from retrieval_actors.records import Passage
-from rollout.engines.base import Finished, Response
-from rollout.engines.stats import EngineStats
+from rollout.engines.base import EngineStats, Response
 
 
 class Script:
@@ -19,11 +18,11 @@ class Script:
     def __init__(self, policy, say):
         self.policy, self.say = policy, say
         self.policy_version, self.stats, self.prompts = 3, EngineStats(), []
-        self.finished: deque[Finished] = deque()
+        self.finished: deque[Response] = deque()
 
     def submit(self, request):
         ticket = len(self.prompts) + 1
-        self.finished += [Finished(ticket, j, self._response(request, j)) for j in range(request.siblings)]
+        self.finished += [self._response(ticket, request, j) for j in range(request.siblings)]
         return ticket
 
     @property
@@ -37,13 +36,13 @@ class Script:
         finished, self.finished = self.finished, deque()
         return list(finished)
 
-    def _response(self, request, sibling):
+    def _response(self, ticket, request, sibling):
         prompt = self.policy.tokenizer.decode(request.prompt_ids)
         self.prompts.append(prompt)
         kind = "plan" if "Next step?" in prompt else "final" if "Final answer?" in prompt else "answer"
         ids = np.array([*self.policy.tokenizer(self.say(kind, prompt, sibling))["input_ids"], self.policy.end_token_id], np.int32)
         logprobs = np.full(len(ids), -0.5, np.float32)
-        return Response(ids, logprobs, logprobs, "stop", self.policy_version)
+        return Response(ticket, sibling, ids, logprobs, "stop", self.policy_version)
 
 
 class OneByOne(Script):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from experiments.teacher import demonstrations
+from experiments.worlds.teacher import demonstrations
 from rollout.engines.base import Request, Sampling, generate
 from rollout.engines.sampling import truncate
 from rollout.engines.transformers_engine import TransformersEngine
@@ -27,22 +27,29 @@ def sample(engine, requests, **sampling):
     return generate(engine, [replace(request, sampling=Sampling(**sampling)) for request in requests])
 
 
-def plain_logprobs(policy, request, response_ids) -> np.ndarray:
-    """By the library's own forward pass: one row, no cache."""
-    ids = torch.from_numpy(np.concatenate([request.prompt_ids, response_ids]).astype(np.int64))[None]
+def plain_logprobs(policy, request, response) -> np.ndarray:
+    """By the library's own forward pass: one row, no cache; of the distribution that each token was drawn from."""
+    ids = torch.from_numpy(np.concatenate([request.prompt_ids, response.ids]).astype(np.int64))[None]
     pictured = {}
     if request.image:
         pixels, grids = policy.pixels([request.image])
         pictured = {"pixel_values": pixels, "image_grid_thw": grids, "mm_token_type_ids": (ids == policy.image_token_id).int()}
     with torch.no_grad():
-        logits = policy.model(input_ids=ids, **pictured).logits[0, len(request.prompt_ids) - 1 : -1]
+        logits = policy.model(input_ids=ids, **pictured).logits[0, len(request.prompt_ids) - 1 : -1].float()
+    sampling = request.sampling
+    if sampling.temperature not in (0, 1):
+        logits[:, list(policy.banned_token_ids)] = -torch.inf
+        logits /= sampling.temperature
+    if response.allowed:
+        for row, drawn_from in zip(logits, np.split(response.allowed.ids, np.cumsum(response.allowed.sizes)[:-1]), strict=True):
+            row[np.setdiff1d(np.arange(len(row)), drawn_from)] = -torch.inf
     return logits.log_softmax(-1).gather(1, ids[0, len(request.prompt_ids) :, None])[:, 0].numpy()
 
 
 def test_logprobs_equal_a_plain_forward_pass_with_and_without_pictures(engine, requests):
     for request, responses in zip(requests, sample(engine, requests, max_new_tokens=12), strict=True):
         for response in responses:
-            np.testing.assert_allclose(response.logprobs, plain_logprobs(engine.policy, request, response.ids), atol=1e-4)
+            np.testing.assert_allclose(response.logprobs, plain_logprobs(engine.policy, request, response), atol=1e-4)
 
 
 def test_greedy_equals_the_library_s_generate(engine, requests):
@@ -108,7 +115,7 @@ def test_an_update_takes_effect_at_once_and_a_bad_one_changes_nothing(fresh_poli
     assert engine.policy_version == 2
     request = requests[0]
     for response in sample(engine, [request], max_new_tokens=8)[0]:
-        np.testing.assert_allclose(response.logprobs, plain_logprobs(engine.policy, request, response.ids), atol=1e-4)
+        np.testing.assert_allclose(response.logprobs, plain_logprobs(engine.policy, request, response), atol=1e-4)
 
 
 def test_top_k_and_top_p_leave_the_nucleus():

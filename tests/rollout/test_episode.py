@@ -6,12 +6,11 @@ from dataclasses import replace
 import pytest
 from scripted import Script
 
-from experiments.teacher import answer_response, plan_response
+from experiments.worlds.teacher import answer_response, plan_response
 from retrieval_actors.records import Query
 from rollout.config import RolloutConfig
-from rollout.episode import RecordedTurn, roll_out_recorded
-from rollout.episode_pool import roll_out
-from rollout.records import Exchange, GoldStep
+from rollout.records import Exchange, GoldStep, RecordedTurn
+from rollout.roll_out import roll_out
 
 
 def asks_the_gold_then_stops(question):
@@ -152,9 +151,8 @@ def test_recorded_turns_become_one_group_each_and_too_long_prompts_are_left_out(
     question = atlas.questions(1)[0]
     target = GoldStep("q", "text", "a")
     recorded = [RecordedTurn(question, "plan", "System.", text, target) for text in ("short", "long " * 500)]
-    (trajectory,) = roll_out_recorded(
-        recorded, engine, RolloutConfig(mode="offline", group_size=4, max_prompt_tokens=300, max_new_tokens=4), 0
-    )
+    config = RolloutConfig(mode="offline", group_size=4, max_prompt_tokens=300, max_new_tokens=4)
+    (trajectory,) = roll_out(recorded, engine, None, config, 0)
     assert len(trajectory.groups[0].turns) == 4
     assert trajectory.groups[0].state.target == target
 

@@ -8,18 +8,23 @@ import time
 import pytest
 from scripted import Library, OneByOne, Script
 
-from experiments.teacher import answer_response, plan_response
+from experiments.worlds.teacher import answer_response, plan_response
 from rollout.config import RolloutConfig
 from rollout.engines.transformers_engine import TransformersEngine
-from rollout.episode import stream
-from rollout.episode_pool import EpisodePool, add_all, roll_out
+from rollout.episode import derive_seed
+from rollout.episode_pool import EpisodePool
 from rollout.records import Question
+from rollout.roll_out import roll_out
 
 CONFIG = RolloutConfig(group_size=2, max_steps=2, passages=2)
 
 
 def questions(n):
     return [Question(f"q{i}", f"Which city has flag {i} ?", (f"city {i}",)) for i in range(n)]
+
+
+def add_all(pool, asked):
+    return pool.add_all(asked, CONFIG, seed=1, repeats=[0] * len(asked))
 
 
 def asks_as_often_as_its_number_says(kind, prompt, sibling):
@@ -55,7 +60,7 @@ def test_searches_that_answer_late_or_in_another_order_change_neither_trajectori
     for delays in ((0.0,), (0.05, 0.0, 0.02), (0.0, 0.0, 0.08, 0.01)):
         engine, library = OneByOne(fresh_policy, asks_as_often_as_its_number_says), Library(*delays)
         pool = EpisodePool(engine, library, slots=6)
-        tickets = add_all(pool, questions(20), CONFIG, seed=1)
+        tickets = add_all(pool, questions(20))
         _, trajectories = run(pool, tickets)
         found.append((told(trajectories[t] for t in tickets), sorted(library.asked), engine.waited_with))
     assert found[0] == found[1] == found[2]
@@ -65,7 +70,7 @@ def test_searches_that_answer_late_or_in_another_order_change_neither_trajectori
 def test_however_episodes_share_the_engine_they_are_the_same(fresh_policy):
     def rolled(engine, join="in_order", slots=0, tokens=262144):
         pool = EpisodePool(engine, Library(0.01, 0.0), tokens, join, slots)
-        tickets = add_all(pool, questions(12), CONFIG, seed=1)
+        tickets = add_all(pool, questions(12))
         _, trajectories = run(pool, tickets)
         return told(trajectories[t] for t in tickets)
 
@@ -79,7 +84,7 @@ def test_searches_are_made_while_the_engine_goes_on(fresh_policy):
     collect = engine.collect
     engine.collect = lambda wait_s=0.0: (time.sleep(0.01), collect())[1]
     pool = EpisodePool(engine, library, slots=16)
-    run(pool, add_all(pool, questions(30), CONFIG, seed=1))
+    run(pool, add_all(pool, questions(30)))
     assert len(library.asked) > 3
     assert pool.timeline.seconds["generate"] > 1.0
     assert pool.timeline.seconds["search"] < 0.5 * 0.05 * len(library.asked)
@@ -87,7 +92,7 @@ def test_searches_are_made_while_the_engine_goes_on(fresh_policy):
 
 def test_what_happens_in_an_episode_is_told_in_its_order(fresh_policy):
     pool = EpisodePool(Script(fresh_policy, asks_as_often_as_its_number_says), Library(), join="as_they_come")
-    (ticket,) = add_all(pool, questions(2)[1:], CONFIG, seed=1)
+    (ticket,) = add_all(pool, questions(2)[1:])
     events, trajectories = run(pool, [ticket])
     assert [event.kind for event in events] == ["planned", "searched", "answered", "planned", "finished"]
     planned, searched, answered, stopped, finished = events
@@ -110,7 +115,7 @@ def test_episodes_wait_for_room_and_all_get_it(fresh_policy):
             return super().collect(wait_s)
 
     pool = EpisodePool(Watched(fresh_policy, asks_as_often_as_its_number_says), Library(), tokens=3 * 400)
-    tickets = add_all(pool, questions(40), CONFIG, seed=1)
+    tickets = add_all(pool, questions(40))
     _, trajectories = run(pool, tickets)
     assert sorted(trajectories) == tickets
     assert 2 <= most <= 16  # 2 siblings of at least 150 tokens each
@@ -178,17 +183,6 @@ def test_new_weights_between_two_batches_take_effect_and_old_trajectories_stay_r
     assert {turn.policy_version for t in other for g in t.groups for turn in g.turns} == {1}
 
 
-def test_a_limit_of_its_own_for_one_kind_of_turn(fresh_policy):
-    config = RolloutConfig(group_size=4, max_new_tokens=9, max_new_tokens_by_kind={"plan": 3})
-    found = roll_out(questions(4), TransformersEngine(fresh_policy), Library(), config, seed=5)
-    longest = {kind: max(len(turn.response_ids) for t in found for g in t.groups if g.state.kind == kind for turn in g.turns)
-               for kind in ("plan", "final")}  # fmt: skip
-    assert longest == {"plan": 3, "final": 9}
-    cut = [turn for t in found for g in t.groups for turn in g.turns if len(turn.response_ids) == (3 if turn.kind == "plan" else 9)]
-    assert {turn.finish_reason for turn in cut} <= {"length", "stop"}
-    assert any(turn.finish_reason == "length" for turn in cut)
-
-
 @pytest.mark.parametrize("mode", ["branch", "chain"])
 def test_every_question_has_its_own_random_stream(fresh_policy, mode):
     config = RolloutConfig(mode=mode, group_size=2, max_new_tokens=6)
@@ -196,4 +190,33 @@ def test_every_question_has_its_own_random_stream(fresh_policy, mode):
     together = told(roll_out(questions(4), engine, Library(), config, seed=2))
     alone = [told(roll_out([question], engine, Library(), config, seed=2)) for question in questions(4)]
     assert together == [t for found in alone for t in found]
-    assert stream(2, "q0", 0) != stream(2, "q1", 0)
+    assert derive_seed(2, "q0", 0) != derive_seed(2, "q1", 0)
+
+
+def drawn(trajectories):
+    """What was sampled, episode by episode."""
+    return [tuple(tuple(turn.response_ids.tolist()) for g in t.groups for turn in g.turns) for t in trajectories]
+
+
+@pytest.mark.parametrize("mode", ["branch", "chain"])
+def test_a_question_that_stands_twice_draws_other_episodes_and_the_first_time_those_it_draws_alone(fresh_policy, mode):
+    config = RolloutConfig(mode=mode, group_size=2, max_new_tokens=6)
+    engine, (first, second) = TransformersEngine(fresh_policy), questions(2)
+    asked = [first, second, first, first]
+    found = drawn(roll_out(asked, engine, Library(), config, seed=2))
+    assert len(set(found)) == len(found) == len(asked) * (2 if mode == "chain" else 1)
+    assert found == drawn(roll_out(asked, engine, Library(), config, seed=2))
+    copies = len(found) // len(asked)
+    assert found[: 2 * copies] == drawn(roll_out([first, second], engine, Library(), config, seed=2))
+
+
+def test_a_search_that_raises_leaves_the_engine_to_the_next_questions(fresh_policy):
+    class Broken(Library):
+        def search_routed(self, asked, k):
+            raise RuntimeError("the shards are gone")
+
+    engine = OneByOne(fresh_policy, asks_as_often_as_its_number_says)
+    with pytest.raises(RuntimeError, match="the shards are gone"):
+        roll_out(questions(9), engine, Broken(), CONFIG, 0)
+    assert engine.unfinished == 0
+    assert all(trajectory.answer for trajectory in roll_out(questions(3), engine, Library(), CONFIG, 0))

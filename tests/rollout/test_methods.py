@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from scripted import Script
 
-from experiments.teacher import answer_response, plan_response
+from experiments.worlds.teacher import answer_response, plan_response
 from retrieval_actors.records import Passage
 from rollout.config import RolloutConfig
-from rollout.episode import Log, Surroundings, episode
-from rollout.episode_pool import roll_out
-from rollout.methods.registry import METHODS, find_method, is_method, label_of
+from rollout.episode import EpisodeState
+from rollout.methods import METHODS, find_method, is_method, label_of
 from rollout.records import GoldStep, Question, Turn, TurnGroup
-from rollout.searches import Look
+from rollout.roll_out import roll_out
+from rollout.searches import SearchRequest
 
 KBS = ["text", "text_image", "table"]
 
@@ -48,19 +48,19 @@ def walked(question, policy, routing: str, *plans: tuple[str, str]):
     said = iter(plans)
     names = {"text": "Text Retriever", "table": "Table Retriever"}
     cards = {kb: SimpleNamespace(name=kb, retriever_name=name, description=kb, modality=kb) for kb, name in names.items()}
-    around = Surroundings(policy, cards, RolloutConfig(mode="chain", group_size=1, routing=routing))
-    going, sent = episode(question, around, random.Random(0), Log()), None
+    state = EpisodeState(question, policy, cards, RolloutConfig(mode="chain", group_size=1), random.Random(0))
+    going, sent = find_method(routing, cards)(state), None
     while True:
         try:
             wanted = going.send(sent)
         except StopIteration as over:
             return over.value
-        if isinstance(wanted, Look):
+        if isinstance(wanted, SearchRequest):
             sent = [Passage("p", "Runo is in Kormu.", kb=wanted.kb)]
             continue
-        kind = wanted.state.kind
+        kind = wanted.kind
         text = plan_response("t", *next(said)) if kind == "plan" else answer_response("t", "Runo")
-        sent = TurnGroup(wanted.state, (Turn(kind, np.array([5], np.int32), np.zeros(1, np.float32), "stop", 0, text),))
+        sent = TurnGroup(wanted, (Turn(kind, np.array([5], np.int32), np.zeros(1, np.float32), "stop", 0, text),))
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,16 @@
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image as PillowImage
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from experiments.flags import draw, png
-from rollout.message import Message
+from experiments.worlds.flag_pictures import draw, png
 from rollout.policy import Policy
-from rollout.records import Image
+from rollout.records import Image, Message
 
 
 def flag(side: int = 56) -> Image:
@@ -37,7 +39,7 @@ def test_positions_equal_the_library_s(fresh_policy, side):
     expected, _ = fresh_policy.model.model.get_rope_index(
         tokens, mm_token_type_ids=(tokens == fresh_policy.image_token_id).int(), image_grid_thw=None if grid is None else grid[None]
     )
-    assert np.array_equal(fresh_policy.positions(ids, grid), expected[:, 0].numpy())
+    assert np.array_equal(fresh_policy.positions(ids, image), expected[:, 0].numpy())
 
 
 def test_a_picture_is_one_chunk_of_as_many_tokens_as_the_vision_tower_returns(fresh_policy):
@@ -55,6 +57,13 @@ def test_a_system_prompt_stands_in_front(fresh_policy):
 def test_any_text_survives_the_tokenizer(fresh_policy):
     text = "Zürich – 1,234.5 km², Kor-mu in 1990: “quoted” 東京"
     assert fresh_policy.tokenizer.decode(fresh_policy.tokenizer(text)["input_ids"]) == text
+
+
+@pytest.mark.parametrize("size", [(1, 1), (200, 1), (1, 200), (2000, 10), (3000, 15)])
+def test_the_thinnest_picture_that_decodes_can_be_looked_at(fresh_policy, size):
+    file = io.BytesIO()
+    PillowImage.new("RGB", size).save(file, "PNG")
+    assert fresh_policy.patches(Image.of(file.getvalue()))[1].min() >= 1
 
 
 def test_bytes_that_are_no_picture_are_a_one_line_error(fresh_policy):

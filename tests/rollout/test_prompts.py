@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import pytest
 
-from experiments.teacher import answer_response, plan_response
+from experiments.worlds.teacher import answer_response, plan_response
 from retrieval_actors.records import Passage
-from rollout.prompts import PROMPT_SETS, SHORT, parse_answer, parse_plan
+from rollout.prompts import SHORT, find_prompts
 from rollout.records import Action, Exchange
+from rollout.turn_parser import parse_answer, parse_plan
 
 RETRIEVERS = {"Text Retriever": "text", "Table Retriever": "table"}
 
@@ -56,6 +57,6 @@ def test_long_passages_are_cut_at_a_word():
 
 
 def test_the_paper_prompts_name_every_retriever():
-    message = PROMPT_SETS["paper"].plan("Why?", False, (), "- Text Retriever: sentences")
+    message = find_prompts("paper").plan("Why?", False, (), "- Text Retriever: sentences")
     assert "- Text Retriever: sentences" in message.system
     assert "<sub-question>" in message.system

@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from retrieval_actors.records import Passage
 from rollout.config import RolloutConfig
 from rollout.engines.transformers_engine import TransformersEngine
-from rollout.episode import RecordedTurn, roll_out_recorded
 from rollout.record_files import read_rollouts, write_rollouts
 from rollout.records import (
     Action,
@@ -19,6 +19,7 @@ from rollout.records import (
     GoldStep,
     Image,
     Question,
+    RecordedTurn,
     ScoredTurn,
     State,
     Step,
@@ -27,6 +28,7 @@ from rollout.records import (
     TurnGroup,
     TurnReward,
 )  # fmt: skip
+from rollout.roll_out import roll_out
 
 GOLD = GoldStep("What is the capital of Kormu?", "text", "Tasla", ("Kormu",))
 RANDOM = np.random.default_rng(0)
@@ -97,21 +99,19 @@ def test_trajectories_and_scored_turns_come_back_bit_for_bit(tmp_path):
 def test_every_picture_and_every_prompt_is_stored_once(tmp_path):
     trajectories = [live(1), live(1), live(2)]
     write_rollouts(tmp_path / "one", trajectories, [turn for trajectory in trajectories for turn in scored(trajectory)])
-    keys = pq.read_table(tmp_path / "one/images.parquet")["key"].to_pylist()
-    assert len(keys) == len(set(keys)) == 3  # two questions' and the passage's
-    assert pq.read_table(tmp_path / "one/states.parquet").num_rows == 9
-    assert pq.read_table(tmp_path / "one/turns.parquet").num_rows == 27
+    rows = pq.read_table(tmp_path / "one/rollouts.parquet").to_pylist()
+    assert len({(row["kind"], row["data"]) for row in rows}) == len(rows)
+    kinds = [row["kind"] for row in rows]
+    assert kinds.count("bytes") == kinds.count("Image") + 1 == 3  # two questions' and the passage's
+    assert kinds.count("State") == 6  # the first two trajectories have the same
+    assert kinds.count("Turn") == 27
 
 
 def test_what_a_real_engine_samples_for_recorded_turns_comes_back(fresh_policy, tmp_path):
     asked = Question("r", "Which capital?", ("red",))
     engine = TransformersEngine(fresh_policy)
-    sampled = roll_out_recorded(
-        [RecordedTurn(asked, "final", "", "Which capital?", GoldStep("", "", "red"))],
-        engine,
-        RolloutConfig(group_size=4, max_new_tokens=6),
-        0,
-    )
+    recorded = [RecordedTurn(asked, "final", "", "Which capital?", GoldStep("", "", "red"))]
+    sampled = roll_out(recorded, engine, None, RolloutConfig(group_size=4, max_new_tokens=6), 0)
     write_rollouts(tmp_path / "one", sampled, scored(sampled[0]))
     assert_same(read_rollouts(tmp_path / "one")[0], sampled)
 
@@ -128,10 +128,18 @@ def test_a_folder_that_is_incomplete_or_of_other_columns_is_refused_with_its_fil
     write_rollouts(tmp_path / "one", [live(1)], [])
     with pytest.raises(FileExistsError, match="one: holds rollouts already"):
         write_rollouts(tmp_path / "one", [], [])
-    file = tmp_path / "one/turns.parquet"
-    pq.write_table(pq.read_table(file).drop_columns(["text"]), file)
-    with pytest.raises(ValueError, match=r"turns.parquet: its columns are .*'policy_version'\], expected .*'text'\]"):
+    file = tmp_path / "one/rollouts.parquet"
+    table = pq.read_table(file)
+    pq.write_table(table.slice(0, len(table) - 1), file)
+    with pytest.raises(ValueError, match=r"rollouts.parquet: the row `all` is missing"):
+        read_rollouts(tmp_path / "one")
+    older = {"kind": ["Action"], "data": [b'{"query": ""}']}
+    pq.write_table(pa.table(older, table.schema), file)
+    with pytest.raises(ValueError, match=r"rollouts.parquet: Action has the fields \['query'\], expected \['query', 'kb'\]"):
+        read_rollouts(tmp_path / "one")
+    pq.write_table(table.drop_columns(["data"]), file)
+    with pytest.raises(ValueError, match=r"rollouts.parquet: its columns are \['kind'\], expected \['kind', 'data'\]"):
         read_rollouts(tmp_path / "one")
     file.unlink()
-    with pytest.raises(FileNotFoundError, match=r"turns.parquet is missing: .* train.dump_rollouts"):
+    with pytest.raises(FileNotFoundError, match=r"rollouts.parquet is missing: .* train.dump_rollouts"):
         read_rollouts(tmp_path / "one")

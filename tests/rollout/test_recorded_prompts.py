@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import gzip
+import io
 import json
 import random
 import re
 from dataclasses import fields, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
-from scripted import Card
+from PIL import Image as PillowImage
+from scripted import Card, Script
 
+from experiments.cold_start import demonstration
 from experiments.config import RunConfigError, load_config
+from experiments.datasets.recorded_steps import read_recorded_steps
+from experiments.worlds.cold_start_training import encode
+from experiments.worlds.teacher import demonstrations
 from retrieval_actors.records import Passage
 from rollout.config import RolloutConfig
-from rollout.episode import Log, Surroundings, answer
-from rollout.prompts import PAPER, PROMPT_SETS, PromptSet
-from rollout.records import Action, Exchange
+from rollout.episode import EpisodeState, answer
+from rollout.prompts import SHIPPED, PromptSet, RecordedPrompts, find_prompts, read_recorded_prompts
+from rollout.records import Action, Exchange, RecordedTurn
+from rollout.roll_out import roll_out
 
 STEPS = (Path(__file__).parents[2] / "../shared/data/r1router/grpo_dataset_valid_new.jsonl").resolve()
 needs_steps = pytest.mark.skipif(not STEPS.is_file(), reason="the recorded steps are not beside the repository")
@@ -28,7 +37,7 @@ def one_line(text: str) -> str:
 
 @needs_steps
 def test_every_published_plan_and_final_prompt_is_laid_out_as_it_was_recorded():
-    prompts, compared = PROMPT_SETS[str(STEPS)], 0
+    prompts, compared = find_prompts(str(STEPS)), 0
     for line in STEPS.read_text(encoding="utf-8").splitlines():
         steps = json.loads(line)["steps"]
         plans = [step for step in steps if step["step_type"] == "ret"]
@@ -50,7 +59,7 @@ def test_every_published_plan_and_final_prompt_is_laid_out_as_it_was_recorded():
 
 @needs_steps
 def test_passages_are_shown_under_the_names_that_the_checkpoints_know():
-    prompts = PROMPT_SETS[str(STEPS)]
+    prompts = find_prompts(str(STEPS))
     passages = [Passage("1", "born in 1899", "Wisbar", kb="text"), Passage("2", "a | b", kb="table"), Passage("3", "more", kb="text")]
     message = prompts.answer("when was he born?", passages, False, 400)
     recorded = next(
@@ -65,25 +74,65 @@ def test_passages_are_shown_under_the_names_that_the_checkpoints_know():
     assert message.system.split() == recorded["system"].split()
 
 
-def test_the_picture_stands_where_the_prompts_say(fresh_policy, atlas):
-    question = next(question for question in atlas.questions(16) if question.image)
-    message = PAPER.plan("Whose flag?", True, (), "")
-    first = fresh_policy.tokenizer.decode(fresh_policy.encode(message, question.image))
-    message = replace(message, image_last=True)
-    behind = fresh_policy.tokenizer.decode(fresh_policy.encode(message, question.image))
+def recorded_in(folder: Path, mark: str) -> tuple[list[RecordedTurn], RecordedPrompts]:
+    """A data set of one trajectory about a picture, read as turns and as prompts; `mark`: a prompt with its picture."""
+    (folder / "flag.png").write_bytes(flag_png())
+    steps = [
+        {"step_type": "ret", "answer": {"query": "who?", "retriever": ["text retriever"]}},
+        {"step_type": "ans", "answer": "Bela"},
+        {"step_type": "ans", "answer": ["Bela"]},
+    ]
+    line = {"images": ["flag.png"], "steps": [{"system": "Be brief.", "problem": mark.format("Whose flag?")} | step for step in steps]}
+    file = folder / "steps.jsonl"
+    file.write_text(json.dumps(line) + "\n")
+    return read_recorded_steps(file, folder)[0][0], read_recorded_prompts(file)
+
+
+def flag_png() -> bytes:
+    data = io.BytesIO()
+    PillowImage.new("RGB", (40, 30), "red").save(data, "PNG")
+    return data.getvalue()
+
+
+@pytest.mark.parametrize(("mark", "first"), [("{}<image>", False), ("<image>\n{}", True)])
+def test_a_recorded_picture_stands_in_its_place_in_rollouts_in_the_cold_start_and_in_live_prompts(fresh_policy, tmp_path, mark, first):
+    turns, prompts = recorded_in(tmp_path, mark)
     pad = fresh_policy.tokenizer.convert_ids_to_tokens(fresh_policy.image_token_id)
-    assert behind.count(pad) == first.count(pad) > 0
-    assert first.index(pad) < first.index("Whose flag?")
-    assert behind.index("Whose flag?") < behind.index(pad)
+    live = {"plan": prompts.plan("Whose flag?", True, (), ""), "answer": prompts.answer("Whose flag?", [], True, 9)}
+    live["final"] = prompts.final("Whose flag?", True, ())
+    script = Script(fresh_policy, lambda *_: "<think></think><answer>a</answer>")
+    sampled = roll_out(turns, script, None, RolloutConfig(group_size=1), seed=0)
+    for turn, trajectory in zip(turns, sampled, strict=True):
+        imitated = encode(fresh_policy, demonstration(turn)).prompt
+        np.testing.assert_array_equal(imitated, trajectory.groups[0].state.prompt_ids)
+        for ids in (imitated, fresh_policy.encode(live[turn.kind], turn.image)):
+            text = fresh_policy.tokenizer.decode(ids)
+            assert pad in text
+            assert (text.index(pad) < text.index("Whose flag?")) == first
+
+
+@pytest.mark.parametrize("prompts", SHIPPED)
+def test_the_shipped_prompts_have_the_picture_first_as_the_cold_start_policy_was_taught(fresh_policy, atlas, prompts):
+    question = next(question for question in atlas.questions(16) if question.image)
+    message = find_prompts(prompts).plan("Whose flag?", True, (), "")
+    text = fresh_policy.tokenizer.decode(fresh_policy.encode(message, question.image))
+    pad = fresh_policy.tokenizer.convert_ids_to_tokens(fresh_policy.image_token_id)
+    assert text.index(pad) < text.index("Whose flag?")
+    if prompts == "short":
+        shown = next(turn for turn in demonstrations(3) if turn.kind == "plan" and turn.image)
+        assert (
+            encode(fresh_policy, shown).prompt.tolist()
+            == fresh_policy.encode(replace(message, user=shown.message.user), shown.image).tolist()
+        )
 
 
 @needs_steps
 @pytest.mark.parametrize(("prompts", "in_the_answer"), [("short", False), (str(STEPS), True)])
 def test_answer_turns_see_the_picture_where_the_checkpoints_saw_it(fresh_policy, atlas, prompts, in_the_answer):
     question = next(question for question in atlas.questions(16) if question.image)
-    around = Surroundings(fresh_policy, {"text": Card()}, RolloutConfig(prompts=prompts))
-    reading = answer(Action("Who?", "text"), [Passage("1", "He.", kb="text")], question, around, random.Random(0), Log())
-    assert (next(reading).state.image is not None) == in_the_answer
+    state = EpisodeState(question, fresh_policy, {"text": Card()}, RolloutConfig(prompts=prompts), random.Random(0))
+    reading = answer(state, Action("Who?", "text"), [Passage("1", "He.", kb="text")])
+    assert (next(reading).image is not None) == in_the_answer
 
 
 def wording(folder: Path, **changes: str) -> Path:
@@ -94,7 +143,7 @@ def wording(folder: Path, **changes: str) -> Path:
 
 
 def test_a_file_of_prompts_is_used_as_it_stands(tmp_path: Path):
-    prompts = PROMPT_SETS[str(wording(tmp_path, plan_system="Send it to:\n{retrievers}", plan_request="Next?"))]
+    prompts = find_prompts(str(wording(tmp_path, plan_system="Send it to:\n{retrievers}", plan_request="Next?")))
     message = prompts.plan("Who?", False, [Exchange("Where?", "text", "here")], "- Text Retriever: texts")
     assert message.system == "Send it to:\n- Text Retriever: texts"
     assert message.user == "Who?\nSub-question 1: Where?\nAnswer 1: here\nNext?"
@@ -110,23 +159,33 @@ def test_a_file_of_prompts_is_used_as_it_stands(tmp_path: Path):
 )
 def test_a_file_that_is_no_prompts_says_why(tmp_path: Path, changes, said):
     with pytest.raises(ValueError, match=said) as caught:
-        PROMPT_SETS[str(wording(tmp_path, **changes))]
+        find_prompts(str(wording(tmp_path, **changes)))
     assert "\n" not in str(caught.value)
 
 
 def test_unknown_prompts_and_broken_step_data_sets_are_named(tmp_path: Path):
     with pytest.raises(ValueError, match=r"rollout\.prompts is 'long'; expected short, paper, a YAML file"):
-        PROMPT_SETS["long"]
+        find_prompts("long")
     broken = tmp_path / "steps.jsonl"
     broken.write_text('{"steps": [{"step_type": "ret", "system": "s"}]}\n{"images": []}\n')
     with pytest.raises(ValueError, match=r"steps\.jsonl:2: not a recorded trajectory"):
-        PROMPT_SETS[str(broken)]
+        find_prompts(str(broken))
+
+
+def test_recorded_prompts_are_read_from_every_form_of_data_file(tmp_path: Path):
+    kinds = ("ret", "ans", "ans")
+    line = json.dumps({"steps": [{"step_type": kind, "system": f" {number} "} for number, kind in enumerate(kinds)]})
+    (tmp_path / "steps.jsonl.gz").write_bytes(gzip.compress(b"\xef\xbb\xbf" + line.encode() + b"\r\n\r\n"))
+    (tmp_path / "steps.json").write_text(f"[{line}]")
+    for name in ("steps.jsonl.gz", "steps.json"):
+        found = find_prompts(str(tmp_path / name))
+        assert (found.plan_system, found.answer_system, found.final_system) == ("0", "1", "2")
 
 
 @needs_steps
 def test_recorded_prompts_are_looked_for_beside_the_data_as_well():
     published = f"r1router/{STEPS.name}"
-    config = load_config([f"data.folder={STEPS.parents[1]}", f"prompts.from_dataset={published}"])
+    config = load_config([f"data.folder={STEPS.parents[1]}", f"rollout.prompts={published}"])
     assert Path(config.rollout.prompts).resolve() == STEPS
     with pytest.raises(RunConfigError, match=r"rollout\.prompts is 'r1router/"):
-        load_config(["data.folder=nowhere", f"prompts.from_dataset={published}"])
+        load_config(["data.folder=nowhere", f"rollout.prompts={published}"])

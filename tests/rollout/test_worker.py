@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from scripted import Library
 from test_episode_pool import questions, told
 
-from learner.question_source import ShuffledQuestions
-from learner.step_grpo_config import StepGRPOConfig
+from learner.question_ledger import ShuffledQuestions
+from learner.step_grpo import StepGRPO
 from rollout.config import RolloutConfig
-from rollout.weights import pack
-from rollout.worker import RolloutWorker, WrongPolicyVersion
+from rollout.records import GoldStep, RecordedTurn, summary_of
+from rollout.rollout_worker import RolloutWorker, WrongPolicyVersion
+from rollout.weight_buckets import Packer
 
 
 def hand_over(worker, policy, version):
-    buckets = pack(policy.model.named_parameters(), version).buckets
+    buckets = [*Packer().buckets(policy.model.named_parameters())]
     for number, bucket in enumerate(buckets):
         worker.receive(number, bucket)
     worker.use_weights(version, [bucket.checksum for bucket in buckets])
@@ -24,7 +27,7 @@ def hand_over(worker, policy, version):
 def worker(fresh_policy, tmp_path_factory):
     folder = tmp_path_factory.mktemp("policy")
     fresh_policy.save(folder)
-    config = StepGRPOConfig().training(
+    config = StepGRPO.get_default_config().training(
         policy_path=str(folder),
         rollout=RolloutConfig(group_size=2, max_new_tokens=6),
         retriever=Library(),
@@ -38,24 +41,26 @@ def worker(fresh_policy, tmp_path_factory):
 
 
 def test_work_in_slices_is_the_work_at_once_and_what_is_given_up_leaves_no_trace(worker):
-    expected = told(worker.sample(questions(4), 4, None, 9))
-    begun = worker.begin(questions(6), 4, None, 9, seconds=1e-4)
+    expected = told(worker.sample(questions(4), 4, None, 9)[1])
+    begun, _ = worker.sample(questions(6), 4, None, 9, seconds=1e-4)
     assert begun.unfinished > 0
-    assert begun.report.policy_version == 4
-    worked = worker.begin(questions(4), 4, None, 9, seconds=1e-4)  # the others were stragglers
-    finished = list(worked.finished)
+    assert begun.policy_version == 4
+    worked, trajectories = worker.sample(questions(4), 4, None, 9, seconds=1e-4)  # the others were stragglers
+    finished, found = list(worked.finished), list(trajectories)
     while worked.unfinished:
-        worked = worker.go_on(4, 1e-4)
+        worked, trajectories = worker.go_on(4, 1e-4)
         finished += worked.finished
-    assert told(t for _, found in sorted(finished, key=lambda done: done[0]) for t in found) == expected
+        found += trajectories
+    assert [summaries for _, summaries in finished] == [[summary_of(trajectory)] for trajectory in found]
+    assert told(found[i] for i in sorted(range(4), key=lambda i: finished[i][0])) == expected
     assert worker.engine.unfinished == 0
-    assert {span.name for span in worked.report.spans} <= {"prefill", "decode", "encode", "search", "idle"}
+    assert {span.name for span in worked.spans} <= {"prefill", "decode", "encode", "search", "idle"}
 
 
 def test_a_worker_without_the_weights_or_the_questions_says_so(worker, fresh_policy):
     with pytest.raises(WrongPolicyVersion, match="worker 2 holds policy version 4, was asked for 7; send weights"):
-        worker.begin(questions(1), 7)
-    worker.begin(questions(3), 4, None, 9, seconds=1e-4)
+        worker.sample(questions(1), 7)
+    worker.sample(questions(3), 4, None, 9, seconds=1e-4)
     hand_over(worker, fresh_policy, 5)
     with pytest.raises(WrongPolicyVersion, match="has no questions of policy version 4"):
         worker.go_on(4, 1.0)
@@ -63,6 +68,42 @@ def test_a_worker_without_the_weights_or_the_questions_says_so(worker, fresh_pol
 
 def test_an_episode_that_takes_too_long_is_broken_off_and_says_so(worker):
     version = worker.engine.policy_version
-    (late,) = worker.sample(questions(1), version, {"episode_s": 1e-9}, 9)
+    _, (late,) = worker.sample(questions(1), version, {"episode_s": 1e-9}, 9)
     assert late.error == "question q0: no answer within its deadline"
     assert late.final is None
+
+
+def test_a_question_draws_what_its_place_in_the_whole_list_says_whoever_gets_it(worker):
+    version, (first, second) = worker.engine.policy_version, questions(2)
+    _, whole = worker.sample([first, second, first], version, None, 9)
+    _, again = worker.sample([first], version, None, 9, repeats=[1])
+    assert told(again) == told(whole[2:])
+    assert told(whole[2:]) != told(whole[:1])
+
+
+def test_an_exception_in_offline_mode_leaves_the_worker_reusable(worker):
+    version, target = worker.engine.policy_version, GoldStep("", "", "a")
+    recorded = [RecordedTurn(q, "final", "", q.text, target) for q in questions(3)]
+    _, before = worker.sample(recorded, version, {"mode": "offline"}, 9)
+    calls = itertools.count()
+
+    def fail_once(*_):
+        if next(calls) == 2:
+            raise RuntimeError("out of memory")
+
+    hook = worker.engine.policy.model.lm_head.register_forward_pre_hook(fail_once)
+    try:
+        with pytest.raises(RuntimeError, match="out of memory"):
+            worker.sample(recorded, version, {"mode": "offline"}, 9)
+    finally:
+        hook.remove()
+    assert worker.engine.unfinished == 0
+    assert told(worker.sample(recorded, version, {"mode": "offline"}, 9)[1]) == told(before)
+
+
+def test_a_recorded_prompt_that_stands_twice_is_answered_in_other_words(worker):
+    version, (question,) = worker.engine.policy_version, questions(1)
+    recorded = [RecordedTurn(question, "final", "", question.text, GoldStep("", "", answer)) for answer in "ab"]
+    _, (first, second) = worker.sample(recorded, version, {"mode": "offline"}, 9)
+    assert first.groups[0].state.key == second.groups[0].state.key
+    assert told([first]) != told([second])

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import asdict
 
 import pytest
 
 from experiments.serving.endpoint import Endpoint
-from experiments.serving.refusals import Refusal
+from experiments.serving.schemas import Refusal
 from experiments.serving.settings import ServeSettings
 
 
 def endpoint(**settings) -> Endpoint:
-    made = Endpoint(None, None, asdict(ServeSettings(**settings)), "", [])
+    made = Endpoint(None, None, ServeSettings(**settings), "", [])
     made.status = "ready"
     return made
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from retrieval_actors.sources.reading import read_source
-from retrieval_actors.sources.source import SourceError
+from retrieval_actors.sources.data_files import DataError
+from retrieval_actors.sources.read_passages import read_source
 
 DATA = Path(__file__).parents[3] / "../shared/data"
 
@@ -44,14 +44,14 @@ def test_pictures_may_lie_in_another_folder(tmp_path):
     captions = jsonl(tmp_path / "captions.jsonl", {"file": "red.png", "caption": "red"})
     (passage,) = read_source(captions, images=str(tmp_path / "elsewhere"))
     assert passage.image
-    with pytest.raises(SourceError, match=r"captions\.jsonl:1: image 'red.png' does not exist in"):
+    with pytest.raises(DataError, match=r"captions\.jsonl:1: image 'red.png' does not exist in"):
         list(read_source(captions))
 
 
 def test_a_caption_without_a_picture_is_named_by_file_and_line(tmp_path):
-    with pytest.raises(SourceError, match=r"c\.jsonl:1: expected 'file', found the keys \['caption'\]"):
+    with pytest.raises(DataError, match=r"c\.jsonl:1: expected 'file', found the keys \['caption'\]"):
         list(read_source(jsonl(tmp_path / "c.jsonl", {"caption": "red"}), source="captions"))
-    with pytest.raises(SourceError, match=r"neither captions.jsonl nor metadata.jsonl in this folder"):
+    with pytest.raises(DataError, match=r"neither captions.jsonl nor metadata.jsonl in this folder"):
         list(read_source(tmp_path, source="captions"))
 
 
@@ -78,7 +78,7 @@ def test_candidates_of_mbeir_have_a_text_a_picture_or_both(tmp_path):
     ],
 )
 def test_a_wrong_candidate_is_named_by_file_and_line(tmp_path, entry, finding):
-    with pytest.raises(SourceError, match=rf"pool\.jsonl:1: {finding}"):
+    with pytest.raises(DataError, match=rf"pool\.jsonl:1: {finding}"):
         list(read_source(jsonl(tmp_path / "pool.jsonl", entry)))
 
 

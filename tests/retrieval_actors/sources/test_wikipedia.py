@@ -1,4 +1,4 @@
-"""Wikipedia as wikiextractor writes it: articles in windows, no disambiguation or list pages. The files are made up in its two forms."""
+"""Wikipedia as wikiextractor writes it: articles in windows, no disambiguation or list pages. The files are made up."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retrieval_actors.sources.reading import read_source
-from retrieval_actors.sources.source import SourceError
-from retrieval_actors.sources.windows import word_windows
+from retrieval_actors.sources.data_files import DataError
+from retrieval_actors.sources.read_passages import read_source
+from retrieval_actors.sources.source import word_windows
 
 WORDS = " ".join(f"w{number}" for number in range(230))
 PAGES = [
@@ -28,30 +28,24 @@ PAGES = [
 KEPT = {"12": 4, "15": 1, "18": 1}
 
 
-def as_block(page):
-    page_id, title, text = page
-    return f'<doc id="{page_id}" url="https://en.wikipedia.org/wiki?curid={page_id}" title="{title}">\n{title}\n\n{html.escape(text)}\n\n</doc>\n'
-
-
 def as_json(page):
     page_id, title, text = page
     return json.dumps({"id": page_id, "revid": "1", "url": "u", "title": title, "text": html.escape(text)}) + "\n"
 
 
-def extracted(folder, form, packed=False):
+def extracted(folder, packed=False):
     for name, pages in (("AA/wiki_00", PAGES[:3]), ("AA/wiki_01", PAGES[3:5]), ("AB/wiki_00", PAGES[5:])):
         path = folder / "text" / (name + ".bz2" if packed else name)
         path.parent.mkdir(parents=True, exist_ok=True)
         with bz2.open(path, "wt", encoding="utf-8") if packed else path.open("w", encoding="utf-8") as file:
-            file.write("".join(map(form, pages)))
+            file.write("".join(map(as_json, pages)))
     return folder / "text"
 
 
 @pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize("form", [as_block, as_json])
-def test_articles_are_windows_of_100_words_50_apart(tmp_path, form, packed):
+def test_articles_are_windows_of_100_words_50_apart(tmp_path, packed):
     found: dict[str, list] = {}
-    for passage in read_source(extracted(tmp_path, form, packed)):
+    for passage in read_source(extracted(tmp_path, packed)):
         page, _, number = passage.id.partition("#")
         found.setdefault(page, []).append(passage)
         assert int(number) == len(found[page]) - 1
@@ -81,20 +75,22 @@ def test_windows_that_would_leave_words_out_are_refused():
 
 
 @pytest.mark.parametrize(
-    ("broken", "line", "finding"),
+    ("broken", "finding"),
     [
-        ('<doc id="1" url="u" title="Open">\nOpen\n\ntext\n', 1, "this <doc> is not closed"),
-        (as_block(PAGES[0]) + '<doc id="2">\ntext\n</doc>\n', 10, 'expected <doc id="..." url="..." title="...">'),
-        (as_block(PAGES[0]) + "stray\n", 10, "neither JSON nor the begin of a <doc>"),
-        (as_json(PAGES[0]) + '{"id": 3, "text": "a"}\n', 2, "expected 'title'"),
+        (as_json(PAGES[0]) + '{"id": 3, "text": "a"}\n', "wiki_00:2: expected 'title'"),
+        (
+            '<doc id="1" url="u" title="A">\nA\n\ntext\n</doc>\n',
+            "wiki_00: found <doc> blocks, expected JSON Lines: run wikiextractor with --json",
+        ),
     ],
 )
-def test_a_broken_page_is_named_by_file_and_line(tmp_path, broken, line, finding):
+def test_a_broken_page_is_named_by_file_and_line_and_another_form_by_its_file(tmp_path, broken, finding):
     (tmp_path / "wiki_00").write_text(broken, encoding="utf-8")
-    with pytest.raises(SourceError, match=rf"wiki_00:{line}: .*{finding}"):
-        list(read_source(tmp_path))
+    for source in (tmp_path, tmp_path / "wiki_00"):
+        with pytest.raises(DataError, match=finding):
+            list(read_source(source))
 
 
 def test_a_folder_without_files_of_wikiextractor_is_refused(tmp_path):
-    with pytest.raises(SourceError, match=r"no file wiki_\* in it; expected the folder that wikiextractor wrote"):
+    with pytest.raises(DataError, match=r"no file wiki_\* in it; expected the folder that wikiextractor --json wrote"):
         list(read_source(tmp_path, source="wikipedia"))

@@ -1,0 +1,48 @@
+"""`make size`: files and lines of Python by room. Exits with 1 if a room is over its budget."""
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+ROOMS = ("retrieval_actors", "rollout", "rewards", "learner", "experiments")
+PRODUCT_LINES, PRODUCT_FILES = 20_000, 190
+"""All five rooms without the benchmarks."""
+BUDGETS = {
+    "retrieval_actors": 3600,
+    "rollout": 3600,
+    "rewards": 900,
+    "learner": 3600,
+    "experiments/worlds": 1000,
+    "experiments/datasets": 800,
+    "experiments/run": 1400,
+    "experiments/evaluation": 1150,
+    "experiments/report": 900,
+    "experiments/tracking": 1050,
+    "experiments/cluster": 1200,
+    "experiments/serving": 1500,
+    "experiments/studies": 600,
+    "experiments/benchmarks": 2000,
+    "experiments": 12_000,
+}
+"""Lines at most, of a folder and all below it."""
+
+
+def main() -> int:
+    counts = {path: len(path.read_text(encoding="utf-8").splitlines()) for room in ROOMS for path in (ROOT / room).rglob("*.py")}
+    product = [path for path in counts if "benchmarks" not in path.parts]
+    rows = [
+        (name, len(paths), sum(counts[path] for path in paths), most)
+        for name, most in BUDGETS.items()
+        for paths in [[path for path in counts if path.is_relative_to(ROOT / name)]]
+    ]
+    rows.append(("product", len(product), sum(counts[path] for path in product), PRODUCT_LINES))
+    print(f"{'room':<24}{'files':>7}{'lines':>8}{'at most':>9}")
+    for name, files, lines, most in rows:
+        print(f"{name:<24}{files:>7}{lines:>8}{most:>9}{'  over' if lines > most else ''}")
+    if len(product) > PRODUCT_FILES:
+        print(f"the product has {len(product)} files; at most {PRODUCT_FILES}")
+    return int(len(product) > PRODUCT_FILES or any(lines > most for _, _, lines, most in rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,66 @@
+"""The results of a benchmark: lines while it runs, then a table and `bench/NAME.json`."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rich.table import Table
+from rich.text import Text
+
+from experiments.command_line.terminal import Console
+from experiments.tracking.fingerprints import git_commit, machine
+
+FOLDER = Path("bench")
+
+
+@dataclass(frozen=True)
+class BenchResult:
+    """One figure of a benchmark."""
+
+    name: str
+    value: float
+    unit: str
+    baseline: float | None = None
+    """Measured in the same run."""
+    ratio: float | None = None
+    """value / baseline."""
+    bar: float | None = None
+    """What `ratio` (or `value`, without a baseline) should reach, or, where the name says "at most", not exceed."""
+    holds: bool | None = None
+    """None without a bar, and where hardware or data is missing."""
+
+    @classmethod
+    def of(
+        cls, name: str, value: float, unit: str, baseline: float | None = None, bar: float | None = None, at_most: bool = False
+    ) -> BenchResult:
+        ratio = value / baseline if baseline else None
+        reached = ratio if ratio is not None else value
+        holds = None if bar is None else bool(reached <= bar if at_most else reached >= bar)
+        return cls(f"{name} (at most)" if at_most else name, value, unit, baseline, ratio, bar, holds)
+
+
+def measure_rows(name: str, measured: Iterable[BenchResult], console: Console) -> None:
+    began, rows = time.perf_counter(), []
+    for row in measured:
+        rows.append(row)
+        console.print(f"{time.perf_counter() - began:5.0f} s  {row.name}: {row.value:,.4g} {row.unit}", style="dim", highlight=False)
+    found = {
+        "machine": machine(),
+        "commit": git_commit(),
+        "seconds": time.perf_counter() - began,
+        "rows": [{key: None if value != value else value for key, value in asdict(row).items()} for row in rows],
+    }
+    FOLDER.mkdir(exist_ok=True)
+    (FOLDER / f"{name}.json").write_text(json.dumps(found, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    table = Table(title=f"{name} ({FOLDER / name}.json)", title_justify="left", title_style="bold")
+    for heading in ("figure", "value", "baseline", "ratio", "bar", ""):
+        table.add_column(heading, justify="left" if heading == "figure" else "right")
+    for row in rows:
+        held = "" if row.holds is None else Text("holds", style="green") if row.holds else Text("missed", style="red")
+        numbers = (f"{row.value:,.4g} {row.unit}", *(f"{x:,.2f}" if x is not None else "–" for x in (row.baseline, row.ratio, row.bar)))
+        table.add_row(row.name, *numbers, held)
+    console.print(table)

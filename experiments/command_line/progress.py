@@ -1,0 +1,68 @@
+"""The progress of a run on the screen: a line for each iteration, and on a terminal a status line below that stays in place."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console, RenderableType
+from rich.live import Live
+from rich.text import Text
+
+from experiments.command_line.terminal import visible
+
+SHOWN = ("reward", "reward_plan", "reward_answer", "reward_final", "routing", "format", "retrievals_per_question", "tokens_per_second")
+
+
+class Progress:
+    def __init__(self, console: Console, name: str, iterations: int, minutes: float):
+        self.console = console
+        self._name, self._iterations, self._minutes = name, iterations, minutes
+        self._began = self._phase_began = time.monotonic()
+        self._phase = self._detail = ""
+        self._iteration, self._trained = 0, 0.0
+        self._live = Live(get_renderable=self._status, console=console, refresh_per_second=2, transient=True)
+
+    def __enter__(self) -> Progress:
+        if self.console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._live.stop()
+
+    def say(self, line: str, style: str = "") -> None:
+        self.console.print(Text(visible(line), style=style), soft_wrap=True)
+
+    def phase(self, phase: str) -> None:
+        """The phase that begins now: `evaluate before`, `train`, ..."""
+        if phase not in (self._phase, "train"):
+            self.say(f"[{time.monotonic() - self._began:6.0f} s] {phase}")
+        self._phase, self._phase_began, self._detail = phase, time.monotonic(), ""
+
+    def detail(self, what: str, done: int, total: int) -> None:
+        self._detail = f"{what} {done}/{total}"
+
+    def iteration(self, row: Mapping[str, Any], trained_seconds: float) -> None:
+        """`row`: the line of metrics.jsonl of the iteration that just ended; `trained_seconds`: training so far, without evaluations."""
+        self._iteration, self._trained = int(row["iteration"]), trained_seconds
+        figures = "  ".join(f"{name} {_shown(row[name])}" for name in SHOWN if isinstance(row.get(name), int | float))
+        self.say(f"iteration {self._iteration:4d}  {figures}{self._time_left()}")
+
+    def _time_left(self) -> str:
+        """By iterations or by minutes, whichever ends the training first."""
+        by_minutes = self._trained / (60 * self._minutes) if self._minutes else 0.0
+        fraction = min(1.0, max(self._iteration / self._iterations, by_minutes))
+        if not fraction:
+            return ""
+        minutes, seconds = divmod(round(self._trained * (1 - fraction) / fraction), 60)
+        return f"  {minutes}:{seconds:02d} left"
+
+    def _status(self) -> RenderableType:
+        doing = f"{self._name}: {self._phase} {self._detail} ({time.monotonic() - self._phase_began:.0f} s){self._time_left()}"
+        return Text(visible(doing), style="cyan", no_wrap=True, overflow="ellipsis")
+
+
+def _shown(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3f}"

@@ -1,0 +1,171 @@
+"""The settings of a run: one typed tree. `rollout`, `retrieval`, `reward` and `learner` are in the config.py of their rooms."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
+
+from learner.config import LearnerConfig
+from retrieval_actors.config import RetrievalConfig
+from rewards.config import RewardConfig
+from rollout.config import RolloutConfig
+
+
+@dataclass
+class LoopConfig:
+    """Section `train`: how long, how much at a time, from which policy."""
+
+    iterations: PositiveInt = 400
+    """Iterations at most; one is roll out, score, learn, broadcast."""
+    minutes: NonNegativeFloat = 0.0
+    """No iteration starts after so many minutes of training (without evaluations); 0: no limit."""
+    turns: NonNegativeInt = 0
+    """No iteration starts after so many sampled turns, so that methods can be compared at equal numbers; 0: no limit."""
+    questions_per_iteration: PositiveInt = 16
+    """Questions (offline: recorded turns) of one iteration, over all workers."""
+    num_rollout_workers: PositiveInt = 2
+    """Processes that sample; each holds a copy of the policy."""
+    gpus_per_rollout_worker: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """GPUs that Ray reserves for each; 0: sample on the CPU."""
+    gpus_per_evaluation_worker: Annotated[float, Field(ge=0, le=1)] | None = None
+    """The same for each evaluation worker (there are as many, each with its own policy); null: as a rollout worker."""
+    placement: Literal["apart", "colocated"] = "apart"
+    """`apart`: learners have their own GPUs. `colocated`: every GPU has one learner and one rollout worker, each with its share of it."""
+    dry_run: bool = False
+    """Check everything, print the placement and the GPU memory it needs, and end: no GPU, no weights, no Ray."""
+    overlap: Annotated[int, Field(ge=0, le=1)] = 0
+    """0: roll out, then learn. 1: roll out the next batch meanwhile, one policy version behind; needs `learner.sampler_cap`."""
+    trace: bool = False
+    """Write a timeline of every iteration into the run folder (`trace-000001.json`), for ui.perfetto.dev or chrome://tracing."""
+    evaluate_every: NonNegativeInt = 25
+    """Iterations between two evaluations on the validation questions, which choose the best policy; 0: only at the end."""
+    checkpoint_every: NonNegativeInt = 20
+    """Iterations between two checkpoints; 0: only at the end."""
+    keep_last: PositiveInt = 2
+    """How many of the newest checkpoints are kept."""
+    keep_best: NonNegativeInt = 1
+    """How many of those with the best validation score are kept besides. The best policy itself is in `policy/` in any case."""
+    max_restarts: NonNegativeInt = 3
+    """How often a run restarts its learner group from the last checkpoint when a rank is lost; 0: never."""
+    resume: str = "none"
+    """`none`: start anew. `auto`: resume from the newest intact checkpoint of this run, if there is one. Or a checkpoint folder."""
+    dump_rollouts: str = ""
+    """Folder for the trajectories and scored turns of every iteration; empty: not written."""
+    replay_rollouts: str = ""
+    """Folder that `dump_rollouts` wrote, to learn from instead of rolling out; empty: roll out."""
+    rollout_only: bool = False
+    """Roll out and score with the initial policy; learn nothing."""
+    policy: str = "experiments/worlds/cold_start_policy"
+    """Initial policy: a folder in Hugging Face format, or a model's name on the hub."""
+    seed: NonNegativeInt = 0
+    """Seed of the order of questions, of sampling and of learning (`learner.seed` follows it)."""
+
+
+@dataclass
+class DataConfig:
+    """Section `data`: which questions, and where they come from."""
+
+    name: str = "atlas"
+    """`atlas` (fictional worlds, made on the spot), `real_atlas`, `2wiki`, `ottqa`, `wikitables`; the paper's `paper_2wiki`, `infoseek`, `webqa`,
+    `dynvqa`, `openwikitable`, `tabfact`; `recorded_steps` (offline); `questions` (a file of your own); or MODULE:FUNCTION. See docs/04_data.md."""
+    path: str = ""
+    """Folder or file of the data set; empty: its place in `data.folder`."""
+    folder: str = "../shared/data"
+    """Folder of the published data sets."""
+    heldout_path: str = ""
+    """`questions`: a second file with the held-out questions; empty: they are taken from `path`."""
+    image_folder: str = ""
+    """Folder of the pictures of a file; pictures elsewhere are refused. Empty: the folder of the file."""
+    kb_folder: str = "kbs"
+    """Where the knowledge bases of a data set are built, once."""
+    seed: NonNegativeInt = 0
+    """Seed of the worlds, or of the choice of held-out questions."""
+    train_questions: PositiveInt = 2048
+    """Different training questions at most."""
+    worlds: PositiveInt = 4
+    """`atlas`: worlds of each split."""
+    countries: PositiveInt = 24
+    """`atlas`: countries of each world."""
+
+
+@dataclass
+class EvaluationConfig:
+    """Section `evaluation`: how policies are measured."""
+
+    questions: PositiveInt = 512
+    """Held-out questions for the measurements before and after, and for the baselines."""
+    validation_questions: PositiveInt = 96
+    """Questions that choose the best policy."""
+    temperature: NonNegativeFloat = 0.0
+    """Of sampling; 0: greedy."""
+    baselines: list[str] = field(default_factory=lambda: ["random", "all", "oracle"])
+    """Methods measured with the trained policy beside its own routing: `random`, `all` (every knowledge base), `oracle`, ... of rollout/methods."""
+    start_baselines: list[str] = field(default_factory=lambda: ["oracle"])
+    """The same, measured with the policy that training starts from."""
+    methods: list[str] = field(default_factory=list)
+    """What `r1-router evaluate` measures: methods as above, `sampled`, or `every`; empty: `policy` and `baselines`."""
+    samples: PositiveInt = 4
+    """Episodes of each question that `sampled` averages over (avg@k), at `rollout.temperature`."""
+    folder: str = "evaluations"
+    """Where `r1-router evaluate` writes its results, question by question."""
+
+
+@dataclass
+class TrackingConfig:
+    """Section `tracking`; see docs/09_tracking.md."""
+
+    mlflow: bool = True
+    """Log to MLflow as well; the run folder has everything in any case."""
+    uri: str = "sqlite:///mlflow.db"
+    """MLflow's store: a local database, or the address of a server."""
+    experiment: str = "r1-router"
+    """Name of the experiment, created if need be."""
+    parent: str = ""
+    """Name of a sweep: MLflow shows all its runs under one parent run."""
+    model: str = "r1-router"
+    """The policy is registered as MODEL-DATASET and copied to the store; empty: neither."""
+    patience_s: NonNegativeFloat = 60.0
+    """Seconds that the end of a run waits for MLflow; iterations never wait."""
+
+
+@dataclass
+class ClusterConfig:
+    """Section `ray`: the cluster."""
+
+    num_cpus: NonNegativeInt = 0
+    """CPUs of a Ray that the command starts; 0: those of the machine, and at least what the run needs. Unused with RAY_ADDRESS."""
+    object_store_mb: Annotated[int, Field(ge=80)] = 512
+    """Memory of the object store on each node. With RAY_ADDRESS, `ray start --object-store-memory` decides."""
+    gpu_gib: NonNegativeFloat = 80.0
+    """Memory of one GPU in GiB, for the dry run."""
+    join_s: NonNegativeFloat = 0.0
+    """Seconds to wait for nodes that are joining, or that the autoscaler can start, before a run that cannot be scheduled is refused."""
+    cluster_file: str = "ray_cluster.yaml"
+    """Cluster file of Ray's launcher on whose nodes a dry run places processes with GPUs; empty: none."""
+
+
+@dataclass
+class TrainConfig:
+    """All settings of a run."""
+
+    name: str = "run"
+    """Name of the run and of its folder."""
+    runs_folder: str = "runs"
+    """Folder of all run folders."""
+    train: LoopConfig = field(default_factory=LoopConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    learner: LearnerConfig = field(default_factory=LearnerConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    ray: ClusterConfig = field(default_factory=ClusterConfig)
+
+    @property
+    def evaluation_gpus(self) -> float:
+        """GPUs of one evaluation worker."""
+        given = self.train.gpus_per_evaluation_worker
+        return self.train.gpus_per_rollout_worker if given is None else given

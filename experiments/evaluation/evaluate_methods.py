@@ -1,0 +1,161 @@
+"""Methods side by side: the same held-out questions for each, resumed where they were stopped, compared pair by pair. The methods are those
+of rollout/methods.py, and `sampled`: the router's sampled episodes, averaged (avg@k)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from experiments.cluster.findings import refuse
+from experiments.cluster.placement import placed_or_refused
+from experiments.cluster.ray_checks import check_output
+from experiments.cluster.ray_session import check_start, start_ray
+from experiments.command_line.progress import Progress
+from experiments.command_line.terminal import Console
+from experiments.config import RunConfigError, TrainConfig
+from experiments.datasets import Dataset, ensure_knowledge_bases, load_dataset
+from experiments.evaluation.evaluation_folder import Results, evaluation_folder, result_row
+from experiments.evaluation.evaluator import Evaluator, rollout_as_measured
+from experiments.evaluation.metrics import count
+from experiments.evaluation.result_tables import print_methods
+from experiments.evaluation.significance import evaluation_summary, tested_differences
+from experiments.tracking.run_folder import RunFolder
+from retrieval_actors.actors.start_actors import start_retrieval
+from retrieval_actors.sharded_search import Retriever
+from rewards.actor import names_of
+from rollout.config import RolloutConfig
+from rollout.methods import METHODS, expected_names, is_method, label_of
+from rollout.need_matcher import need_matcher
+from rollout.records import RecordedTurn, Trajectory
+
+SAMPLED, ORACLE, EVERY = "sampled", "oracle", "every"
+TESTED = ("f1_recall", "exact_match", "routing_accuracy", "retrievals_per_question")  # With p values, corrected for the number of methods
+LEFT_OUT = {"family": "", "error": "left out: its prompt is longer than rollout.max_prompt_tokens", "failed_episodes": 1, "counts": {}}
+"""The line of a recorded turn whose prompt is too long."""
+QUESTIONS_AT_ONCE = 16  # A killed evaluation repeats at most so many questions for each worker
+
+
+@dataclass(frozen=True)
+class MeasuredMethod:
+    """One way to answer all questions."""
+
+    name: str
+    label: str
+    isolates: str  # What its difference to the router shows
+    rollout: RolloutConfig  # `group_size`: independent episodes for each question
+
+
+def evaluate(config: TrainConfig, policy: str, console: Console) -> None:
+    """Measure the policy with every method of the configuration; print and store the comparison. Raises RunConfigError before anything starts."""
+    check_start(config)
+    refuse(iter([check_output(config.evaluation.folder, "evaluation.folder")]))
+    dataset = load_dataset(config.data, config.evaluation, config.retrieval.folders)
+    methods = measured_methods(config, dataset)
+    for source in dataset.evaluation_kbs:
+        source.check()
+    with start_ray(config), Progress(console, "evaluate", 1, 0) as progress:
+        for note in dataset.notes:
+            progress.say(note, style="yellow")
+        placed = placed_or_refused(config, dataset, console, evaluation_only=True)
+        progress.phase("knowledge bases")
+        retrieval = replace(placed.retrieval, folders=ensure_knowledge_bases(dataset.evaluation_kbs, progress.detail))
+        retriever = start_retrieval(retrieval, progress.detail, announce=lambda plan: progress.say(plan.line(), style="dim"))
+        folder = evaluation_folder(config, policy, {card.name: card.fingerprint for card in retriever.catalog}, dataset.heldout)
+        evaluator = Evaluator(policy, placed)
+        found = {method.name: measure(evaluator, method, dataset, retriever, folder, progress) for method in methods}
+    comparison = compare_methods(found, methods, [id_of(item) for item in dataset.heldout])
+    RunFolder(folder).write_summary({"policy": policy, "dataset": config.data.name, **comparison})
+    print_methods(console, comparison, f"{policy}: {len(dataset.heldout)} held-out questions of {config.data.name}, 95 % intervals")
+    console.print(f"question by question: {folder}", soft_wrap=True, highlight=False)
+
+
+def routable(names: Iterable[str], heldout: Iterable[Any]) -> list[str]:
+    """Without `oracle` where no held-out question has gold steps to follow."""
+    gold = any(getattr(item, "gold_steps", None) is not None for item in heldout)
+    return [name for name in names if gold or name != ORACLE]
+
+
+def measured_methods(config: TrainConfig, dataset: Dataset) -> list[MeasuredMethod]:
+    """Those of `evaluation.methods`, each once; by default the policy and `evaluation.baselines`. Raises RunConfigError for those that are unknown
+    or cannot be measured; `oracle` is only left out unless it is named."""
+    if config.rollout.mode == "offline":
+        return [_measured_method("policy", config)]
+    kbs = [source.name for source in dataset.evaluation_kbs]
+    asked = list(config.evaluation.methods or ["policy", *config.evaluation.baselines])
+    if EVERY in asked:
+        asked = [f"{name}:{kb}" if kb else name for name, method in METHODS.items() for kb in (kbs if method.per_kb else [""])]
+        asked.insert(asked.index("policy") + 1, SAMPLED)
+    names, why = routable(dict.fromkeys(asked), dataset.heldout), ""
+    for name in [ORACLE] if ORACLE in config.evaluation.methods and ORACLE not in names else names:
+        kb = name.partition(":")[2]
+        if name not in names:
+            why = "which follows gold steps, and no held-out question has any: leave it out"
+        elif name != SAMPLED and not is_method(name):
+            why = f"expected {EVERY}, {SAMPLED}, or some of {expected_names()}"
+        elif kb and kb not in kbs:
+            why = f"the knowledge bases are {', '.join(kbs) or 'none'}"
+        elif name != "direct" and not kbs:
+            why = f"data.name={config.data.name} brings no knowledge base: name some in retrieval.folders, or measure method=direct"
+        if why:
+            raise RunConfigError(f"evaluation.methods names {name!r}; {why}")
+    return [_measured_method(name, config) for name in names]
+
+
+def _measured_method(name: str, config: TrainConfig) -> MeasuredMethod:
+    once, samples, temperature = rollout_as_measured(config), config.evaluation.samples, config.rollout.temperature
+    if name != SAMPLED:
+        return MeasuredMethod(name, label_of(name), METHODS[name.partition(":")[0]].isolates, replace(once, routing=name))
+    isolates = "how well the most probable episode represents what was trained: sampled episodes, averaged"
+    sampled = replace(once, routing="policy", group_size=samples, temperature=temperature)
+    return MeasuredMethod(name, f"the router, sampled at {temperature:g}, avg@{samples}", isolates, sampled)
+
+
+def measure(
+    evaluator: Evaluator, method: MeasuredMethod, dataset: Dataset, retriever: Retriever, folder: Path, progress: Progress
+) -> Results:
+    """Every held-out question, answered by the method. Questions that are in the folder are asked again only if one of their searches failed."""
+    results, retrievers = Results(folder, method.name), names_of(retriever)
+    matcher = need_matcher(method.rollout.need_calibration)
+    left, total = frozenset(results.left(map(id_of, dataset.heldout))), len(dataset.heldout)
+    done = total - len(left)
+    progress.phase(f"{method.label} ({done} of {total} are there already)" if done else method.label)
+    items_left = [item for item in dataset.heldout if id_of(item) in left]
+    for _, items, trajectories in evaluator.parts(items_left, retriever, method.rollout, QUESTIONS_AT_ONCE):
+        episodes: dict[str, list[Trajectory]] = {}
+        for trajectory in trajectories:
+            episodes.setdefault(trajectory.question.id, []).append(trajectory)
+        rows = []
+        for id in map(id_of, items):
+            counts = [count(episode, retrievers, dataset.gold_passages.get(id, ()), matcher) for episode in episodes.get(id, [])]
+            rows.append(result_row(episodes[id], counts, matcher) if counts else {"id": id, **LEFT_OUT})
+        results.add(rows)
+        done += len(items)
+        progress.detail("questions", done, total)
+    return results
+
+
+def id_of(item: Any) -> str:
+    return item.question.id if isinstance(item, RecordedTurn) else item.id
+
+
+def compare_methods(results: Mapping[str, Results], methods: Sequence[MeasuredMethod], ids: Sequence[str]) -> dict[str, Any]:
+    """For summary.json: every metric of each method, and the paired difference of the first method to each of the others with p values."""
+    counts = {method.name: results[method.name].counts(ids) for method in methods}
+    first, *others = counts
+    families = [results[first].rows[id]["family"] for id in ids]
+    measured = {
+        method.name: {
+            **{"label": method.label, "isolates": method.isolates},
+            **results[method.name].failures(ids),
+            **evaluation_summary(counts[method.name], families),
+        }
+        for method in methods
+    }
+    return {
+        "questions": len(ids),
+        "methods": measured,
+        "against": first,
+        "differences": tested_differences({name: (counts[name], counts[first]) for name in others}, TESTED),
+    }

@@ -1,0 +1,159 @@
+"""The evaluation workers: Ray actors that answer questions with a policy of their own, beside the one that is trained."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import ray
+import torch
+from ray.exceptions import RayError
+
+from experiments.cluster.placement import CPUS_PER_ROLLOUT_WORKER, on_nodes_with
+from experiments.config import TrainConfig
+from experiments.evaluation.evaluation_folder import failures_of
+from experiments.evaluation.metrics import Counts, count
+from experiments.evaluation.significance import evaluation_summary
+from learner.deadline import DeadlineError, refuse_lost_sender, results
+from retrieval_actors.sharded_search import Retriever
+from rewards.actor import names_of
+from rollout.config import RolloutConfig
+from rollout.engines import make_engine
+from rollout.need_matcher import need_matcher
+from rollout.needs import prepare
+from rollout.policy import Policy
+from rollout.records import Question, RecordedTurn, Trajectory
+from rollout.roll_out import roll_out
+from rollout.weight_buckets import PublishedWeights, refuse_corrupt, unpack_weights
+
+QUESTIONS_AT_ONCE = 64  # Questions that a worker gets at a time: enough for a full batch, few enough to share the work evenly
+EVALUATION_SEED = 20250528  # Seed of sampling (if any) and of the order of the passages: the same for every policy and every run
+Weights = str | PublishedWeights  # A policy folder, or weights that workers take from the object store
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One policy, one method, one set of questions."""
+
+    trajectories: list[Trajectory]  # In the order of the questions, as `counts`
+    counts: list[Counts]
+
+    def summary(self) -> dict[str, Any]:
+        """For summary.json: failures, and every metric with its interval, overall and by family."""
+        return failures_of(self.trajectories) | evaluation_summary(self.counts, [t.question.family for t in self.trajectories])
+
+
+class EvaluationWorker:
+    """Holds a policy of its own: evaluation never touches the weights that are trained."""
+
+    def __init__(self, policy: str, config: RolloutConfig, device: str, dtype: str, deadline_s: float):
+        torch.set_num_threads(config.threads)
+        self._device, self._config, self._dtype, self._deadline_s = device, config, dtype, deadline_s
+        self._held: str | int = ""
+        self._hold(policy)
+
+    def run(self, weights: Weights, items: Sequence[Any], retriever: Retriever, config: RolloutConfig, seed: int) -> list[Trajectory]:
+        self._hold(weights)
+        return roll_out(items, self._engine, retriever, config, seed)
+
+    def _hold(self, weights: Weights) -> None:
+        """Called with every batch, because a worker that Ray has restarted holds its first policy again."""
+        if isinstance(weights, str):
+            if weights != self._held:
+                self._engine = make_engine(Policy.load(weights, dtype=self._dtype, device=self._device), self._config)
+                self._held = weights
+        elif weights.checksum != self._held:
+            refs, what = [bucket.ref for bucket in weights.buckets], f"the weights of policy version {weights.version}"
+            buckets = results(refs, what, self._deadline_s)
+            for number, bucket in enumerate(buckets, 1):
+                refuse_corrupt(bucket, f"bucket {number} of {what.removeprefix('the weights of ')}")
+            self._engine.update_weights(weights.version, unpack_weights(buckets))
+            self._held = weights.checksum
+
+
+class Evaluator:
+    """The evaluation workers of a run, as many as `train.num_rollout_workers`."""
+
+    def __init__(self, policy: str, config: TrainConfig):
+        self._config = config
+        self.weights: Weights = policy  # The policy that is measured
+        self.seed = EVALUATION_SEED
+        gpus, resources = config.evaluation_gpus, on_nodes_with(config.rollout.resource)
+        actor: Any = ray.remote(EvaluationWorker)
+        placed = actor.options(num_cpus=CPUS_PER_ROLLOUT_WORKER, num_gpus=gpus, resources=resources, max_restarts=-1, max_task_retries=2)
+        arguments = policy, config.rollout, "cuda" if gpus else "cpu", config.learner.dtype, config.learner.deadline_s
+        self.workers: list[Any] = [placed.remote(*arguments) for _ in range(config.train.num_rollout_workers)]
+
+    @contextmanager
+    def holding(self, weights: PublishedWeights) -> Iterator[None]:
+        """Measure these weights in the block; they are not kept in the object store after it."""
+        before, self.weights = self.weights, weights
+        try:
+            yield
+        finally:
+            self.weights = before
+
+    def run(
+        self,
+        items: Sequence[Question] | Sequence[RecordedTurn],
+        retriever: Retriever,
+        routing: str = "policy",
+        progress: Callable[[str, int, int], None] | None = None,
+        gold_passages: Mapping[str, Sequence[str]] | None = None,
+    ) -> Evaluation:
+        """Each item once, always with the same seed. `gold_passages`: question id -> ids of the passages that hold its answer, if known."""
+        config = replace(rollout_as_measured(self._config), routing=routing)
+        found: dict[int, list[Trajectory]] = {}
+        for start, _, trajectories in self.parts(items, retriever, config):
+            found[start] = trajectories
+            if progress:
+                progress("questions", sum(map(len, found.values())), len(items))
+        trajectories = [trajectory for start in sorted(found) for trajectory in found[start]]
+        retrievers, gold, matcher = names_of(retriever), gold_passages or {}, need_matcher(config.need_calibration)
+        prepare(trajectories, matcher)
+        return Evaluation(trajectories, [count(t, retrievers, gold.get(t.question.id, ()), matcher) for t in trajectories])
+
+    def parts(
+        self, items: Sequence[Any], retriever: Retriever, config: RolloutConfig, at_once: int = QUESTIONS_AT_ONCE
+    ) -> Iterator[tuple[int, Sequence[Any], list[Trajectory]]]:
+        """(index of the first item, the items, their trajectories) of each part, as soon as it is done. Raises `DeadlineError`,
+        `LearnerLostError` when the weights are gone with the learner that sent them, or what a worker raised."""
+        waiting = deque((start, items[start : start + at_once]) for start in range(0, len(items), at_once))
+        idle = deque(self.workers)
+        running: dict[Any, tuple[int, Sequence[Any], Any]] = {}
+        while waiting or running:
+            while waiting and idle:
+                (start, part), worker = waiting.popleft(), idle.popleft()
+                running[worker.run.remote(self.weights, part, retriever, config, self.seed)] = (start, part, worker)
+            deadline_s = self._config.learner.deadline_s
+            done, _ = ray.wait(list(running), num_returns=1, timeout=deadline_s)
+            if not done:
+                raise DeadlineError(
+                    f"waited {deadline_s:g} s for an evaluation worker to finish {at_once} questions; evaluation has as many workers as "
+                    "train.num_rollout_workers, beside them: are there free CPUs, and GPUs for train.gpus_per_rollout_worker, for both?"
+                )
+            start, part, worker = running.pop(done[0])
+            idle.append(worker)
+            yield start, part, self._trajectories(done[0])
+
+    def _trajectories(self, done: ray.ObjectRef) -> list[Trajectory]:
+        try:
+            (trajectories,) = results([done], "the trajectories of an evaluation worker that is done", self._config.learner.deadline_s)
+        except RayError as error:
+            if isinstance(self.weights, PublishedWeights):
+                refuse_lost_sender(error, self.weights.version)
+            raise
+        return trajectories
+
+    def close(self) -> None:
+        for worker in self.workers:
+            ray.kill(worker)
+
+
+def rollout_as_measured(config: TrainConfig) -> RolloutConfig:
+    """The rollout settings of a measurement: one answer a question, no time limit, nothing that only a reward needs."""
+    measured = replace(config.rollout, group_size=1, temperature=config.evaluation.temperature, episode_s=0.0, gold_gains=False)
+    return measured if measured.mode == "offline" else replace(measured, mode="chain")

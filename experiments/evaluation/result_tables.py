@@ -1,0 +1,156 @@
+"""Results as tables, for the terminal and the report: before and after training, methods side by side, question families."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from experiments.evaluation.metrics import METRICS
+from experiments.evaluation.significance import Interval, excludes_zero
+from rollout.methods import label_of
+
+HEADINGS = {name: name.replace("_", " ") for name in METRICS}  # Metric -> its name with spaces, so that it wraps in a narrow column
+LESS_IS_BETTER = frozenset(name for name in METRICS if name.startswith(("retrievals_", "tokens_", "seconds_", "premature_", "unjudged_")))
+METHOD_METRICS = ("f1_recall", "exact_match", "f1", "routing_accuracy", "stop_accuracy", "retrievals_per_question", "hit_at_k")
+BASELINE_METRICS = (*METHOD_METRICS, "tokens_per_question")
+FAMILY_METRICS = ("f1_recall", "exact_match", "routing_accuracy", "stop_accuracy", "retrievals_per_question", "format_rate")
+COSTS = ("tokens_per_question", "seconds_per_question", "retrievals_per_right_answer", "tokens_per_right_answer")
+
+
+def known(result: Interval | None) -> bool:
+    """Whether it was measured: NaN of `Interval` is None in a summary that was read."""
+    return result is not None and result.get("value") is not None and result["value"] == result["value"]
+
+
+def shown(result: Interval | None, signed: bool = False) -> str:
+    """`.912 ±.021`, with half the width of the interval."""
+    if not result or not known(result):
+        return "–"
+    half, digits = (result["high"] - result["low"]) / 2, 0 if abs(result["value"]) >= 100 else 3
+    return f"{result['value']:{'+' if signed else ''}.{digits}f} ±{half:.{digits}f}"
+
+
+def results_table(title: str, first: str, columns: Iterable[str]) -> Table:
+    """An empty table; `columns` that are metrics get their heading."""
+    table = Table(title=title, title_justify="left", title_style="bold")
+    table.add_column(first, overflow="fold")
+    for column in columns:
+        table.add_column(HEADINGS.get(column, column), justify="right", overflow="fold")
+    return table
+
+
+def metric_table(title: str, names: Sequence[str], rows: Iterable[tuple[str, Mapping[str, Interval]]], first: str = "method") -> Table:
+    """`rows`: (label, metric -> result)."""
+    table = results_table(title, first, names)
+    for label, found in rows:
+        table.add_row(label, *(shown(found.get(name)) for name in names))
+    return table
+
+
+def difference_table(title: str, first: str, names: Sequence[str], rows: Sequence[tuple[str, Mapping[str, Interval]]]) -> Table:
+    """`rows`: (label, metric -> difference). A column for each metric, and one for its corrected p where it was tested."""
+    tested = {name for name in names if any("p_corrected" in found.get(name, {}) for _, found in rows)}
+    table = results_table(title, first, [column for name in names for column in (name, *["p"] * (name in tested))])
+    for label, differences in rows:
+        cells: list[Text | str] = []
+        for name in names:
+            cells.append(difference_cell(name, differences.get(name)))
+            if name in tested:
+                p = differences.get(name, {}).get("p_corrected")
+                cells.append("–" if p is None or p != p else "<.001" if p < 0.001 else f"{p:.3f}")
+        table.add_row(label, *cells)
+    return table
+
+
+def difference_cell(name: str, result: Interval | None) -> Text:
+    """Green for better, red for worse, without colour where the interval includes zero."""
+    style = ""
+    if result and known(result) and excludes_zero(result):
+        style = "green" if (result["value"] > 0) != (name in LESS_IS_BETTER) else "red"
+    return Text(shown(result, signed=True), style=style)
+
+
+def failure_warnings(measured: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """A line for each evaluation, by its name, with failed episodes or searches."""
+    lines = []
+    for name, found in measured.items():
+        failed, searches = found.get("failed_episodes", 0), found.get("search_errors", 0)
+        if failed or searches:
+            said = f"; {searches} searches failed, the {found.get('unmeasured_episodes', 0)} episodes that made them are not measured"
+            lines.append(f"warning, {name}: {failed} episodes failed and count as wrong{said if searches else ''}")
+    return lines
+
+
+def failures_of_run(summary: Mapping[str, Any]) -> list[str]:
+    """The same for the evaluations of a finished run."""
+    others = {label_of(name): found for name, found in (summary.get("baselines") or {}).items()}
+    return failure_warnings({"before": summary["before"], "after": summary["after"]} | others)
+
+
+def before_after_table(summary: Mapping[str, Any]) -> Table:
+    """Of a finished run, as the next two."""
+    before, after, difference = summary["before"], summary["after"], summary["difference"]
+    title = f"before and after, {before['questions']} held-out questions, 95 % intervals"
+    table = results_table(title, "metric", ("before", "after", "difference"))
+    for name in METRICS:
+        if name in before["overall"] and name in after["overall"]:
+            both = shown(before["overall"][name]), shown(after["overall"][name])
+            table.add_row(HEADINGS[name], *both, difference_cell(name, difference[name]))
+    return table
+
+
+def routing_table(summary: Mapping[str, Any]) -> Table:
+    after, before = {"policy": summary["after"], **summary.get("baselines", {})}, summary.get("start_baselines", {})
+    rows = [(label_of(name), found["overall"]) for name, found in after.items()]
+    rows += [(f"{label_of(name)}, before training", found["overall"]) for name, found in before.items()]
+    return metric_table("ways of routing, same questions", BASELINE_METRICS, rows)
+
+
+def family_table(summary: Mapping[str, Any]) -> Table:
+    table = results_table("by question family, before → after", "family", ("questions", *FAMILY_METRICS))
+    for family, then in summary["before"]["by_family"].items():
+        now = summary["after"]["by_family"][family]
+        cells = (f"{_value(then[name])} → {_value(now[name])}" for name in FAMILY_METRICS)
+        table.add_row(family or "all", str(then["questions"]), *cells)
+    return table
+
+
+def print_results(console: Console, summary: Mapping[str, Any]) -> None:
+    console.print(before_after_table(summary), family_table(summary))
+    _print_warnings(console, failures_of_run(summary))
+    console.print(routing_table(summary))
+
+
+def print_methods(console: Console, comparison: Mapping[str, Any], title: str) -> None:
+    """All tables of an evaluation: the first method by family, the methods side by side, what they cost, how surely they differ."""
+    methods = comparison["methods"]
+    first = methods[comparison["against"]]
+    table = results_table(title, "family", ("questions", *FAMILY_METRICS))
+    for family, found in first["by_family"].items():
+        table.add_row(family or "-", str(found["questions"]), *(_value(found[name]) for name in FAMILY_METRICS))
+    table.add_section()
+    table.add_row("overall", str(first["questions"]), *(shown(first["overall"][name]) for name in FAMILY_METRICS), style="bold")
+    console.print(table)
+    _print_warnings(console, failure_warnings({found["label"]: found for found in methods.values()}))
+    rows = [(found["label"], found["overall"]) for found in methods.values()]
+    console.print(metric_table("methods, same questions", METHOD_METRICS, rows))
+    shares = sorted({f"share of {kb}" for found in methods.values() for kb in found["kb_shares"]})
+    rows = [(m["label"], m["overall"] | {f"share of {kb}": share for kb, share in m["kb_shares"].items()}) for m in methods.values()]
+    console.print(metric_table("what they cost, and where they search", (*COSTS, *shares), rows))
+    if comparison["differences"]:
+        title = f"{first['label']} minus the others, paired; p corrected (Holm)"
+        rows = [(methods[name]["label"], found) for name, found in comparison["differences"].items()]
+        console.print(difference_table(title, "method", [name for name, found in rows[0][1].items() if "p" in found], rows))
+
+
+def _print_warnings(console: Console, lines: Iterable[str]) -> None:
+    for line in lines:
+        console.print(line, style="yellow", soft_wrap=True, markup=False, highlight=False)
+
+
+def _value(result: Interval) -> str:
+    return f"{result['value']:.2f}" if known(result) else "–"

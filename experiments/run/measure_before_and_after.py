@@ -1,0 +1,82 @@
+"""The measurements around training (before, after, and other ways of routing, all on the same held-out questions), and `summary.json`."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Any
+
+from experiments.config import TrainConfig
+from experiments.evaluation.evaluate_methods import routable
+from experiments.evaluation.evaluator import Evaluation
+from experiments.evaluation.significance import paired_difference
+from experiments.report.report_page import write_report
+from experiments.run.run_state import Run, Totals
+from experiments.tracking.fingerprints import git_commit, machine
+from experiments.tracking.run_folder import RunFolder
+from learner.deadline import results
+
+
+def measure_start(run: Run) -> None:
+    """What the policy can do before training; a resumed run knows it already."""
+    if "before" in run.folder.summary():
+        return
+    before, baselines = measure(run, "before", run.config.evaluation.start_baselines)
+    write_summary(run, before=before.summary(), start_baselines=baselines)
+
+
+def measure_end(run: Run) -> None:
+    """The best policy on the questions that the start was measured on, the paired difference, and the other ways of routing."""
+    run.actors.evaluator.weights = str(run.folder.policy)
+    after, baselines = measure(run, "after", run.config.evaluation.baselines)
+    before_counts = [row["counts"] for row in run.folder.read_trajectories("before")]
+    write_summary(run, after=after.summary(), difference=paired_difference(before_counts, after.counts), baselines=baselines)
+
+
+def measure(run: Run, when: str, routings: list[str]) -> tuple[Evaluation, dict[str, Any]]:
+    """The policy of the evaluation workers, on the held-out questions; and routing -> summary. Writes the episodes, rewards included."""
+    actors, heldout, gold, detail = run.actors, run.dataset.heldout, run.dataset.gold_passages, run.progress.detail
+    with run.timed(f"evaluate_{when}"):
+        run.progress.phase(f"evaluate {when}")
+        evaluation = actors.evaluator.run(heldout, actors.evaluation_retriever, progress=detail, gold_passages=gold)
+    others = {}
+    with run.timed("baselines"):
+        for routing in routable(routings, heldout):
+            run.progress.phase(f"evaluate {when}, routing: {routing}")
+            others[routing] = actors.evaluator.run(heldout, actors.evaluation_retriever, routing, detail, gold).summary()
+    made = evaluation.trajectories
+    with run.totals.timed("score_heldout"):
+        call = actors.reward_actors[0].score.remote(made)
+        (turns,) = results([call], f"the rewards of {len(made)} trajectories", run.config.learner.deadline_s)
+    calibration = run.config.reward.need_calibration
+    run.folder.write_trajectories(when, made, evaluation.counts, turns, (), actors.evaluation_folders, calibration)
+    return evaluation, others
+
+
+def write_summary(run: Run, **measured: Any) -> None:
+    """`measured`: what is new of `before`, `after`, `difference`, `baselines`, ...; what was written of the start stays."""
+    totals = run.totals
+    known = {key: value for key, value in run.folder.summary().items() if key in ("before", "start_baselines")}
+    counted = {name: getattr(totals, name) for name in ("best", "warnings", "failed_saves", "search_errors")}
+    facts = run_facts(run.config, totals, run.iteration, run.actors.algorithm.policy_version)
+    run.folder.write_summary({**facts, **known, **measured, **counted, "tracking_failures": run.tracker.failures})
+
+
+def run_facts(config: TrainConfig, totals: Totals, iterations: int, policy_version: int) -> dict[str, Any]:
+    facts = {"name": config.name, "iterations": iterations, "policy_version": policy_version}
+    facts |= {"seconds": {phase: round(seconds, 2) for phase, seconds in totals.seconds.items()}, "turns": totals.turns}
+    facts |= {"sampled_tokens": totals.sampled_tokens, "finished": time.time(), "git_commit": git_commit(), "machine": machine()}
+    return facts | {"config": dataclasses.asdict(config)}
+
+
+def report_so_far(folder: RunFolder, run: Run | None, say: Callable[..., None]) -> None:
+    """Write the report so far, if there are iterations; raises nothing. `run`: None where it never began, or has written its summary."""
+    try:
+        if run is not None:
+            write_summary(run)
+        if folder.metrics():
+            write_report(folder)
+            say(f"report so far: {folder.report}")
+    except Exception as error:
+        say(f"warning: the report was not written: {type(error).__name__}: {' '.join(str(error).split())[:200]}", style="yellow")

@@ -1,0 +1,83 @@
+"""One episode as events for the caller, dictionaries: `planned`, `searched`, `answered` of each step, and at the end `finished`, the whole path."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from experiments.serving.schemas import PHASES, Refusal, RouteJob, unavailable
+from retrieval_actors.pictures import data_url, small_picture
+from retrieval_actors.records import Passage
+from rollout.episode_pool import EpisodeEvent
+from rollout.records import Step, Trajectory, Turn
+
+THOUGHT = re.compile(r"<think>(.*?)</think>", re.S)
+
+
+class PathData:
+    """Turns the events of one episode into data."""
+
+    def __init__(self, job: RouteJob):
+        self._job, self._before = job, 0.0
+        self._steps: list[dict[str, Any]] = []
+        self._prompt_tokens = self._completion_tokens = 0
+
+    def event(self, event: EpisodeEvent, seconds: float) -> dict[str, Any]:
+        """`seconds`: since the question arrived. Raises Refusal for an episode or a search that failed: without passages the answer is wrong."""
+        spent, self._before = seconds - self._before, seconds
+        if event.group:
+            self._prompt_tokens += len(event.group.state.prompt_ids)
+            self._completion_tokens += len(event.group.chosen.response_ids)
+        if event.kind == "failed":
+            late = (event.error or "").endswith("no answer within its deadline")  # the other reason: a prompt that can never fit
+            raise Refusal(*((504, "deadline_exceeded") if late else (422, "context_length_exceeded")), event.error or "")
+        if event.trajectory:
+            return {"event": "finished", **self._whole(event.trajectory, seconds)}
+        assert event.step is not None
+        if event.kind == "planned":
+            self._steps.append({"passages": [], "answer_thought": None, "sub_answer": None, "seconds": {}})
+        fields = {"planned": _planned, "searched": self._searched, "answered": _answered}[event.kind](event.step)
+        self._steps[-1].update(fields)
+        self._steps[-1]["seconds"][PHASES[event.kind]] = round(spent, 4)
+        return {"event": event.kind, "step": len(self._steps) - 1, **fields, "seconds": round(spent, 4)}
+
+    def _searched(self, step: Step) -> dict[str, Any]:
+        for passage in step.passages:
+            if passage.error:
+                raise unavailable("knowledge_base_unavailable", f"knowledge base {passage.kb}: {passage.error}")
+        return {"passages": [self._passage(passage) for passage in step.passages]}
+
+    def _passage(self, passage: Passage) -> dict[str, Any]:
+        small = small_picture(passage.image) if self._job.request.pictures and passage.image else None
+        text = {"id": passage.id, "title": passage.title, "text": passage.text, "score": round(passage.score, 6), "error": ""}
+        return text | {"image": data_url(small) if small else None}
+
+    def _whole(self, trajectory: Trajectory, seconds: float) -> dict[str, Any]:
+        final, prompt, completion = trajectory.final, self._prompt_tokens, self._completion_tokens
+        return {
+            "id": self._job.request_id,
+            "question": self._job.request.question.strip(),
+            "answer": trajectory.answer,
+            "thought": _thought(final),
+            "steps": self._steps,
+            "retrievals": trajectory.retrievals,
+            "finish_reason": "length" if final and final.finish_reason == "length" else "stop",
+            "policy_version": self._job.policy.version,
+            "usage": {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion},
+            "seconds": round(seconds, 4),
+        }
+
+
+def _planned(step: Step) -> dict[str, Any]:
+    query, kb = (step.action.query, step.action.kb) if step.action and step.action.kb else (None, None)
+    decision = "malformed" if step.action is None else "retrieve" if kb else "stop"
+    return {"thought": _thought(step.plan), "decision": decision, "sub_question": query, "kb": kb}
+
+
+def _answered(step: Step) -> dict[str, Any]:
+    return {"answer_thought": _thought(step.answer), "sub_answer": step.exchange.answer if step.exchange else None}
+
+
+def _thought(turn: Turn | None) -> str | None:
+    match = THOUGHT.search(turn.text) if turn else None
+    return match[1].strip() if match else None

@@ -1,1 +1,0 @@
-"""The study: which methods are compared, how they are trained and measured, and what comes of it."""

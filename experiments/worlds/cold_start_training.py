@@ -1,0 +1,172 @@
+"""Training of the cold start: supervised learning on demonstrations, from nothing to where reinforcement learning starts. The matrices of
+the decoder layers are trained by Muon, everything else by AdamW; only response tokens carry loss."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from experiments.command_line.terminal import Console
+from experiments.worlds.teacher import Demonstration
+from experiments.worlds.tiny_policy import tiny_policy, train_tokenizer
+from rollout.policy import Policy
+from rollout.records import Image
+
+WARMUP_STEPS, SAVE_EVERY = 50, 500
+
+
+@dataclass
+class ColdStartConfig:
+    out: str = "runs/cold_start"
+    """Folder of the policy, its curve (`curve.jsonl`) and its model card."""
+    start: str = ""
+    """Policy to go on from; empty: a fresh one."""
+    blind: bool = True
+    """The teacher names a knowledge base at random; false: the right one."""
+    lifelike: bool = True
+    """The teacher finds what a run would find, neighbours that are easily mistaken included; false: by shared words, which starts at once."""
+    recorded: str = ""
+    """Configuration of a run over a step data set (`offline_steps.yaml`): the gold of its training turns is learned, instead of the teacher's."""
+    minutes: float = 60.0
+    """Of training, from the first batch on: embedding the first atlas takes a minute before. The learning rate decays to zero by then."""
+    muon: bool = True
+    """Muon for the matrices of the layers; false: AdamW for everything, which changes what is there only a little."""
+    lr: float = 2e-3
+    decay: float = 0.6
+    """Last fraction of the time in which the learning rate falls linearly to zero; 0: it never falls."""
+    tokens_per_batch: int = 4096
+    longest: int = 4096
+    """Tokens of a demonstration, at most; longer ones are left out."""
+    hidden: int = 128
+    layers: int = 4
+    seed: int = 0
+    threads: int = 1
+    vocabulary: int = 1024
+    """Size of a fresh policy's tokenizer, at most."""
+    log_every: int = 100
+    """Steps between two points of the curve."""
+
+
+@dataclass(frozen=True)
+class Example:
+    prompt: np.ndarray
+    response: np.ndarray
+    image: Image | None
+    kind: str  # Kind of turn; `look` for a plan turn that sees a picture
+
+    def __len__(self) -> int:
+        return len(self.prompt) + len(self.response)
+
+
+def encode(policy: Policy, turn: Demonstration) -> Example:
+    response = policy.tokenizer(turn.response, add_special_tokens=False)["input_ids"]
+    kind = "look" if turn.kind == "plan" and turn.image else turn.kind
+    return Example(policy.encode(turn.message, turn.image), np.array([*response, policy.end_token_id], np.int32), turn.image, kind)
+
+
+def batches(policy: Policy, config: ColdStartConfig, turns: Iterator[Demonstration], pool: int = 1500) -> Iterator[list[Example]]:
+    """Examples of similar length together, at most `tokens_per_batch` with padding; the order of the batches is random."""
+    rng = random.Random(config.seed)
+    while True:
+        encoded = (encode(policy, turn) for turn in itertools.islice(turns, pool))
+        rows = sorted((row for row in encoded if len(row) <= config.longest), key=len)
+        cut: list[list[Example]] = [[]]
+        for row in rows:
+            if cut[-1] and len(row) * (len(cut[-1]) + 1) > config.tokens_per_batch:
+                cut.append([])
+            cut[-1].append(row)
+        rng.shuffle(cut)
+        yield from cut
+
+
+def response_logits(policy: Policy, rows: Sequence[Example]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Logits (n, vocabulary), targets (n,) and row numbers (n,) of all response tokens, by the library's own forward pass over padded rows."""
+    lengths = [len(row) for row in rows]
+    ids = np.full((len(rows), max(lengths)), policy.pad_token_id, np.int64)
+    predicts = np.zeros(ids.shape, bool)
+    for i, row in enumerate(rows):
+        ids[i, : lengths[i]] = np.concatenate([row.prompt, row.response])
+        predicts[i, len(row.prompt) - 1 : lengths[i] - 1] = True
+    tokens, where = torch.from_numpy(ids), torch.from_numpy(predicts)
+    pictured: dict[str, torch.Tensor] = {}
+    if images := [row.image for row in rows if row.image is not None]:
+        pixels, grids = policy.pixels(images)
+        pictured = {"pixel_values": pixels, "image_grid_thw": grids, "mm_token_type_ids": (tokens == policy.image_token_id).int()}
+    real = torch.arange(ids.shape[1])[None] < torch.tensor(lengths)[:, None]
+    hidden = policy.model.model(input_ids=tokens, attention_mask=real.long(), use_cache=False, **pictured).last_hidden_state
+    return policy.model.lm_head(hidden[where]), tokens.roll(-1, 1)[where], where.nonzero()[:, 0]
+
+
+def optimizers(policy: Policy, lr: float, muon: bool) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the layers, AdamW for embeddings, patches, norms and biases."""
+    inside = ("language_model.layers", "visual.blocks", "visual.merger")
+    parameters = dict(policy.model.named_parameters())
+    matrices = {name: p for name, p in parameters.items() if muon and p.ndim == 2 and any(part in name for part in inside)}
+    rest = [p for name, p in parameters.items() if name not in matrices]
+    adam = torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.98), weight_decay=0.0)
+    return [adam, torch.optim.Muon(list(matrices.values()), lr=lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")] if muon else [adam]
+
+
+def fresh_policy(config: ColdStartConfig, texts: Iterable[str]) -> Policy:
+    return tiny_policy(train_tokenizer(texts, config.vocabulary), hidden=config.hidden, layers=config.layers, seed=config.seed)
+
+
+def train(config: ColdStartConfig, turns: Iterator[Demonstration], texts: Iterable[str], console: Console) -> Policy:
+    """Learns from `turns`, an endless stream, until the minutes are over. The policy is saved every `SAVE_EVERY` steps and at the end.
+    `curve.jsonl`: how much has been seen, and since the last point the mean loss and, by kind, the share of turns right to the last
+    token."""
+    torch.set_num_threads(config.threads)
+    torch.manual_seed(config.seed)
+    policy = Policy.load(config.start) if config.start else fresh_policy(config, texts)
+    opts = optimizers(policy, config.lr, config.muon)
+    out = Path(config.out)
+    out.mkdir(parents=True, exist_ok=True)
+    columns = (TextColumn("cold start"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[line]}"))
+    stream = batches(policy, config, turns)
+    first = next(stream)
+    seen: Counter[str] = Counter(step=0, tokens=0, turns=0)
+    window: dict[str, list[float]] = defaultdict(list)
+    began = time.time()
+    with Progress(*columns, console=console) as progress, (out / "curve.jsonl").open("w") as curve:
+        task = progress.add_task("", total=config.minutes * 60, line="")
+        for rows in itertools.chain([first], stream):
+            fraction = (time.time() - began) / (config.minutes * 60)
+            if fraction >= 1:
+                break
+            step = seen["step"] + 1
+            falling = min(1.0, (1 - fraction) / config.decay) if config.decay else 1.0
+            for group in itertools.chain.from_iterable(optimizer.param_groups for optimizer in opts):
+                group["lr"] = config.lr * min(1.0, step / WARMUP_STEPS) * falling
+            logits, targets, owner = response_logits(policy, rows)
+            loss = F.cross_entropy(logits.float(), targets, reduction="none").mean()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(policy.model.parameters(), 1.0)
+            for optimizer in opts:
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+            seen.update(step=1, tokens=sum(map(len, rows)), turns=len(rows))
+            window["loss"].append(loss.item())
+            right = torch.ones(len(rows)).scatter_reduce_(0, owner, (logits.argmax(-1) == targets).float(), "amin")
+            for row, value in zip(rows, right.tolist(), strict=True):
+                window[f"exact_{row.kind}"].append(value)
+            if step % config.log_every == 0:
+                means = {name: round(float(np.mean(values)), 4) for name, values in sorted(window.items())}
+                window.clear()
+                seconds = time.time() - began
+                print(json.dumps({**seen, "seconds": round(seconds), **means}), file=curve, flush=True)
+                progress.update(task, completed=seconds, line="  ".join(f"{name} {value}" for name, value in means.items()))
+            if step % SAVE_EVERY == 0:
+                policy.save(out)
+    policy.save(out)
+    return policy

@@ -1,0 +1,200 @@
+"""The teacher of the cold start: it asks well and reads well, but names a knowledge base at random. It answers `unknown` when the passages
+do not hold the answer, and asks again until its steps are used up; sometimes it goes on or stops without need. A policy learns from it to
+ask and to read; where to ask, and when to stop, is left to reinforcement learning."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from experiments.worlds.atlas import FAMILIES, KNOWLEDGE_BASES, SYLLABLES, Atlas, World, belongs
+from experiments.worlds.teacher_search import EmbeddedAtlas, WordOverlap
+from retrieval_actors.records import Passage
+from rollout.need_matcher import mentions
+from rollout.needs import askable_needs, holds_answer
+from rollout.prompts import SHORT
+from rollout.records import UNKNOWN, Exchange, GoldStep, Image, Message, Question, TurnKind
+from rollout.turn_parser import STOP
+
+FOLLOWS_GOLD = 0.6  # How often the episode goes on from the gold knowledge base: half of the readings would be `unknown` otherwise
+GOES_ON, STOPS_EARLY = 0.15, 0.06  # How often the teacher asks again for what it has, or stops without having it
+MAX_STEPS, PASSAGES, PASSAGE_CHARACTERS = 3, 3, 400  # Of an episode of the teacher; of a search; of a passage in a prompt
+DRILLS = 3  # Readings on their own for each question: reading is learned last, so it is shown most
+TABLE_DRILLS_KEPT, DRILLED_ELSEWHERE = 0.3, 0.1  # Few, as rows are read well early; how often a drill searches any knowledge base
+STATIC_EVERY = 6  # One question in so many is also answered from all knowledge bases at once
+FIRST_ATLAS = 10_000  # Seed of the first atlas that is searched by embeddings; those of runs have smaller ones
+Search = Callable[[str, str, Question, int], Sequence[Passage]]  # (knowledge base, query, question, k) -> passages
+NAME = re.compile(r"\b([A-Z][a-z]*)-([a-z]+)\b")
+VALUE = re.compile(r"\b[1-9]\d\b")  # Of a statistic: two digits. Years have four.
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    kind: TurnKind
+    message: Message
+    image: Image | None
+    response: str
+
+
+def plan_response(thought: str, query: str, retriever: str) -> str:
+    return f"<think> {thought}</think><sub-question> {query}</sub-question><ret> {retriever}</ret>"
+
+
+def answer_response(thought: str, answer: str) -> str:
+    return f"<think> {thought}</think><answer> {answer}</answer>"
+
+
+def thought_of(need: GoldStep) -> str:
+    """Names what is looked for, but not where."""
+    if need.kb == "text_image":
+        return "I need the country."
+    relation = next((entity for entity in need.entities if entity in need.query and entity.islower()), "country")
+    return "I need the country." if need.query.startswith("Which is the country") else f"I need the {relation}."
+
+
+def reading(need: GoldStep, passages: Sequence[Passage]) -> str:
+    """The answer turn: quotes the passage that holds the answer, and copies the answer; or says that there is none. Of a fact that is stored in
+    both directions, the sentence that ends with the answer is quoted."""
+    holding = [passage.text.rstrip(".") for passage in passages if holds_answer(passage, need)]
+    if not holding:
+        return answer_response("Not here.", UNKNOWN)
+    return answer_response(next((text for text in holding if text.endswith(f" {need.answer}")), holding[0]), need.answer)
+
+
+def conclusion(question: Question, history: Sequence[Exchange]) -> str:
+    """The final turn: the last sub-answer, the larger of two values, or what the picture shows."""
+    if question.family == "picture":
+        return answer_response("I see the flag.", question.answers[0])
+    if askable_needs(question, history):
+        return answer_response("I do not know.", UNKNOWN)
+    if question.family == "compare":
+        known = [exchange for exchange in history if exchange.answer != UNKNOWN]
+        winner = question.answers[0]
+        first = next(e for e in known if mentions(e.query, (winner,)) == 1.0)
+        second = next(e for e in known if mentions(e.query, (winner,)) < 1.0)
+        return answer_response(f"{first.answer} is more than {second.answer}.", winner)
+    return answer_response("I have the answer.", question.answers[0])
+
+
+def search_and_read(kb: str, need: GoldStep, question: Question, search: Search, rng: random.Random) -> Demonstration:
+    """The answer turn for a need that this knowledge base was asked for."""
+    found = list(search(kb, need.query, question, PASSAGES))
+    rng.shuffle(found)
+    image = question.image if kb == "text_image" else None
+    return Demonstration("answer", SHORT.answer(need.query, found, image is not None, PASSAGE_CHARACTERS), image, reading(need, found))
+
+
+def demonstrate(question: Question, search: Search, rng: random.Random, blind: bool = True) -> list[Demonstration]:
+    """The turns of one episode of the teacher; with `blind=False` it names the right knowledge base."""
+    turns: list[Demonstration] = []
+    history: tuple[Exchange, ...] = ()
+    gold, pictured = question.gold_steps or (), question.image is not None
+
+    def plan(response: str) -> Demonstration:
+        return Demonstration("plan", SHORT.plan(question.text, pictured, history, ""), question.image, response)
+
+    while len(history) < MAX_STEPS:
+        needs = askable_needs(question, history)
+        guess = rng.choice(list(KNOWLEDGE_BASES))
+        if not gold and rng.random() < GOES_ON:  # a needless look-up, shown as a plan but not followed
+            query = f"Which country has the flag with {question.answers[0]}?"
+            turns.append(plan(plan_response("I need the country.", query, KNOWLEDGE_BASES[guess if blind else "text_image"][0])))
+        if (not needs and (not gold or rng.random() >= GOES_ON)) or rng.random() < STOPS_EARLY:
+            turns.append(plan(plan_response("I know enough.", STOP, STOP)))
+            if not needs or rng.random() < 0.5:
+                break
+        need = (needs or gold[-1:])[0]  # of two that are compared the one that is named first: which one is left can then be seen
+        turns.append(plan(plan_response(thought_of(need), need.query, KNOWLEDGE_BASES[guess if blind else need.kb][0])))
+        kb = need.kb if rng.random() < FOLLOWS_GOLD else guess
+        turns.append(read := search_and_read(kb, need, question, search, rng))
+        history += (Exchange(need.query, kb, UNKNOWN if UNKNOWN in read.response else need.answer),)
+    turns.append(Demonstration("final", SHORT.final(question.text, pictured, history), question.image, conclusion(question, history)))
+    return turns
+
+
+def drill(question: Question, search: Search, rng: random.Random) -> Demonstration | None:
+    """One reading on its own. None for questions that need nothing, and for most of those that need a table."""
+    if not question.gold_steps:
+        return None
+    need = rng.choice(question.gold_steps)
+    if need.kb == "table" and rng.random() >= TABLE_DRILLS_KEPT:
+        return None
+    kb = rng.choice(list(KNOWLEDGE_BASES)) if rng.random() < DRILLED_ELSEWHERE else need.kb
+    return search_and_read(kb, need, question, search, rng)
+
+
+def static(question: Question, search: Search, rng: random.Random) -> Demonstration:
+    """One answer from all knowledge bases at once, searched with the question itself: the skill that the baseline without decisions needs."""
+    found = [passage for kb in KNOWLEDGE_BASES for passage in search(kb, question.text, question, PASSAGES)]
+    rng.shuffle(found)
+    steps = question.gold_steps or ()
+    if question.family == "picture":
+        response = conclusion(question, ())
+    else:
+        response = reading(steps[0], found) if len(steps) == 1 else answer_response("Not here.", UNKNOWN)
+    message = SHORT.answer(question.text, found, question.image is not None, PASSAGE_CHARACTERS)
+    return Demonstration("answer", message, question.image, response)
+
+
+def demonstrations(seed: int, per_world: int = 60, blind: bool = True) -> Iterator[Demonstration]:
+    """An endless stream of demonstrations, a fresh training world for every `per_world` questions; found by shared words."""
+    rng, pixels = random.Random(seed), np.random.default_rng(seed)
+    while True:
+        world = World("train", rng.randrange(10**6, 10**9))
+        questions = [world.question(FAMILIES[i % len(FAMILIES)], rng, pixels) for i in range(per_world)]
+        yield from lessons(questions, WordOverlap(world).search, rng, blind)
+
+
+def teacher_texts(seed: int) -> Iterator[str]:
+    """What the tokenizer of a fresh policy is trained on."""
+    return (turn.message.user + turn.response for turn in itertools.islice(demonstrations(seed), 6000))
+
+
+def lifelike_demonstrations(
+    seed: int, per_atlas: int = 12000, worlds: int = 8, countries: int = 24, blind: bool = True
+) -> Iterator[Demonstration]:
+    """The same with the embedders of a run: a fresh atlas for every `per_atlas` questions, with as many worlds as evaluations search. Turns are
+    `renamed`, so the atlases can be the same for every seed."""
+    rng = random.Random(seed)
+    for number in itertools.count(FIRST_ATLAS):
+        atlas = Atlas("train", number, worlds, countries)
+        questions = atlas.questions(per_atlas)
+        queries = [step.query for question in questions for step in question.gold_steps or ()]
+        found = EmbeddedAtlas(atlas, queries + [question.text for question in questions[::STATIC_EVERY]])
+        yield from (renamed(turn, rng) for turn in lessons(questions, found.search, rng, blind))
+
+
+def lessons(questions: Sequence[Question], search: Search, rng: random.Random, blind: bool) -> Iterator[Demonstration]:
+    """Each question demonstrated, with drills; rarely what the baseline needs."""
+    for i, question in enumerate(questions):
+        yield from demonstrate(question, search, rng, blind=blind)
+        yield from filter(None, (drill(question, search, rng) for _ in range(DRILLS)))
+        if i % STATIC_EVERY == 0:
+            yield static(question, search, rng)
+
+
+def renamed(turn: Demonstration, rng: random.Random, split: str = "train") -> Demonstration:
+    """The same turn about other countries of the split, which a policy would remember otherwise: every syllable of a name is replaced, and every
+    table value of an answer turn. Values of final turns stay: which one is larger matters there. Names that shared a syllable still do.
+    """
+    text = f"{turn.message.user}\n{turn.response}"
+    names = sorted({match[0] for match in NAME.finditer(text) if match[1].lower() in SYLLABLES and match[2] in SYLLABLES})
+    old = sorted({syllable.lower() for name in names for syllable in name.split("-")})
+    while True:
+        new = dict(zip(old, rng.sample(SYLLABLES, len(old)), strict=True))
+        others = {name: "-".join(new[syllable] for syllable in name.lower().split("-")).capitalize() for name in names}
+        if all(belongs(name, split) for name in others.values()):
+            break
+    seen = sorted(set(VALUE.findall(text))) if turn.kind == "answer" else []
+    values = dict(zip(seen, map(str, rng.sample(range(10, 100), len(seen))), strict=True))
+
+    def rewrite(text: str) -> str:
+        text = NAME.sub(lambda match: others.get(match[0], match[0]), text)
+        return VALUE.sub(lambda match: values.get(match[0], match[0]), text)
+
+    return replace(turn, message=replace(turn.message, user=rewrite(turn.message.user)), response=rewrite(turn.response))

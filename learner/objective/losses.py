@@ -1,0 +1,97 @@
+"""The loss: clipped policy gradient, entropy bonus, KL divergence. Its denominator is passed in, so gradients of micro-batches and ranks add up."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from learner.config import LearnerConfig
+
+MAXIMA = ("ratio_max", "mismatch_max")  # metrics that are combined by their maximum; all others are sums over tokens
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The sampled tokens of one micro-batch; prompts and retrieved text are not among them. All are (tokens,), log-probs in nats."""
+
+    logprobs: torch.Tensor  # of the policy that is being updated, with gradient
+    entropy: torch.Tensor  # of the distribution that the token was drawn from; with gradient where there is a bonus for it
+    sampler_logprobs: torch.Tensor  # of the policy version that drew the token, as the sampler computed them
+    advantages: torch.Tensor
+    weights: torch.Tensor
+    turn: torch.Tensor  # int64: number within the micro-batch
+    learner_logprobs: torch.Tensor | None = None  # of that version, as the learner computes them before the update; None: `logprobs`
+    reference_logprobs: torch.Tensor | None = None
+    sequence_log_ratio: torch.Tensor | None = None  # `ratio=sequence`: mean over all tokens of the episode, wherever they were packed
+
+
+def loss_of(tokens: Tokens, config: LearnerConfig, denominator: float) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """The clipped surrogate of PPO (arXiv 1707.06347, equation 7) in the token form of GRPO (arXiv 2402.03300, equation 3):
+        -sum(weights * min(r * A, clip(r, 1 - clip_low, 1 + clip_high) * A)) / denominator,   r = exp(logprobs - old logprobs)
+    + kl_weight * KL - entropy_weight * entropy, weighed and divided alike. clip_high > clip_low is DAPO's (arXiv 2503.14476, equation 10). Returns
+    the loss and its metrics (sums over tokens, maxima as named in `MAXIMA`), without gradient."""
+    learner = tokens.logprobs.detach() if tokens.learner_logprobs is None else tokens.learner_logprobs
+    old = learner if config.sampler_cap else tokens.sampler_logprobs
+    advantages, weights = tokens.advantages, tokens.weights
+    ratio = _log_ratio(tokens, old, config.ratio).exp()
+    clipped = ratio.clamp(1 - config.clip_low, 1 + config.clip_high)
+    if config.surrogate == "clip":
+        gained = torch.minimum(ratio * advantages, clipped * advantages)
+    else:  # CISPO of MiniMax-M1 (arXiv 2506.13585, equations 4 and 5), where clip_low=1: no gradient through the clipped ratio
+        gained = clipped.detach() * advantages * tokens.logprobs
+    difference = (learner - tokens.sampler_logprobs).detach()
+    with torch.no_grad():
+        metrics = {
+            "mismatch": difference.abs().sum(),
+            "mismatch_max": _maximum(difference.abs()),
+            "mismatch_k3": (difference.exp() - 1 - difference).sum(),  # estimates KL(sampler || learner)
+            "tokens": ratio.new_tensor(float(ratio.numel())),
+            "ratio": ratio.sum(),
+            "ratio_max": _maximum(ratio),
+            "clip_fraction": (clipped * advantages < ratio * advantages).float().sum(),
+            "entropy": tokens.entropy.sum(),
+        }
+    if config.sampler_cap:  # truncated importance sampling (Ionides 2008; Yao et al. 2025)
+        correction = difference.exp().clamp(max=config.sampler_cap)
+        gained, metrics["correction"] = gained * correction, correction.sum()
+    loss = -(weights * gained).sum() / denominator
+    if config.entropy_weight:
+        loss = loss - config.entropy_weight * (weights * tokens.entropy).sum() / denominator
+    if tokens.reference_logprobs is not None:
+        estimate = kl_estimate(tokens.logprobs, tokens.reference_logprobs, config.kl_estimator)
+        loss, metrics["kl"] = loss + config.kl_weight * ((weights * estimate).sum() / denominator), estimate.detach().sum()
+    return loss, metrics
+
+
+def _log_ratio(tokens: Tokens, old: torch.Tensor, level: str) -> torch.Tensor:
+    """`turn`, `sequence`: geometric mean over the unit, with each token's own gradient: GSPO's token form (arXiv 2507.18071, equation 14)."""
+    if level == "token":
+        return tokens.logprobs - old
+    mean = tokens.sequence_log_ratio
+    if level == "turn":
+        total, count = sums_by((tokens.logprobs - old).detach(), tokens.turn, int(tokens.turn.max()) + 1 if tokens.turn.numel() else 0)
+        mean = (total / count.clamp(min=1))[tokens.turn]
+    assert mean is not None
+    return mean.detach() + (tokens.logprobs - tokens.logprobs.detach())
+
+
+def sums_by(values: torch.Tensor, unit: torch.Tensor, units: int) -> torch.Tensor:
+    """(2, units): sum of the values of each unit, and how many there are. Such tables add up over micro-batches and ranks."""
+    return values.new_zeros(2, units).index_add(1, unit, torch.stack([values, torch.ones_like(values)]))
+
+
+def kl_estimate(logprobs: torch.Tensor, reference_logprobs: torch.Tensor, estimator: str = "k3") -> torch.Tensor:
+    """(tokens,): estimates of KL(policy || reference) on tokens that the policy sampled, after Schulman 2020, "Approximating KL divergence". With d
+    = reference_logprobs - logprobs: k1 = -d, unbiased; k2 = d^2 / 2, biased, but its gradient is the true one; k3 = exp(d) - d - 1, never negative
+    and unbiased: GRPO's (arXiv 2402.03300, equation 4)."""
+    difference = reference_logprobs - logprobs
+    if estimator == "k1":
+        return -difference
+    if estimator == "k2":
+        return difference.square() / 2
+    return difference.exp() - difference - 1
+
+
+def _maximum(values: torch.Tensor) -> torch.Tensor:
+    return values.max() if values.numel() else values.new_zeros(())

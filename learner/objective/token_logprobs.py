@@ -1,0 +1,142 @@
+"""Log-probabilities of the sampled tokens of a packed micro-batch. Logits are computed piece by piece, and again in the backward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from learner.objective.packed_attention import PackedAttention, attention_of, install
+from learner.objective.sibling_packing import MicroBatch, Row, pack
+from rollout.policy import Policy
+
+LOGITS_AT_ONCE = 2**25  # 128 MiB in float32
+
+
+def piece(vocabulary: int) -> int:
+    return max(1, LOGITS_AT_ONCE // vocabulary)  # tokens
+
+
+@dataclass(frozen=True)
+class SampledFrom:
+    """How tokens were sampled, where not all at temperature 1 from the whole vocabulary; as in `MicroBatch`."""
+
+    temperatures: torch.Tensor
+    support_sizes: torch.Tensor
+    support_ids: torch.Tensor
+
+    @classmethod
+    def of(cls, batch: MicroBatch, device: torch.device) -> SampledFrom | None:
+        if not len(batch.support_ids) and (batch.temperatures == 1).all():
+            return None
+        return cls(*(torch.from_numpy(a).to(device) for a in (batch.temperatures, batch.support_sizes, batch.support_ids)))
+
+    def split(self, tokens: int) -> Iterator[SampledFrom]:
+        sizes = self.support_sizes.split(tokens)
+        ids = self.support_ids.split([int(part.sum()) for part in sizes])
+        return map(SampledFrom, self.temperatures.split(tokens), sizes, ids)
+
+    def rescaled(self, logits: torch.Tensor, never_sampled: torch.Tensor) -> torch.Tensor:
+        """Logits over the temperature, -inf for what could not be drawn. At temperature 1 without a limit `never_sampled` count."""
+        outside = torch.zeros_like(logits, dtype=torch.bool)
+        outside[:, never_sampled] = (self.temperatures != 1)[:, None]
+        outside[self.support_sizes > 0] = True
+        tokens = torch.arange(len(logits), device=logits.device).repeat_interleave(self.support_sizes)
+        outside[tokens, self.support_ids] = False
+        return (logits / self.temperatures[:, None]).masked_fill(outside, -torch.inf)
+
+
+class Head(nn.Linear):
+    """Replaces a model's `lm_head`, with its weights. All pieces are one call of one module, so ZeRO 3 gathers its weights once."""
+
+    def __init__(self, lm_head: nn.Linear, never_sampled: Sequence[int], entropy_gradient: bool):
+        super().__init__(lm_head.in_features, lm_head.out_features, bias=lm_head.bias is not None, device="meta")
+        self.weight, self.bias = lm_head.weight, lm_head.bias
+        self.entropy_gradient, self._never_sampled = entropy_gradient, list(never_sampled)
+
+    def forward(self, hidden: torch.Tensor, targets: torch.Tensor | None = None, sampled: SampledFrom | None = None) -> Any:
+        """Logits as ever; or, for `targets` (tokens,), which `hidden` (tokens, d) predicts: their log-probs and the entropy of the distributions
+        they were drawn from, both (tokens,) float32, nats."""
+        if targets is None:
+            return super().forward(hidden)
+        tokens = piece(self.out_features)
+        if len(targets) <= tokens:
+            return self._scores(hidden, targets, sampled)
+        parts = hidden.split(tokens), targets.split(tokens)
+        hows = sampled.split(tokens) if sampled else [None] * len(parts[0])
+        scores = [checkpoint(self._scores, *part, use_reentrant=False, preserve_rng_state=False) for part in zip(*parts, hows, strict=True)]
+        logprobs, entropy = zip(*scores, strict=True)
+        return torch.cat(logprobs), torch.cat(entropy)
+
+    def _scores(self, hidden: torch.Tensor, targets: torch.Tensor, sampled: SampledFrom | None) -> tuple[torch.Tensor, torch.Tensor]:
+        logits = super().forward(hidden).float()
+        if sampled:
+            logits = sampled.rescaled(logits, torch.tensor(self._never_sampled, dtype=torch.long, device=logits.device))
+        logprobs = F.log_softmax(logits, -1)
+        chosen = logprobs.gather(1, targets[:, None])[:, 0]
+        with torch.set_grad_enabled(self.entropy_gradient and torch.is_grad_enabled()):
+            finite = logprobs.clamp(min=torch.finfo(logprobs.dtype).min) if sampled else logprobs  # 0 * -inf is no number
+            entropy = -(logprobs.exp() * finite).sum(-1)
+        return chosen, entropy
+
+
+class Scorer(nn.Module):
+    """Scores packed micro-batches with a policy's model. Every call runs the vision tower, on a blank picture when there is none: all ranks have to
+    run the same modules. Each distinct picture is encoded once. `entropy_gradient` costs a second pass over the vocabulary."""
+
+    def __init__(self, policy: Policy, entropy_gradient: bool = False):
+        super().__init__()
+        self.model = policy.model
+        install(policy.model.model.language_model)
+        self.model.lm_head = Head(policy.model.lm_head, policy.banned_token_ids, entropy_gradient)
+        self.image_token_id = policy.image_token_id
+        vision = policy.model.config.vision_config
+        self.merge = policy.merge
+        self.patch_values = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        positions: torch.Tensor,
+        packed: PackedAttention,
+        sources: torch.Tensor,
+        targets: torch.Tensor,
+        image_of_row: torch.Tensor,
+        pixel_values: torch.Tensor | None,
+        grids: torch.Tensor | None,
+        sampled: SampledFrom | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Shapes as in `MicroBatch`; pixel_values (patches, d) and grids (images, 3) of its images. Returns what `Head` does for `targets`."""
+        embedded, places = self._embed(input_ids, image_of_row, pixel_values, grids)[None], positions[:, None]
+        found = self.model.model.language_model(inputs_embeds=embedded, position_ids=places, packed=packed, use_cache=False)
+        return self.model.lm_head(found.last_hidden_state[0][sources], targets, sampled)
+
+    def _embed(
+        self, input_ids: torch.Tensor, image_of_row: torch.Tensor, pixel_values: torch.Tensor | None, grids: torch.Tensor | None
+    ) -> torch.Tensor:
+        embedded = self.model.get_input_embeddings()(input_ids)
+        if pixel_values is None:
+            pixel_values = embedded.new_zeros(self.merge**2, self.patch_values)
+            grids = torch.tensor([[1, self.merge, self.merge]], device=input_ids.device)
+            blank = self.model.model.get_image_features(pixel_values, grids).pooler_output
+            return embedded + 0.0 * blank[0].sum()
+        features = self.model.model.get_image_features(pixel_values, grids).pooler_output
+        shown = torch.cat([features[i] for i in image_of_row.tolist()])
+        return embedded.masked_scatter((input_ids == self.image_token_id)[..., None], shown.to(embedded.dtype))
+
+
+def packed(rows: Sequence[Row], policy: Policy) -> MicroBatch:
+    return pack(rows, [policy.positions(row.prompt_ids, row.image) for row in rows], policy.pad_token_id)
+
+
+def inputs_of(batch: MicroBatch, policy: Policy, device: torch.device, attention: str = "auto") -> dict[str, Any]:
+    pixel_values, grids = policy.pixels(batch.images) if batch.images else (None, None)
+    arrays = {name: getattr(batch, name) for name in ("input_ids", "positions", "sources", "targets", "image_of_row")}
+    tensors: dict[str, Any] = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
+    attend = attention_of(attention, batch, device, policy.model.dtype)
+    return tensors | {"pixel_values": pixel_values, "grids": grids, "packed": attend, "sampled": SampledFrom.of(batch, device)}

@@ -1,0 +1,131 @@
+"""The DeepSpeed engine of one rank: what is trained, partitioned and offloaded, at which learning rate; LoRA (arXiv 2106.09685)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+
+from learner.config import LearnerConfig
+from learner.objective.token_logprobs import Scorer
+from rollout.policy import Policy
+
+ADAPTER = "default"
+LR_FLOOR = 0.1  # share of the learning rate that is left after it has decayed
+SMALLEST_PARTITIONED = 10_000  # ZeRO-3 keeps smaller tensors whole on every rank: gathering them costs more than storing them
+
+
+def build_engine(policy: Policy, config: LearnerConfig) -> Any:
+    """The policy's scorer in a DeepSpeed engine with a fresh optimizer: torch's own, also on a CPU, so nothing is compiled."""
+    import deepspeed
+
+    prepare(policy, config)
+    scorer = Scorer(policy, entropy_gradient=config.entropy_weight != 0)
+    trained = [parameter for parameter in scorer.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=config.lr, betas=(config.betas[0], config.betas[1]), weight_decay=config.weight_decay)
+    return deepspeed.initialize(model=scorer, optimizer=optimizer, config=engine_settings(config), dist_init_required=False)[0]
+
+
+def build_reference(path: str, policy: Policy, config: LearnerConfig) -> Any:
+    """The policy that training begins with, frozen. Partitioned like the policy with ZeRO-3; else every rank has a copy, which shares a frozen
+    vision tower. LoRA needs none: it is the policy without its adapters."""
+    import deepspeed
+
+    reference = Policy.load(path, dtype=config.dtype, device=str(policy.device))
+    reference.model.requires_grad_(False)
+    if config.zero_stage == 3:
+        return deepspeed.initialize(model=Scorer(reference), config=engine_settings(config), dist_init_required=False)[0]
+    if config.freeze_vision:
+        reference.model.model.visual = policy.model.model.visual
+    return Scorer(reference)
+
+
+def prepare(policy: Policy, config: LearnerConfig) -> None:
+    """Freeze, adapt, and set up checkpointing of activations, in place."""
+    model = policy.model
+    if config.lora_rank:
+        model.requires_grad_(False)
+        add_adapters(model.model.language_model, config)
+    if config.freeze_vision:
+        model.model.visual.requires_grad_(False)
+    if config.gradient_checkpointing:
+        model.activation_checkpointing_enable({"use_reentrant": False})
+        model.train()  # the library recomputes only then; there is no dropout in these models
+
+
+def engine_settings(config: LearnerConfig) -> dict[str, Any]:
+    zero: dict[str, Any] = {"stage": config.zero_stage, "stage3_param_persistence_threshold": SMALLEST_PARTITIONED}
+    memory = {"device": "cpu", "pin_memory": bool(config.gpus_per_learner)}
+    if config.offload != "none":
+        zero["offload_optimizer"] = memory
+    if config.offload == "parameters":
+        zero["offload_param"] = memory
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,  # the loop says itself which micro-batch is the last one
+        "gradient_clipping": config.max_grad_norm,
+        "bf16": {"enabled": config.dtype == "bfloat16"},
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 10**9,
+    }
+
+
+def learning_rate(config: LearnerConfig, policy_version: int) -> float:
+    """Of the update from this version to the next: a linear rise to `lr` over `warmup_iterations` updates, then `lr_schedule` down to a tenth of
+    it at update `lr_decay_iterations`. It depends on the version alone, so a resumed run has the same."""
+    update = policy_version + 1
+    if update < config.warmup_iterations:
+        return config.lr * update / config.warmup_iterations
+    if config.lr_schedule == "constant":
+        return config.lr
+    begin = max(1, config.warmup_iterations)
+    gone = min(1.0, (update - begin) / max(1, config.lr_decay_iterations - begin))
+    left = 1 - gone if config.lr_schedule == "linear" else (1 + math.cos(math.pi * gone)) / 2
+    return config.lr * (LR_FLOOR + (1 - LR_FLOOR) * left)
+
+
+def add_adapters(language_model: torch.nn.Module, config: LearnerConfig) -> None:
+    """Put adapters beside the linear layers that `lora_targets` names, in place. Raises ValueError when a name fits no layer."""
+    linear = sorted({name.rpartition(".")[2] for name, m in language_model.named_modules() if isinstance(m, torch.nn.Linear)})
+    if wrong := [name for name in config.lora_targets if name not in linear]:
+        found = f"learner.lora_targets names {wrong[0]!r}, which no linear layer of the language model is"
+        raise ValueError(f"{found}; expected some of {linear}")
+    lora = LoraConfig(r=config.lora_rank, lora_alpha=config.lora_alpha, target_modules=list(config.lora_targets), lora_dropout=0.0)
+    inject_adapter_in_model(lora, language_model, ADAPTER)
+
+
+@contextmanager
+def without_adapters(model: torch.nn.Module) -> Iterator[None]:
+    """The model as it was before `add_adapters`."""
+    with ExitStack() as after:
+        for layer in [module for module in model.modules() if isinstance(module, LoraLayer)]:
+            layer.enable_adapters(False)
+            after.callback(layer.enable_adapters, True)
+        yield
+
+
+def published_parameters(model: torch.nn.Module, partitioned: bool) -> Iterator[tuple[str, torch.Tensor]]:
+    """Values, one at a time, under the policy's own names, with adapters merged. `partitioned` (ZeRO-3): all ranks have to call this, and a
+    value is whole until the next one is asked for."""
+    gathered: Callable[..., Any] = nullcontext
+    if partitioned:
+        import deepspeed  # not before the environment of the rank is set
+
+        gathered = deepspeed.zero.GatheredParameters
+    adapted = {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
+    for name, parameter in model.named_parameters():
+        layer, _, kind = name.rpartition(".")
+        owner = layer.removesuffix(".base_layer")
+        lora: Any = adapted.get(owner) if kind == "weight" else None
+        if owner not in adapted and any(name.startswith(f"{place}.lora_") for place in adapted):
+            continue
+        merged = [lora.lora_A[ADAPTER].weight, lora.lora_B[ADAPTER].weight] if lora else []
+        with gathered([parameter, *merged]), torch.no_grad():
+            yield name.replace(".base_layer.", "."), parameter + lora.get_delta_weight(ADAPTER) if lora else parameter.detach()

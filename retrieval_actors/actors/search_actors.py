@@ -1,0 +1,152 @@
+"""The actors: shards, BM25 indexes, embedders with their query caches, the reranker and the search log, each in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter, defaultdict, deque
+from dataclasses import dataclass
+from typing import Any
+
+import faiss
+import numpy as np
+import psutil
+import pyarrow as pa
+
+from retrieval_actors.actors.query_cache import QueryCache
+from retrieval_actors.embedders.registry import build_embedder
+from retrieval_actors.embedders.text import Reranker
+from retrieval_actors.index.bm25 import BM25Index
+from retrieval_actors.knowledge_base import LEXICAL, KnowledgeBase
+from retrieval_actors.records import Query
+
+THREADS = 1  # CPU threads of a shard actor
+RECENT = 4096  # searches of a knowledge base whose latency is kept
+WINDOW_S = 60.0  # over which queries per second are counted
+
+
+@dataclass(frozen=True)
+class ShardHits:
+    """What one index found for a batch of queries."""
+
+    scores: np.ndarray  # (queries, k) float32, descending; padded with -inf
+    positions: np.ndarray  # (queries, k) int64, in the knowledge base; padded with -1
+    passages: dict[int, tuple[str, str, str, bytes | None]]  # position -> id, text, title, and the picture on request; each once
+
+
+class PassageRows:
+    """Reads passages of a memory-mapped table by row. `pyarrow.Table.take` would copy whole columns that have several chunks."""
+
+    def __init__(self, table: pa.Table):
+        self._batches = table.to_batches()
+        self._ends = np.cumsum([len(batch) for batch in self._batches])
+
+    def hits(self, first: int, scores: np.ndarray, rows: np.ndarray, pictures: bool) -> ShardHits:
+        """The answer with its passages; `first`: position of row 0 in the knowledge base."""
+        wanted = np.unique(rows[rows >= 0])
+        numbers = np.searchsorted(self._ends, wanted, side="right")
+        passages: dict[int, tuple[str, str, str, bytes | None]] = {}
+        for number in np.unique(numbers):
+            batch, here = self._batches[number], wanted[numbers == number]
+            local = pa.array(here - (self._ends[number] - len(batch)))
+            columns = [batch.column(name).take(local).to_pylist() for name in ("id", "text", "title")]
+            columns.append(batch.column("image").take(local).to_pylist() if pictures else [None] * len(here))
+            passages |= zip((here + first).tolist(), zip(*columns, strict=True), strict=True)
+        return ShardHits(scores, np.where(rows >= 0, rows + first, -1), passages)
+
+
+class _Process:
+    def ready(self) -> int:
+        """Its process id, once it has loaded."""
+        return os.getpid()
+
+
+class ShardActor(_Process):
+    def __init__(self, folder: str, fingerprint: str, number: int):
+        """Raises KnowledgeBaseError when the folder has another fingerprint, as after a rebuild."""
+        from threadpoolctl import threadpool_limits
+
+        faiss.omp_set_num_threads(THREADS)
+        self._limits = threadpool_limits(THREADS)
+        # Checksums were verified at the start; hashing again would slow a restart down.
+        self._shard = KnowledgeBase.open(folder, False, fingerprint).shard(number)
+        self._rows = PassageRows(self._shard.table)
+
+    def search(self, vectors: np.ndarray, k: int, pictures: bool = False) -> ShardHits:
+        return self._rows.hits(self._shard.first, *self._shard.search(vectors, k), pictures)
+
+    def health(self) -> dict[str, float]:
+        """Process id, passages, and bytes of memory, pages that processes share split among them."""
+        memory = psutil.Process().memory_full_info()
+        return {"pid": os.getpid(), "passages": len(self._shard.table), "memory": getattr(memory, "pss", memory.rss)}
+
+
+class LexicalActor(_Process):
+    def __init__(self, folder: str, fingerprint: str):
+        base = KnowledgeBase.open(folder, False, fingerprint)
+        self._index = BM25Index.load(base.folder / LEXICAL)
+        self._rows = PassageRows(pa.concat_tables([base.shard(number).table for number in range(base.card.shards)]))
+
+    def search(self, texts: list[str], k: int, pictures: bool = False) -> ShardHits:
+        return self._rows.hits(0, *self._index.search(texts, k), pictures)
+
+
+class EmbedderActor(_Process):
+    """Embedders that share a model, each with a query cache."""
+
+    def __init__(self, names: list[str], threads: int):
+        self._caches = {name: QueryCache(build_embedder(name, threads)) for name in names}
+
+    def dimension(self, name: str) -> int:
+        return self._caches[name].embedder.dimension
+
+    def embed_queries(self, name: str, queries: list[Query]) -> np.ndarray:
+        return self._caches[name].embed(queries)
+
+    def cache_counts(self) -> tuple[int, int]:
+        """(hits, misses) since the actor was started."""
+        return sum(cache.hits for cache in self._caches.values()), sum(cache.misses for cache in self._caches.values())
+
+
+class RerankerActor(_Process, Reranker):
+    """Answers `scores`."""
+
+
+class SearchLog:
+    """Counts the searches of all processes, and holds the handle of its retrieval, so that another process on the cluster can find it."""
+
+    def __init__(self) -> None:
+        self._totals: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        # (time, queries, seconds) of the last searches
+        self._recent: defaultdict[str, deque[tuple[float, int, float]]] = defaultdict(lambda: deque(maxlen=RECENT))
+        self._started, self._retriever = time.time(), None
+
+    def record(self, kb: str, queries: int, seconds: float | None, errors: int) -> None:
+        """`seconds`: of the call; None if its circuit breaker was open."""
+        self._totals[kb].update({"searches": 1, "queries": queries, "seconds": seconds or 0, "errors": errors})
+        if seconds is not None:
+            self._recent[kb].append((time.time(), queries, seconds))
+
+    def totals(self) -> dict[str, float]:
+        """Over all knowledge bases since the start: searches, queries, seconds (summed over callers), errors (queries)."""
+        return {key: float(sum(totals[key] for totals in self._totals.values())) for key in ("searches", "queries", "seconds", "errors")}
+
+    def health(self) -> dict[str, dict[str, float]]:
+        """Knowledge base -> searches, queries, errors, queries_per_second (over the last minute), p50_ms and p99_ms of a search."""
+        now, found = time.time(), {}
+        for kb, totals in self._totals.items():
+            recent = self._recent[kb]
+            p50, p99 = np.percentile([1e3 * seconds for _, _, seconds in recent] or [0.0], [50, 99]).tolist()
+            lately = sum(queries for when, queries, _ in recent if when > now - WINDOW_S)
+            since = recent[0][0] if len(recent) == RECENT else self._started
+            rate = lately / min(WINDOW_S, max(now - since, 1e-3))
+            counts = {key: totals[key] for key in ("searches", "queries", "errors")}
+            found[kb] = {**counts, "queries_per_second": rate, "p50_ms": p50, "p99_ms": p99}
+        return found
+
+    def adopt(self, retriever: Any) -> None:
+        self._retriever = retriever
+
+    def retriever(self) -> Any:
+        """None while the retrieval starts, and after a restart of this process."""
+        return self._retriever

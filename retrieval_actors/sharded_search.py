@@ -1,0 +1,148 @@
+"""A search: queries go to the embedder, their vectors to all shards, and the answers are merged here."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import ray
+
+from retrieval_actors.actors.call_replicas import Call, Unanswered, call_replicas
+from retrieval_actors.actors.circuit_breaker import CircuitBreaker
+from retrieval_actors.actors.search_actors import ShardHits
+from retrieval_actors.index.bm25 import reciprocal_rank_fusion
+from retrieval_actors.index.exact import merge_top_k
+from retrieval_actors.records import KnowledgeBaseCard, Passage, Query
+
+FUSION_DEPTH = 100  # ranks of the vector ranking and of the lexical one that are fused
+RERANK_CANDIDATES = 20  # passages of a query that the reranker reads, or k if that is more
+
+
+class RetrievalUnavailableError(RuntimeError):
+    """An actor that is needed did not answer within the deadline."""
+
+
+@dataclass(frozen=True)
+class Retriever:
+    """Picklable: give it to any Ray task or actor. `close` is for the process that called `start_retrieval`."""
+
+    catalog: tuple[KnowledgeBaseCard, ...]  # the knowledge bases, in the order of the configuration
+    shards: Mapping[str, Sequence[Sequence[Any]]]  # knowledge base name -> for each shard, in order, the handles of its replicas
+    embedders: dict[str, Any]  # embedder name -> handle of its actor, which may have several
+    text_embedder: str
+    deadline_s: float
+    log: Any  # handle of the search log
+    lexical: dict[str, Any] = field(default_factory=dict)  # knowledge base name -> handle of its BM25 actor; empty: vectors only
+    reranker: Any = None  # handle of its actor, or None
+    breakers: dict[str, CircuitBreaker] = field(default_factory=dict, compare=False, repr=False)  # by knowledge base, in every process
+    borrowed: frozenset[Any] = frozenset()  # handles of actors that belong to another retrieval, which ends them
+
+    def card(self, kb: str) -> KnowledgeBaseCard:
+        cards = {card.name: card for card in self.catalog}
+        if kb not in cards:
+            raise ValueError(f"unknown knowledge base {kb!r}: known are {', '.join(cards)}")
+        return cards[kb]
+
+    def search(self, kb: str, queries: Sequence[Query], k: int, pictures: bool = False) -> list[list[Passage]]:
+        return self.search_routed([(kb, query) for query in queries], k, pictures)
+
+    def search_routed(self, requests: Sequence[tuple[str, Query]], k: int, pictures: bool = False) -> list[list[Passage]]:
+        """The k best passages for each (knowledge base, query), scores descending, ties to the earlier passage; with their pictures on request.
+        A query without an answer by the deadline, or to a knowledge base whose breaker is open, gets one error passage. Raises ValueError for an
+        unknown knowledge base and for k < 1, and what an actor raised because of the program or the query."""
+        if k < 1:
+            raise ValueError(f"k = {k}: at least 1")
+        rows: defaultdict[str, list[int]] = defaultdict(list)
+        for row, (kb, _) in enumerate(requests):
+            rows[self.card(kb).name].append(row)
+        # A thread for each knowledge base: a silent one delays no other.
+        with ThreadPoolExecutor(max(1, len(rows))) as threads:
+            answers = {kb: threads.submit(self._answer, kb, [requests[row][1] for row in rows[kb]], k, pictures) for kb in rows}
+        found: list[list[Passage]] = [[] for _ in requests]
+        for kb, answer in answers.items():
+            for row, passages in zip(rows[kb], answer.result(), strict=True):
+                found[row] = passages
+        return found
+
+    def _answer(self, kb: str, queries: list[Query], k: int, pictures: bool) -> list[list[Passage]]:
+        """The passages of one knowledge base, or an error passage for each query; its breaker and the log hear how it went."""
+
+        def errors(reason: str) -> list[list[Passage]]:
+            return [[Passage(id="error", text="", kb=kb, error=reason)] for _ in queries]
+
+        started, breaker = time.monotonic(), self.breakers[kb]
+        if not breaker.allows():
+            self.log.record.remote(kb, len(queries), None, len(queries))
+            return errors(f"{kb} failed {breaker.failures} times in a row and is not asked for {breaker.seconds_left():.0f} s more")
+        answered = None
+        try:
+            found, answered = self._search_one(kb, queries, k, pictures, started + self.deadline_s), True
+        except RetrievalUnavailableError as error:
+            found, answered = errors(str(error)), False
+        finally:  # the breaker must hear how a search ended that it allowed
+            breaker.record(answered)
+        self.log.record.remote(kb, len(queries), time.monotonic() - started, 0 if answered else len(queries))
+        return found
+
+    def _search_one(self, kb: str, queries: list[Query], k: int, pictures: bool, end: float) -> list[list[Passage]]:
+        embedder = self.card(kb).embedder
+        (vectors,) = self._call([Call((self.embedders[embedder],), "embed_queries", (embedder, queries))], end, kb, "embedder: ")
+        candidates = max(k, RERANK_CANDIDATES) if self.reranker else k
+        depth = max(candidates, FUSION_DEPTH) if kb in self.lexical else candidates
+        calls = [Call(replicas, "search", (vectors, depth, pictures)) for replicas in self.shards[kb]]
+        if kb in self.lexical:
+            calls.append(Call((self.lexical[kb],), "search", ([query.text for query in queries], depth, pictures)))
+        hits: list[ShardHits] = self._call(calls, end, kb)
+        scores, positions = merge_top_k([(found.scores, found.positions) for found in hits[: len(self.shards[kb])]], depth)
+        if kb in self.lexical:
+            pairs = zip(positions.tolist(), hits[-1].positions.tolist(), strict=True)
+            rankings = [reciprocal_rank_fusion(pair, candidates) for pair in pairs]
+        else:
+            rankings = [list(zip(*row, strict=True)) for row in zip(positions.tolist(), scores.tolist(), strict=True)]
+        known = {position: passage for found in hits for position, passage in found.passages.items()}
+        passages = [[Passage(*known[position], kb, score) for position, score in ranking if position >= 0] for ranking in rankings]
+        return self._reranked(queries, passages, k, end) if self.reranker else passages
+
+    def _reranked(self, queries: list[Query], passages: list[list[Passage]], k: int, end: float) -> list[list[Passage]]:
+        pairs = [(query.text, candidates) for query, candidates in zip(queries, passages, strict=True)]
+        (scores,) = self._call([Call((self.reranker,), "scores", (pairs,))], end, "the reranker")
+        return [
+            [replace(candidates[row], score=float(score[row])) for row in np.argsort(-score, kind="stable")[:k]]
+            for candidates, score in zip(passages, scores, strict=True)
+        ]
+
+    def _call(self, calls: Sequence[Call], end: float, who: str, what: str = "") -> list[Any]:
+        """The answers of all. Raises RetrievalUnavailableError."""
+        answers = call_replicas(calls, end - time.monotonic())
+        if silent := next((answer for answer in answers if isinstance(answer, Unanswered)), None):
+            raise RetrievalUnavailableError(f"{who} did not answer within {self.deadline_s:g} s ({what}{silent.reason})")
+        return answers
+
+    def embed(self, texts: list[str]) -> np.ndarray:
+        """(texts, dimension) float32 unit rows by the text embedder. Raises RetrievalUnavailableError past the deadline."""
+        name, queries = self.text_embedder, [Query(text) for text in texts]
+        call = Call((self.embedders[name],), "embed_queries", (name, queries))
+        return self._call([call], time.monotonic() + self.deadline_s, f"embedder {name!r}")[0]
+
+    def stats(self) -> dict[str, float]:
+        """Since the start, over all processes: the log's totals and the cache_hit_rate of queries, without actors that do not answer."""
+        calls = [Call((embedder,), "cache_counts", ()) for embedder in set(self.embedders.values())]
+        *counts, totals = call_replicas([*calls, Call((self.log,), "totals", ())], self.deadline_s)
+        known = [count for count in counts if not isinstance(count, Unanswered)]
+        hits, misses = (sum(column) for column in zip(*known, strict=True)) if known else (0, 0)
+        return ({} if isinstance(totals, Unanswered) else totals) | {"cache_hit_rate": hits / max(1, hits + misses)}
+
+    def close(self) -> None:
+        """Ends the actors. Copies of this handle elsewhere then get error passages."""
+        for actor in self.actors():
+            if actor not in self.borrowed:
+                ray.kill(actor)
+
+    def actors(self) -> Iterator[Any]:
+        yield from (replica for shards in self.shards.values() for replicas in shards for replica in replicas)
+        yield from [*self.lexical.values(), *set(self.embedders.values()), *([self.reranker] if self.reranker else []), self.log]

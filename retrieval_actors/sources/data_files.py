@@ -1,0 +1,228 @@
+"""The reader of data files: JSON Lines, a JSON array, Parquet, and TSV or CSV with a header; in UTF-8, packed by gzip, bzip2 or not at all. The
+content decides, not the name (except for .tsv and .csv). Memory holds a record, or a whole array.
+"""
+
+from __future__ import annotations
+
+import bz2
+import csv
+import gzip
+import json
+import re
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TextIO, cast
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+ENDINGS = (".jsonl", ".ndjson", ".json", ".parquet", ".pq", ".tsv", ".csv")  # files that are read from a folder
+BLANKS = " \t\r\n\f\v\ufeff"  # with the byte order marks of concatenated files
+BLANKS_AND_COMMAS = re.compile(r"[\s,]*")
+HALF_PAIR = re.compile(r"\\u[dD][89a-fA-F]")
+csv.field_size_limit(2**30)  # 128 KiB would refuse long articles
+
+Located = tuple[str, Any]  # (place, record); the place is a line (`12`), a row of Parquet, or an element of an array (`12 (element 3)`)
+
+
+class DataError(ValueError):
+    """A file or record that cannot be used; the message is one line: FILE:LINE, what was found, what was expected."""
+
+
+def read_records(file: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(`FILE:LINE`, record), without keys whose value is null or NaN. Raises DataError for the first broken one."""
+    for place, record in records(Path(file)):
+        if isinstance(record, ValueError):
+            raise DataError(f"{file}:{place}: {record}")
+        yield f"{file}:{place}", _without_nulls(record)
+
+
+def records(file: Path) -> Iterator[Located]:
+    """Every record as a dict, with a ValueError in place of a broken one, and of the rest of a file that cannot be read. NaN becomes None. Raises
+    DataError if there is no file to read."""
+    place = "1"
+    try:
+        if file.is_dir():
+            raise DataError(f"{file}: a folder, expected a file; name one of the files in it")
+        if not file.is_file():
+            raise DataError(f"{file}: {'no regular file; save it to a disk first' if file.exists() else 'no such file; check the path'}")
+        for place, record in _reader(file):
+            yield place, record
+    except (OSError, EOFError, zlib.error, csv.Error, pa.ArrowException, UnicodeDecodeError) as error:
+        if isinstance(error, OSError) and error.errno:
+            raise DataError(f"{file}: cannot be read ({error.strerror})") from None
+        detail = " ".join(str(error).split()) or type(error).__name__
+        yield place, ValueError(f"the file cannot be read beyond this line ({detail}): is it whole?")
+
+
+def _reader(file: Path) -> Iterator[Located]:
+    with file.open("rb") as content:
+        if content.read(4) == b"PAR1" or _ending(file) in (".parquet", ".pq"):
+            return _parquet_rows(file)
+    delimiter = {".tsv": "\t", ".csv": ","}.get(_ending(file))
+    return _table_rows(file, delimiter) if delimiter else _json_records(file)
+
+
+def data_files(folder: Path) -> list[Path]:
+    """The data files of a folder, by their endings, in order."""
+    return sorted(file for file in folder.iterdir() if _ending(file) in ENDINGS and file.name[0] != "." and file.is_file())
+
+
+def open_text(file: Path, newline: str | None = None) -> TextIO:
+    """The text of a file, unpacked, without byte order mark; bytes that are no UTF-8 become surrogates (see `check_text`)."""
+    with file.open("rb") as plain:
+        head = plain.read(3)
+    open_file: Any = gzip.open if head.startswith(b"\x1f\x8b") else bz2.open if head == b"BZh" else open
+    return cast("TextIO", open_file(file, "rt", encoding="utf-8-sig", errors="surrogateescape", newline=newline))
+
+
+def check_text(text: str) -> str:
+    """The text itself. Raises ValueError if bytes of it were no UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        byte, place = ord(error.object[error.start]) & 0xFF, error.start + 1
+        raise ValueError(f"not UTF-8 (byte {byte:#04x} at place {place}); expected UTF-8: save the file as that") from None
+    return text
+
+
+def _json_records(file: Path) -> Iterator[Located]:
+    begun = False
+    with open_text(file) as text:
+        for number, line in enumerate(text, 1):
+            content = line.lstrip(BLANKS)
+            if content.startswith("[") and not begun:
+                yield from _array(content + text.read(), number)
+                return
+            if content:
+                begun = True
+                try:
+                    yield str(number), _checked(DECODER.decode(check_text(line).strip(BLANKS)), line)
+                except (ValueError, RecursionError) as error:
+                    yield str(number), _not_json(error, "column {column}")
+
+
+def _array(text: str, line: int) -> Iterator[Located]:
+    """The elements of the array that begins in `line`, up to the first that is no JSON."""
+    at, number = 1, 0
+    while True:
+        end = cast("re.Match[str]", BLANKS_AND_COMMAS.match(text, at)).end()
+        line, at, number = line + text.count("\n", at, end), end, number + 1
+        place = f"{line} (element {number})"
+        if at == len(text):
+            yield place, ValueError("the array has no end: is the file whole?")
+            return
+        if text[at] == "]":
+            if rest := text[at + 1 :].strip():
+                found = f"found {rest[:20]!r} behind the end of the array"
+                yield str(line), ValueError(f"{found}; expected one array, or one object on each line")
+            return
+        try:
+            record, end = DECODER.raw_decode(text, at)
+        except (ValueError, RecursionError) as error:
+            found = str(_not_json(error, f"line {line + text.count(chr(10), at, getattr(error, 'pos', at))}"))
+            yield place, ValueError(f"{found}; nothing behind it is read")
+            return
+        try:
+            yield place, _checked(record, check_text(text[at:end]))
+        except ValueError as error:
+            yield place, error
+        line, at = line + text.count("\n", at, end), end
+
+
+def _not_json(error: Exception, where: str) -> ValueError:
+    if "int_max_str_digits" in str(error):
+        return ValueError("holds a number of thousands of digits; write it in quotes, as text")
+    if isinstance(error, json.JSONDecodeError):
+        found = f"{error.msg.removesuffix(' at')} at {where.format(column=error.colno)}, found {error.doc[error.pos : error.pos + 30].strip()!r}"
+        return ValueError(f"not JSON ({found}); expected one object on each line, or an array of objects")
+    return ValueError("not JSON that can be read: nested too deeply") if isinstance(error, RecursionError) else cast("ValueError", error)
+
+
+def _checked(record: Any, source: str) -> dict[str, Any]:
+    """Raises ValueError for anything but an object, and for half of a surrogate pair, which is legal JSON but no text."""
+    if not isinstance(record, dict):
+        raise ValueError(f"found {type(record).__name__}, expected a JSON object")
+    if HALF_PAIR.search(source):
+        try:
+            json.dumps(record, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            half = f"\\u{ord(error.object[error.start]):04x}"
+            raise ValueError(f"found {half}, half of a surrogate pair; expected whole characters: write both halves, or none") from None
+    return record
+
+
+def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"key {next(key for key in keys if keys.count(key) > 1)!r} occurs twice in one object; expected every key once")
+    return found
+
+
+DECODER = json.JSONDecoder(object_pairs_hook=_once_each, parse_constant=lambda name: None if name == "NaN" else float(name))
+
+
+def _parquet_rows(file: Path) -> Iterator[Located]:
+    """Rows from 1, without the index that pandas stores beside the columns."""
+    try:
+        table = pq.ParquetFile(file)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{file}: not Parquet, or not whole ({str(error).splitlines()[0]}); write or fetch it anew") from None
+    with table:
+        columns = [name for name in table.schema_arrow.names if not name.startswith("__index_level_")]
+        if len(set(columns)) < len(columns):
+            raise DataError(f"{file}: two columns have one name ({', '.join(columns)}); rename one")
+        number = 0
+        for batch in table.iter_batches(batch_size=256):  # rows may hold pictures
+            for row in range(batch.num_rows):
+                number += 1
+                try:
+                    (record,) = batch.select(columns).slice(row, 1).to_pylist()
+                    yield str(number), _without_nan(record)
+                except UnicodeDecodeError as error:
+                    yield str(number), ValueError(f"a text is not UTF-8 (byte {error.object[error.start]:#04x}); expected UTF-8")
+
+
+def _table_rows(file: Path, delimiter: str) -> Iterator[Located]:
+    """Lines below the header; an empty field has no value."""
+    with open_text(file, newline="") as text:
+        rows = csv.reader(text, delimiter=delimiter, strict=True)
+        header = [name.strip() for name in next(filter(None, rows), [])]
+        if len(set(header)) < len(header):
+            raise DataError(f"{file}:{rows.line_num}: two columns have one name ({', '.join(header)}); rename one")
+        while True:
+            place = str(rows.line_num + 1)
+            try:
+                row = next(rows, None)
+                if row is None:
+                    return
+                if len(row) == len(header):
+                    yield place, {name: check_text(value) or None for name, value in zip(header, row, strict=True) if name}
+                elif any(map(str.strip, row)):
+                    yield place, ValueError(f"{len(row)} fields, the header has {len(header)} ({', '.join(header)[:60]})")
+            except csv.Error as error:
+                yield place, ValueError(f"{error}; expected a quoted field to end with its quote, and quotes in it to be doubled")
+            except ValueError as error:
+                yield place, error
+
+
+def _ending(file: Path) -> str:
+    """`.jsonl` of `a.jsonl.gz`."""
+    ending = file.suffix.lower()
+    return Path(file.stem).suffix.lower() if ending in (".gz", ".bz2") else ending
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(found) for key, found in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(found) for found in value]
+    return None if isinstance(value, float) and value != value else value
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nulls(found) for key, found in value.items() if found is not None}
+    return [_without_nulls(found) for found in value] if isinstance(value, list) else value

@@ -1,0 +1,121 @@
+"""What the driver needs to know of scored turns, in columns. Tokens, log-probs and pictures stay in Ray's object store, for the learner ranks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from rollout.nan_check import refuse_turns
+from rollout.records import ScoredTurn, TurnKind
+
+KINDS: tuple[TurnKind, ...] = ("plan", "answer", "final")
+
+
+@dataclass(frozen=True)
+class ScoredSummary:
+    """Scored turns, with tables of their states and episodes. Integers have the smallest type that fits: many are sent.
+    (states,): state_keys, bytes; prompt_tokens, the length of the prompt; image_keys, bytes, empty for none. (episodes,): ids in the order of
+    their first turns, the ids of their questions, and outcomes, float64, NaN for none. (turns,): places in the tables of states and episodes, and
+    in `KINDS`; the length of the response, and whether it ended at its limit; the version that sampled it; the reward, float64."""
+
+    state_keys: np.ndarray
+    prompt_tokens: np.ndarray
+    image_keys: np.ndarray
+    episodes: tuple[str, ...]
+    questions: tuple[str, ...]
+    outcomes: np.ndarray
+    state: np.ndarray
+    episode: np.ndarray
+    kind: np.ndarray
+    tokens: np.ndarray
+    cut_off: np.ndarray
+    policy_version: np.ndarray
+    rewards: np.ndarray
+    components: Mapping[str, tuple[float, int]] = field(default_factory=dict)  # name -> sum over the turns that have it, and their number
+    parts: tuple[Mapping[str, float], ...] = ()  # what adds up to each reward; empty where it is not asked for
+
+    @classmethod
+    def of(cls, turns: Sequence[ScoredTurn], with_parts: bool = True) -> ScoredSummary:
+        """Raises `NotFiniteError` for a reward, an outcome or a log-prob that is NaN or infinite."""
+        refuse_turns(turns)
+        states: dict[str, int] = {}
+        episodes: dict[tuple[str, str], int] = {}
+        state = [states.setdefault(turn.state_key, len(states)) for turn in turns]
+        episode = [episodes.setdefault((turn.episode, turn.episode_group), len(episodes)) for turn in turns]
+        first = dict(zip(reversed(state), reversed(turns), strict=True))
+        images = [first[place].image for place in states.values()]
+        outcomes = {place: turn.outcome for place, turn in zip(episode, turns, strict=True) if turn.outcome is not None}
+        components: dict[str, list[float]] = {}
+        for turn in turns:
+            for name, value in turn.reward.components.items():
+                components.setdefault(name, []).append(value)
+        return cls(
+            state_keys=np.array([key.encode() for key in states], np.bytes_),
+            prompt_tokens=smallest_integers([len(first[place].prompt_ids) for place in states.values()]),
+            image_keys=np.array([image.key.encode() if image else b"" for image in images], np.bytes_),
+            episodes=tuple(name for name, _ in episodes),
+            questions=tuple(question for _, question in episodes),
+            state=smallest_integers(state),
+            episode=smallest_integers(episode),
+            kind=smallest_integers([KINDS.index(turn.turn.kind) for turn in turns]),
+            tokens=smallest_integers([len(turn.turn.response_ids) for turn in turns]),
+            cut_off=np.array([turn.turn.finish_reason == "length" for turn in turns], bool),
+            policy_version=smallest_integers([turn.turn.policy_version for turn in turns]),
+            rewards=np.array([turn.reward.total for turn in turns], np.float64),
+            outcomes=np.array([outcomes.get(place, np.nan) for place in range(len(episodes))], np.float64),
+            components={name: (sum(values), len(values)) for name, values in components.items()},
+            parts=tuple(turn.reward.parts or {"total": turn.reward.total} for turn in turns) if with_parts else (),
+        )
+
+    @classmethod
+    def joined(cls, summaries: Sequence[ScoredSummary]) -> ScoredSummary:
+        """One after the other. Equal states of different summaries keep their key, and an entry each."""
+        if not summaries:
+            return cls.of([])
+        states = np.cumsum([0, *(len(summary.state_keys) for summary in summaries)])
+        episodes = np.cumsum([0, *(len(summary.episodes) for summary in summaries)])
+        columns = {
+            name: np.concatenate([getattr(summary, name) for summary in summaries])
+            for name in ("state_keys", "prompt_tokens", "image_keys", "kind", "tokens", "cut_off", "policy_version", "rewards", "outcomes")
+        }
+        components: dict[str, tuple[float, int]] = {}
+        for name, (total, count) in [entry for summary in summaries for entry in summary.components.items()]:
+            before = components.get(name, (0.0, 0))
+            components[name] = before[0] + total, before[1] + count
+        return cls(
+            **columns,
+            episodes=tuple(name for summary in summaries for name in summary.episodes),
+            questions=tuple(name for summary in summaries for name in summary.questions),
+            state=np.concatenate([summary.state.astype(int) + first for summary, first in zip(summaries, states, strict=False)]),
+            episode=np.concatenate([summary.episode.astype(int) + first for summary, first in zip(summaries, episodes, strict=False)]),
+            components=components,
+            parts=tuple(part for summary in summaries for part in summary.parts),
+        )
+
+    def __len__(self) -> int:
+        return len(self.rewards)
+
+    @property
+    def states(self) -> np.ndarray:
+        """(turns,) int64: the same number for equal state keys, in the order of the keys."""
+        return np.unique(self.state_keys, return_inverse=True)[1][self.state]
+
+    @property
+    def question_of(self) -> list[str]:
+        return [self.questions[place] for place in self.episode.tolist()]
+
+    def episode_outcomes(self) -> dict[int, float]:
+        """Place of an episode -> its outcome, where it has one."""
+        return {place: outcome for place, outcome in enumerate(self.outcomes.tolist()) if not math.isnan(outcome)}
+
+    def with_suffix(self, suffix: str) -> ScoredSummary:
+        return replace(self, episodes=tuple(name + suffix for name in self.episodes)) if suffix else self
+
+
+def smallest_integers(values: Sequence[int] | np.ndarray) -> np.ndarray:
+    """In the smallest type that holds them all; none may be negative."""
+    found = np.array(values, np.int64)
+    return found.astype(np.min_scalar_type(int(found.max(initial=0))))

@@ -1,0 +1,188 @@
+"""The rewards that `reward.terms` adds up (docs/06_rollout_and_rewards.md): names of `TERMS`, or MODULE:FUNCTION, each with a weight or with
+weights by kind of turn. Each is one function, `def brevity(turn: JudgedTurn) -> float | None`; None: it does not judge this turn. One of the user's
+own is called for malformed turns, too (`turn.well_formed`)."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import re
+import traceback
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from retrieval_actors.records import Passage
+from rewards.step_rewards import JudgedTurn, judge_of
+from rollout.nan_check import largest
+from rollout.need_matcher import entities, mentions, names_in, need_matcher
+from rollout.needs import ASKED, holds_answer
+from rollout.records import GoldStep, TurnReward
+
+PLAN, ANSWER, ANSWERS, ALL = ("plan",), ("answer",), ("answer", "final"), ("plan", "answer", "final")
+
+
+@dataclass(frozen=True)
+class Term:
+    judge: Callable[[JudgedTurn], float | None]
+    kinds: tuple[str, ...]  # the kinds of turn that it judges. Malformed ones earn `low`, the least that a turn can earn.
+    source: str
+    low: float = 0.0
+    needs_chain: bool = False  # it looks at what came of a turn, which in `branch` mode is known of one sibling only
+
+    def value(self, turn: JudgedTurn) -> float | None:
+        if turn.state.kind not in self.kinds:
+            return None
+        value = self.judge(turn)
+        return self.low if value is not None and not turn.well_formed else value
+
+
+def step_reward(turn: JudgedTurn) -> float | None:
+    judge = judge_of(turn.state, turn.similarity, turn.config, turn.retrievers)
+    return None if judge is None else judge(turn.text).total
+
+
+def routing(turn: JudgedTurn) -> float | None:
+    """1 for the knowledge base of a need that can be asked for, or for stopping when none is left."""
+    if turn.needs is None:
+        return None
+    right: set[str | None] = {need.kb for need in turn.needs} or {None}
+    return float(turn.action is not None and turn.action.kb in right)
+
+
+def guarded_query(turn: JudgedTurn) -> float | None:
+    """Of the best need: cosine with its query x F1 of the names x share of words that do not repeat one, beyond what the gold query repeats; 0 for
+    a query that is nearer to the whole question than to the need, and for stopping."""
+    if not turn.needs:
+        return None
+    question, matcher = turn.state.question.text, need_matcher(turn.config.need_calibration)
+
+    def guarded(query: str, need: GoldStep) -> float:
+        near = turn.similarity(query, need.query)
+        if matcher.probability(question, need) < ASKED and turn.similarity(query, question) > near:
+            return 0.0
+        said, wanted = (Counter(re.findall(r"[\w'’-]+", text.lower())) for text in (query, need.query))
+        repeats = sum(max(0, times - max(1, wanted[word])) for word, times in said.items())
+        return largest((0.0, near)) * name_f1(query, need) * (1 - repeats / max(1, said.total()))
+
+    if turn.action is None or turn.action.kb is None:
+        return 0.0
+    query = turn.action.query
+    return largest(guarded(query, need) for need in turn.needs)
+
+
+def name_f1(query: str, need: GoldStep) -> float:
+    """F1 between the names in the query and those of the need; 1 when neither has any."""
+    wanted = entities(need)
+    found = sum(mentions(query, (name,)) == 1.0 for name in wanted)
+    foreign = sum(mentions(" ".join([*wanted, need.query]), (name,)) == 0.0 for name in names_in(query))
+    return 1.0 if not wanted and not foreign else 2 * found / (len(wanted) + found + foreign)
+
+
+def new_evidence(turn: JudgedTurn) -> float | None:
+    """Share of the gold steps that a passage of this search answers and none of an earlier one did; 0 for stopping."""
+    gold_steps = turn.state.question.gold_steps
+    if gold_steps is None or turn.step is None:
+        return None
+    new = _answered(turn.step.passages, gold_steps) - _answered(turn.seen_before(), gold_steps)
+    return len(new) / max(1, len(gold_steps))
+
+
+def _answered(passages: Sequence[Passage], gold_steps: Sequence[GoldStep]) -> set[int]:
+    return {i for i, gold in enumerate(gold_steps) if any(holds_answer(passage, gold) for passage in passages)}
+
+
+def redundancy(turn: JudgedTurn) -> float | None:
+    """Minus the share of the passages that an earlier search found already; 0 for stopping."""
+    if turn.step is None:
+        return None
+    passages = [passage for passage in turn.step.passages if not passage.error]
+    seen = {(passage.kb, passage.id) for passage in turn.seen_before()}
+    return -sum((passage.kb, passage.id) in seen for passage in passages) / len(passages) if passages else 0.0
+
+
+def retrieval_cost(turn: JudgedTurn) -> float:
+    return -1.0 if turn.action is None or turn.action.kb is not None else 0.0
+
+
+TERMS = {
+    "step": Term(step_reward, ALL, "R1-Router (arXiv 2505.22095), section Rewards"),
+    "routing": Term(routing, PLAN, "R1-Router (arXiv 2505.22095): the retriever's part of the plan reward"),
+    "guarded_query": Term(guarded_query, PLAN, "R1-Router (arXiv 2505.22095): the query's part, guarded against gaming"),
+    "outcome": Term(lambda turn: turn.outcome, ALL, "GRPO with outcome rewards, as in Search-R1 (arXiv 2503.09516)", needs_chain=True),
+    "new_evidence": Term(new_evidence, PLAN, "StepSearch (arXiv 2505.15107): information gain", needs_chain=True),
+    "redundancy": Term(redundancy, PLAN, "StepSearch (arXiv 2505.15107): redundancy penalty", -1.0, needs_chain=True),
+    "information_gain": Term(lambda turn: turn.gain, ANSWER, "IGPO (arXiv 2510.14967): gain in p(gold answer) per turn", -1.0),
+    "retrieval_cost": Term(retrieval_cost, PLAN, "fewer calls, as R1-Searcher++ (arXiv 2505.17005) rewards them", -1.0),
+    "format": Term(lambda turn: 1.0, ALL, "R1-Router (arXiv 2505.22095): format reward"),
+}
+
+
+class RewardError(ValueError):
+    """A reward that cannot be used, or that returned no finite number; the message is one line."""
+
+
+@dataclass(frozen=True)
+class WeightedTerm:
+    name: str
+    value: Callable[[JudgedTurn], float | None]
+    weights: Mapping[str, float]  # by kind of turn, of those that it judges
+    needs_chain: bool = False
+
+
+def composed_of(terms: Mapping[str, Any]) -> tuple[WeightedTerm, ...]:
+    """Raises RewardError for an unknown reward or kind of turn, and for a weight that is no number."""
+    return tuple(_weighted(name, weight) for name, weight in terms.items())
+
+
+def composed_reward(turn: JudgedTurn, terms: tuple[WeightedTerm, ...]) -> TurnReward | None:
+    """The weighted sum, with the components of the step reward; None when no term judges the turn. Raises RewardError for what a term did wrong."""
+    judge = judge_of(turn.state, turn.similarity, turn.config, turn.retrievers)
+    components = {"format": float(turn.well_formed)} | ({} if judge is None else judge(turn.text).components)
+    parts: dict[str, float] = {}
+    for term in terms:
+        weight = term.weights.get(turn.state.kind)
+        if weight is not None and (value := _value(term, turn)) is not None:
+            components[term.name] = value
+            parts[term.name] = weight * value
+    return TurnReward(sum(parts.values()), components, parts) if parts else None
+
+
+def _weighted(name: str, weight: Any) -> WeightedTerm:
+    given = dict(weight) if isinstance(weight, Mapping) else dict.fromkeys(ALL, weight)
+    if wrong := [kind for kind in given if kind not in ALL]:
+        raise RewardError(f"reward.terms.{name}: {wrong[0]!r} is no kind of turn; expected {', '.join(ALL)}")
+    if odd := [number for number in given.values() if not _is_number(number)]:
+        raise RewardError(f"reward.terms.{name}: weight {odd[0]!r}; expected a number, or numbers by kind of turn ({', '.join(ALL)})")
+    if name in TERMS:
+        return WeightedTerm(name, TERMS[name].value, given, TERMS[name].needs_chain)
+    module, colon, function = name.partition(":")
+    if not colon:
+        raise RewardError(f"reward.terms.{name}: no such reward; expected MODULE:FUNCTION or one of {', '.join(TERMS)}")
+    try:
+        found = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise RewardError(f"reward.terms.{name}: {error}; expected MODULE:FUNCTION, importable from where the command is started") from None
+    if not callable(found):
+        raise RewardError(f"reward.terms.{name}: found {type(found).__name__}, expected a function of one JudgedTurn")
+    return WeightedTerm(name, found, given)
+
+
+def _value(term: WeightedTerm, turn: JudgedTurn) -> float | None:
+    """NumPy's numbers pass; a bool is taken for a mistake."""
+    place = f"for a {turn.state.kind} turn of question {turn.state.question.id}; expected a finite number, or None for turns that it does not judge"
+    try:
+        value: Any = term.value(turn)
+    except Exception as error:  # the user's function: name it, and where it raised
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        message = " ".join(str(error).split())
+        raise RewardError(f"reward {term.name} raised {type(error).__name__}: {message} ({last.filename}:{last.lineno}) {place}") from error
+    number = value.item() if getattr(value, "size", 0) == 1 else value
+    if number is not None and not _is_number(number):
+        raise RewardError(f"reward {term.name} returned {value!r} {place}")
+    return None if number is None else float(number)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

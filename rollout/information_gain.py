@@ -1,0 +1,76 @@
+"""Information gain of sub-answers, after IGPO (arXiv 2510.14967): how much each raises the policy's own probability of the gold answer, which is
+the geometric mean over the tokens of the answer, teacher-forced behind the prompt of the final turn."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from rollout.nan_check import largest
+from rollout.policy import Policy
+from rollout.records import Image, Message
+
+TOKENS = 16384  # of one forward pass: a question may have hundreds of right answers
+OPENING, CLOSING = "<think></think><answer>", "</answer>"
+
+
+def information_gains(
+    policy: Policy, before: Message, after: Sequence[tuple[str, Message]], image: Image | None, answers: Sequence[str]
+) -> tuple[float, ...]:
+    """p(gold | after) - p(gold | before), in [-1, 1], for each (sub-answer, final prompt with it). Equal sub-answers are scored once."""
+    distinct = dict(after)
+    known, *with_answer = gold_probabilities(policy, [before, *distinct.values()], image, answers)
+    probability = dict(zip(distinct, with_answer, strict=True))
+    return tuple(probability[sub_answer] - known for sub_answer, _ in after)
+
+
+@torch.no_grad()
+def gold_probabilities(policy: Policy, messages: Sequence[Message], image: Image | None, answers: Sequence[str]) -> list[float]:
+    """The highest probability, in [0, 1], of any of `answers` behind each message: the geometric mean over its tokens."""
+    tokenized = [_tokenized(policy, answer) for answer in answers]
+    prompts = [(policy.encode(message, image), image if message.image else None) for message in messages]
+    rows = [(*prompt, *answer) for prompt in prompts for answer in tokenized]
+    at_once = max(1, TOKENS // max(len(prompt) + len(tokens) for prompt, _, tokens, _, _ in rows))
+    parts = [rows[start : start + at_once] for start in range(0, len(rows), at_once)]
+    probabilities = [math.exp(mean) for part in parts for mean in _mean_logprobs(policy, part)]
+    return [largest(probabilities[start : start + len(tokenized)]) for start in range(0, len(probabilities), len(tokenized))]
+
+
+def _tokenized(policy: Policy, answer: str) -> tuple[np.ndarray, int, int]:
+    """(tokens of a final turn with this answer, first and last + 1 of the answer's own tokens)."""
+    opening, whole = (policy.tokenizer(text, add_special_tokens=False)["input_ids"] for text in (OPENING, f"{OPENING} {answer}{CLOSING}"))
+    closing = policy.tokenizer(CLOSING, add_special_tokens=False)["input_ids"]
+    return np.array(whole, np.int32), len(opening), max(len(opening) + 1, len(whole) - len(closing))
+
+
+def _mean_logprobs(policy: Policy, rows: Sequence[tuple[np.ndarray, Image | None, np.ndarray, int, int]]) -> list[float]:
+    """Mean log-prob, in nats, of the tokens [first, last) behind each (prompt, picture), all rows in one batch."""
+    lengths = [len(prompt) + len(tokens) for prompt, _, tokens, _, _ in rows]
+    ids = np.full((len(rows), max(lengths)), policy.pad_token_id, np.int64)
+    positions = np.zeros((3, *ids.shape), np.int64)
+    for i, (prompt, image, tokens, _, _) in enumerate(rows):
+        ids[i, : lengths[i]] = np.concatenate([prompt, tokens])
+        before = policy.positions(prompt, image)
+        after = before.max() + 1 + np.tile(np.arange(len(tokens)), (3, 1))
+        positions[:, i, : lengths[i]] = np.concatenate([before, after], 1)
+    images = [image for _, image, *_ in rows if image]
+    pixels, grids = policy.pixels(images) if images else (None, None)
+    causal = torch.ones(ids.shape[1], ids.shape[1], dtype=torch.bool, device=policy.device).tril()
+    hidden = policy.model.model(
+        input_ids=torch.from_numpy(ids).to(policy.device),
+        pixel_values=pixels,
+        image_grid_thw=grids,
+        position_ids=torch.from_numpy(positions).to(policy.device),
+        attention_mask=causal.expand(len(rows), 1, -1, -1),  # padding stands at the end: no token attends to it
+        use_cache=False,
+    ).last_hidden_state
+    means = []
+    for i, (prompt, _, tokens, first, last) in enumerate(rows):
+        start = len(prompt) - 1
+        logprobs = policy.model.lm_head(hidden[i, start + first : start + last]).float().log_softmax(-1)
+        wanted = torch.from_numpy(tokens[first:last].astype(np.int64)).to(policy.device)
+        means.append(float(logprobs.gather(1, wanted[:, None]).mean()))
+    return means
