@@ -6,7 +6,6 @@ from __future__ import annotations
 import pytest
 
 
-
 @pytest.fixture(scope="session")
 def algorithm(ray_cluster):
     from tiny_training import shared_algorithm
