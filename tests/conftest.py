@@ -12,14 +12,22 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
+SHARING = {
+    "the service": ("tests/browser/", "tests/end_to_end/"),
+    "an embedder": ("tests/retrieval_actors/actors/", "tests/rollout/", "tests/rewards/", "tests/faults/test_failed_searches.py"),
+    "learners": ("tests/learner/", "tests/faults/"),
+}
+"""What takes long to start, and whose tests share it."""
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """A file's tests stay in one process, and so do all that share the service."""
+    """A file's tests stay in one process, and so do all tests that share something."""
     from xdist.scheduler import LoadFileScheduling
 
     class Scheduling(LoadFileScheduling):
         def _split_scope(self, nodeid):
-            return "service" if nodeid.startswith(("tests/browser/", "tests/end_to_end/")) else super()._split_scope(nodeid)
+            return next((what for what, tests in SHARING.items() if nodeid.startswith(tests)), super()._split_scope(nodeid))
 
     return Scheduling(config, log)
 

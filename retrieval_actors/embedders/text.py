@@ -14,6 +14,8 @@ from retrieval_actors.records import Passage
 
 TOKEN_BUCKET = 8
 """Texts are padded to a multiple of this and batched only with texts of that length: a vector is the same bits in any batch."""
+FEWEST_TOKENS = 16
+"""Texts are padded to this at least: for fewer rows MKL multiplies matrices by another kernel, whose sums differ in the last bit."""
 BATCH_SIZE = 32
 TOKENS_AT_ONCE = 1 << 14  # bound on the tokens of a batch
 PREFIXES = (
@@ -79,7 +81,7 @@ def padded_batches(encoded: Sequence[Sequence[int]], longest: int, pad_id: int) 
 
     buckets: dict[int, list[int]] = defaultdict(list)
     for row, ids in enumerate(encoded):
-        buckets[min(-(-len(ids) // TOKEN_BUCKET) * TOKEN_BUCKET, max(longest, len(ids)))].append(row)
+        buckets[min(max(FEWEST_TOKENS, -(-len(ids) // TOKEN_BUCKET) * TOKEN_BUCKET), max(longest, len(ids)))].append(row)
     for length, members in sorted(buckets.items(), reverse=True):
         at_once = min(BATCH_SIZE, max(1, TOKENS_AT_ONCE // max(1, length)))
         for start in range(0, len(members), at_once):

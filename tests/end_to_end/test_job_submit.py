@@ -124,6 +124,7 @@ def test_without_the_token_nobody_gets_in(head):
     assert get(address, "0" * 64) == 403
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(700)
 def test_a_submitted_run_ends_with_a_whole_run_folder(head, tmp_path):
     command = [sys.executable, "-m", "experiments.train", "smoke.yaml", "name=job", f"runs_folder={tmp_path}", *CHEAP]

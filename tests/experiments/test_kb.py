@@ -32,6 +32,7 @@ def test_a_file_becomes_a_folder_that_finds_its_passages(ray_cluster, tmp_path, 
     assert "Its capital is City5." in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_source_with_pictures_becomes_a_text_image_knowledge_base(ray_cluster, tmp_path, capsys):
     picture = io.BytesIO()
     Image.new("RGB", (8, 8), "red").save(picture, "PNG")

@@ -38,6 +38,7 @@ def kill(learner: LearnerGroup) -> None:
         os.kill(process, signal.SIGKILL)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(150)
 def test_the_checkpoint_before_is_whole_and_the_half_written_one_is_refused(ray_cluster, tmp_path):
     policy_path = save_tiny_policy()

@@ -6,6 +6,8 @@ import pytest
 from hypothesis import settings
 from tiny_turns import group, picture, save_tiny_policy
 
+from learner.config import LearnerConfig
+from learner.learner_group import LearnerGroup
 from rollout.policy import Policy
 from rollout.records import ScoredTurn
 
@@ -21,6 +23,21 @@ def policy_path() -> str:
 @pytest.fixture(scope="session")
 def policy(policy_path) -> Policy:
     return Policy.load(policy_path)
+
+
+@pytest.fixture(scope="session")
+def one(ray_cluster, policy_path):
+    """A learner group of one process; a test builds the engine that it needs."""
+    group = LearnerGroup(LearnerConfig(cpus_per_learner=0.5, deadline_s=250), policy_path)
+    yield group
+    group.shutdown()
+
+
+@pytest.fixture(scope="session")
+def two(ray_cluster, policy_path):
+    group = LearnerGroup(LearnerConfig(num_learners=2, cpus_per_learner=0.5, deadline_s=250), policy_path)
+    yield group
+    group.shutdown()
 
 
 @pytest.fixture(scope="session")

@@ -24,18 +24,8 @@ from rollout.weight_buckets import copy_into, unpack_weights
 CONFIG = LearnerConfig(lr=1e-3, warmup_iterations=1, tokens_per_micro_batch=96, cpus_per_learner=0.5, deadline_s=250)
 
 
-@pytest.fixture(scope="module")
-def one(ray_cluster, policy_path):
-    group = LearnerGroup(CONFIG, policy_path)
-    yield group
-    group.shutdown()
-
-
-@pytest.fixture(scope="module")
-def two(ray_cluster, policy_path):
-    group = LearnerGroup(replace(CONFIG, num_learners=2), policy_path)
-    yield group
-    group.shutdown()
+def slow(*values, name=None):
+    return pytest.param(*values, id=name, marks=pytest.mark.slow)
 
 
 def weights(group: LearnerGroup) -> dict[str, torch.Tensor]:
@@ -95,7 +85,8 @@ def test_the_update_does_not_depend_on_the_size_of_micro_batches(one, turns):
 
 
 @pytest.mark.parametrize(
-    ("stage", "dtype"), [(0, "float32"), (1, "float32"), (2, "float32"), (3, "float32"), (1, "bfloat16"), (3, "bfloat16")]
+    ("stage", "dtype"),
+    [slow(0, "float32"), slow(1, "float32"), (2, "float32"), (3, "float32"), slow(1, "bfloat16"), (3, "bfloat16")],
 )
 def test_every_zero_stage_makes_the_same_update_and_knows_its_gradient_norm(one, two, turns, stage, dtype):
     one.build(CONFIG)
@@ -117,7 +108,10 @@ SAVING_MEMORY = {
 }
 
 
-@pytest.mark.parametrize(("how", "what"), SAVING_MEMORY.values(), ids=SAVING_MEMORY.keys())
+@pytest.mark.parametrize(
+    ("how", "what"),
+    [pytest.param(*both, id=name) if "partitioned" in name else slow(*both, name=name) for name, both in SAVING_MEMORY.items()],
+)
 def test_what_saves_memory_does_not_change_the_update(one, two, turns, policy, how, what):
     one.build(replace(CONFIG, **what))
     two.build(replace(CONFIG, num_learners=2, **how, **what))
@@ -200,7 +194,9 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
+@pytest.mark.parametrize(
+    "options", [pytest.param(those, id=name) if "CISPO" in name else slow(those, name=name) for name, those in OPTIONS.items()]
+)
 def test_two_ranks_with_partitioned_state_and_small_micro_batches_make_the_update_of_one(one, two, turns, options):
     config = replace(CONFIG, updates_per_iteration=2, tokens_per_micro_batch=100_000, **options)
     one.build(config)
@@ -238,7 +234,7 @@ def test_two_updates_and_two_in_a_new_process_equal_four_bit_for_bit_and_nothing
     again.shutdown()
 
 
-@pytest.mark.parametrize(("stage", "dtype"), [(0, "float32"), (1, "bfloat16"), (2, "float32"), (3, "float32")])
+@pytest.mark.parametrize(("stage", "dtype"), [slow(0, "float32"), (1, "bfloat16"), slow(2, "float32"), (3, "float32")])
 def test_the_state_of_two_ranks_is_restored_bit_for_bit(two, turns, tmp_path, stage, dtype):
     config = replace(CONFIG, num_learners=2, zero_stage=stage, dtype=dtype)
     expected = two_and_two(two, config, turns, tmp_path / "checkpoint")
@@ -304,7 +300,7 @@ SHAPES = {
 
 
 @pytest.mark.parametrize(
-    ("written", "read"), [(0, 2), (2, 0), (1, 0), (1, 2)], ids=lambda i: list(SHAPES)[i] if isinstance(i, int) else None
+    ("written", "read"), [slow(0, 2), (2, 0), slow(1, 0), slow(1, 2)], ids=lambda i: list(SHAPES)[i] if isinstance(i, int) else None
 )
 def test_a_checkpoint_of_another_shape_gives_its_weights_and_says_what_is_lost(one, two, turns, tmp_path, written, read):
     groups = []
@@ -324,7 +320,7 @@ def test_a_checkpoint_of_another_shape_gives_its_weights_and_says_what_is_lost(o
     groups[1].update(turns)
 
 
-@pytest.mark.parametrize("stage", [1, 2, 3])
+@pytest.mark.parametrize("stage", [slow(1), slow(2), 3])
 def test_a_checkpoint_in_bfloat16_gives_its_weights_to_a_learner_in_float32(one, two, turns, tmp_path, stage):
     two.build(replace(CONFIG, num_learners=2, zero_stage=stage, dtype="bfloat16"))
     two.update(turns)

@@ -14,7 +14,6 @@ from tiny_turns import group as siblings
 
 from learner.config import LearnerConfig
 from learner.iteration_data import combined_steps, update_metrics
-from learner.learner_group import LearnerGroup
 from learner.objective.advantages import group_advantages, turn_advantages
 from learner.ranks.checkpoint_files import facts_of
 from rollout.engines.base import Response
@@ -23,14 +22,7 @@ from rollout.policy import Policy
 from rollout.records import TurnReward
 
 CONFIG = LearnerConfig(lr=1e-3, warmup_iterations=1, cpus_per_learner=0.1, num_learners=2, deadline_s=200)
-STAGES = [(0, "float32"), (2, "float32"), (2, "bfloat16"), (3, "float32")]
-
-
-@pytest.fixture(scope="module")
-def pair(ray_cluster, policy_path):
-    group = LearnerGroup(CONFIG, policy_path)
-    yield group
-    group.shutdown()
+STAGES = [pytest.param(0, "float32", marks=pytest.mark.slow), (2, "float32"), (2, "bfloat16"), (3, "float32")]
 
 
 @pytest.fixture
@@ -47,22 +39,22 @@ def overflowing(turns):
 
 
 @pytest.mark.parametrize(("stage", "dtype"), STAGES)
-def test_an_update_that_overflows_is_refused_by_name_and_nothing_of_it_is_saved(pair, turns, tmp_path, stage, dtype):
-    pair.build(replace(CONFIG, zero_stage=stage, dtype=dtype))
-    pair.update(turns)
-    pair.save(tmp_path / "good")
+def test_an_update_that_overflows_is_refused_by_name_and_nothing_of_it_is_saved(two, turns, tmp_path, stage, dtype):
+    two.build(replace(CONFIG, zero_stage=stage, dtype=dtype))
+    two.update(turns)
+    two.save(tmp_path / "good")
     with pytest.raises(
         NotFiniteError, match=r"^the update from policy version 1: .*grad_norm is (nan|inf).* expected finite numbers: nothing of it"
     ):
-        pair.update(overflowing(turns))
-    assert pair.policy_version == 1
+        two.update(overflowing(turns))
+    assert two.policy_version == 1
     if stage == 0:  # the others skip such a step, so that their weights are as they were
-        for save in (pair.save, pair.save_policy):
+        for save in (two.save, two.save_policy):
             with pytest.raises(NotFiniteError, match=r"\d+ tensors hold NaN or infinity \("):
                 save(tmp_path / "not_finite")
     assert not list(tmp_path.glob("not_finite/*"))
-    pair.load(tmp_path / "good")
-    assert pair.update(turns)["steps"] == 1
+    two.load(tmp_path / "good")
+    assert two.update(turns)["steps"] == 1
 
 
 def spoil(file: Path, number: float) -> None:
@@ -88,17 +80,17 @@ def call_right(file: Path) -> None:
 
 
 @pytest.mark.parametrize(("stage", "number"), [(0, math.nan), (2, math.inf), (3, math.nan)])
-def test_a_checkpoint_whose_weights_are_not_finite_is_not_loaded_whatever_its_checksums_say(pair, turns, tmp_path, stage, number):
+def test_a_checkpoint_whose_weights_are_not_finite_is_not_loaded_whatever_its_checksums_say(two, turns, tmp_path, stage, number):
     config = replace(CONFIG, zero_stage=stage)
-    pair.build(config)
-    pair.save(tmp_path / "checkpoint")
+    two.build(config)
+    two.save(tmp_path / "checkpoint")
     for file in (tmp_path / "checkpoint/engine").glob("*optim_states.pt" if stage else "*model_states.pt"):
         spoil(file, number)
     with pytest.raises(NotFiniteError, match=r"checkpoint: \d+ tensors hold NaN or infinity .* choose an earlier checkpoint"):
-        pair.load(tmp_path / "checkpoint")
-    pair.build(replace(config, zero_stage=2 - stage % 3))  # another shape takes over the weights alone
+        two.load(tmp_path / "checkpoint")
+    two.build(replace(config, zero_stage=2 - stage % 3))  # another shape takes over the weights alone
     with pytest.raises(NotFiniteError, match=r"checkpoint: \d+ tensors hold NaN or infinity"):
-        pair.load(tmp_path / "checkpoint")
+        two.load(tmp_path / "checkpoint")
 
 
 def test_a_policy_whose_weights_are_not_finite_is_neither_saved_nor_loaded(policy_path, tmp_path):

@@ -53,7 +53,8 @@ def test_one_step_off_learns_is_never_more_than_one_version_behind_and_accounts_
     assert np.mean(earned[-15:]) > np.mean(earned[:5]) + 0.05
     # The turns are weighed for having been sampled one version before: exactly 1 where nothing has changed since.
     assert found[0]["learner"]["correction"] == pytest.approx(1.0, abs=1e-3)
-    assert found[0]["learner"]["mismatch_max"] < 1e-3 < found[-1]["learner"]["mismatch_max"]
+    mismatch = [result["learner"]["mismatch_max"] for result in found]  # almost 0 too where the update before had nothing to learn from
+    assert mismatch[0] < 1e-3 < max(mismatch[-10:])
     assert set(found[0]["seconds"]) == {"push", "rollout", "score", "learn"}
 
 

@@ -56,6 +56,7 @@ def growth_by_64_mib():
     return peak() - before
 
 
+@pytest.mark.slow
 def test_the_peak_is_that_of_memory_that_is_free_again():
     assert 50 * 2**20 < in_fresh_process(growth_by_64_mib) < 100 * 2**20
 

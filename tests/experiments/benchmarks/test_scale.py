@@ -86,6 +86,7 @@ def test_the_line_through_measured_points_is_the_one_they_lie_on():
     assert line_through([1, 2, 4, 64], [0.15, 0.2, 0.3, 3.3]) == pytest.approx((0.1, 0.05))
 
 
+@pytest.mark.slow
 def test_made_up_trajectories_reach_the_driver_with_their_questions(ray_cluster):
     sleeper = sleepers()
     questions = [Question("q0", "0", ()), Question("q1", "0", ())]

@@ -138,9 +138,16 @@ sys.exit(main([]))
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("code", [WORKING, BLOCKED, pytest.param(RAY, marks=pytest.mark.slow)])
-def test_a_signal_ends_a_command_within_seconds(number, code):
+@pytest.mark.parametrize(
+    ("code", "number"),
+    [
+        (WORKING, signal.SIGTERM),
+        (BLOCKED, signal.SIGINT),
+        *(pytest.param(*both, marks=pytest.mark.slow) for both in ((WORKING, signal.SIGINT), (BLOCKED, signal.SIGTERM))),
+        *(pytest.param(RAY, number, marks=pytest.mark.slow) for number in (signal.SIGINT, signal.SIGTERM)),
+    ],
+)
+def test_a_signal_ends_a_command_within_seconds(code, number):
     """Also where C++ code waits, as Ray's does for a head that is not there: no signal handler of Python runs then."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

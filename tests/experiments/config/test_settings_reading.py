@@ -47,7 +47,7 @@ def test_a_text_on_the_command_line_is_what_was_written(text: str):
     assert read_settings(Texts, [f"perhaps={text}"]).perhaps == (None if text == "null" else text)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=8, deadline=None)
 @with_examples
 @given(TEXTS)
 def test_a_text_of_a_run_is_what_was_written_and_stays_so_in_its_folder(tmp_path_factory, text: str):

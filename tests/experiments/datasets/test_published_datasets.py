@@ -115,6 +115,7 @@ def test_countries_of_held_out_questions_occur_in_no_training_question():
     }
 
 
+@pytest.mark.slow
 def test_nearly_every_fact_of_the_real_atlas_stands_in_its_knowledge_base_and_in_no_other():
     loaded = load_dataset(data("real_atlas"), ALL, {})
     passages = {source.name: list(source.passages()) for source in loaded.training_kbs}

@@ -29,7 +29,7 @@ QUERIES = [Query(f"What is the {topic} of country {number}?") for number in (3, 
 
 
 @pytest.fixture(scope="module")
-def retriever(ray_cluster, tmp_path_factory):
+def retriever(models, tmp_path_factory):
     """The same 120 passages as one shard, as three, and to be broken; sixty times the same sentence; and some of Wikipedia."""
     folder = tmp_path_factory.mktemp("kb")
     embedder = build_embedder("minilm", threads=1)
@@ -47,9 +47,9 @@ def retriever(ray_cluster, tmp_path_factory):
         write_knowledge_base(folder / name, name=name, passages=rows, vectors=their_vectors, shards=shards, **CARD)
     seen = []
     folders = {name: str(folder / name) for name in contents}
-    retriever = start_retrieval(RetrievalConfig(folders=folders, deadline_s=150), lambda *told: seen.append(told))
-    assert [told[1:] for told in seen if told[0] == "starting retrieval actors"] == [(done, 10) for done in range(1, 11)]
-    assert [told[0] for told in seen if told[1] == told[2]][:-1] == [f"checking the files of {name}" for name in contents]
+    retriever = start_retrieval(RetrievalConfig(folders=folders, deadline_s=150), lambda *reported: seen.append(reported), models_of=models)
+    assert [(done, total) for what, done, total in seen if what == "starting retrieval actors"] == [(done, 9) for done in range(1, 10)]
+    assert [what for what, done, total in seen if done == total][:-1] == [f"checking the files of {name}" for name in contents]
     yield retriever
     retriever.close()
 
@@ -145,7 +145,7 @@ def test_a_shard_that_hangs_or_is_gone_gives_counted_error_passages_within_the_d
     assert hasty.stats()["errors"] == errors + 5
 
 
-def test_what_does_not_fit_the_configuration_is_refused_before_any_search(ray_cluster, tmp_path):
+def test_what_does_not_fit_the_configuration_is_refused_before_any_search(models, tmp_path):
     def write(**changes):
         vectors = np.ones((1, 1), np.float32)
         write_knowledge_base(tmp_path / "kb", **({"name": "text", "passages": [Passage("0", "a")], "vectors": vectors} | CARD | changes))
@@ -156,7 +156,7 @@ def test_what_does_not_fit_the_configuration_is_refused_before_any_search(ray_cl
     with pytest.raises(KnowledgeBaseError, match=r"kb\.json: unknown embedder 'word2vec'.* and build it again"):
         start_retrieval(write(embedder="word2vec"))
     with pytest.raises(KnowledgeBaseError, match=r"kb\.json has dimension 1, embedder 'minilm' makes 384"):
-        start_retrieval(write())
+        start_retrieval(write(), models_of=models)
     (tmp_path / "kb" / "vectors-00000.npy").unlink()
     with pytest.raises(KnowledgeBaseError, match=r"vectors-00000\.npy is missing"):
         start_retrieval(RetrievalConfig(folders={"text": str(tmp_path / "kb")}))

@@ -41,10 +41,10 @@ def folders(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def retriever(ray_cluster, folders):
+def retriever(models, folders):
     """Two knowledge bases of two shards, two replicas of each."""
     plans = []
-    retriever = start_retrieval(RetrievalConfig(folders=folders, replicas=2), announce=plans.append)
+    retriever = start_retrieval(RetrievalConfig(folders=folders, replicas=2), announce=plans.append, models_of=models)
     assert plans[0].line().startswith("240 passages in 8 shard actors")
     yield retriever
     retriever.close()

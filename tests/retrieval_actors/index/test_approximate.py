@@ -28,7 +28,7 @@ def write(folder, vectors, index, shards=1):
     return write_knowledge_base(folder, passages=passages, vectors=vectors, index=index, shards=shards, **card)
 
 
-@pytest.mark.parametrize("index", ["HNSW16", "IVF64,Flat", "IVF64,SQ8", "OPQ8_32,IVF64,PQ8x4"])
+@pytest.mark.parametrize("index", ["HNSW16", "IVF64,Flat", "IVF64,SQ8", pytest.param("OPQ8_32,IVF64,PQ8x4", marks=pytest.mark.slow)])
 def test_every_kind_is_tuned_to_its_recall_and_gives_the_scores_of_the_exact_search(tmp_path, clustered, index):
     base = write(tmp_path / "kb", clustered, index, shards=2)
     first, second = base.manifest["shards"]

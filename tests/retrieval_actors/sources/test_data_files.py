@@ -107,7 +107,7 @@ BROKEN = {
     "lists.jsonl": (b'[]\n["a"]\n', r""":1: found '\["a"\]' behind the end of the array; expected one array"""),
     "twice.jsonl": (GOOD + b'{"text": "a", "text": "b"}', ":2: key 'text' occurs twice in one object"),
     "deep.jsonl": (b'{"a": ' + b"[" * 200_000, ":1: not JSON that can be read: nested too deeply"),
-    "long_number.jsonl": (b'{"a": ' + b"1" * 5000 + b"}", ":1: Exceeds the limit .* for integer string conversion"),
+    "long_number.jsonl": (b'{"a": ' + b"1" * 5000 + b"}", ":1: holds a number of thousands of digits"),
     "zeros.jsonl": (GOOD + b"\0\0\0", r":2: not JSON .*found '\\x00"),
     "cut.jsonl": (GOOD + b'{"text": "a', r":2: not JSON \(Unterminated string"),
     "cut.json": (b"[" + GOOD + b',{"text": "a', r":2 \(element 2\): not JSON \(Unterminated string starting at line 2"),
