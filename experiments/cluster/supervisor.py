@@ -68,10 +68,6 @@ class Failure:
         return file
 
 
-def read_failures(run_folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(file.read_text(encoding="utf-8")) for file in sorted((run_folder / FOLDER).glob("*.json"))]
-
-
 def fix_for(*said: str, hangs: bool = False, fatal: bool = False) -> str:
     """What to try; docs/12_troubleshooting.md says more. `said`: by the process and of its end."""
     memory = LESS_MEMORY if any(word in text for text in said for word in OUT_OF_MEMORY) else ""

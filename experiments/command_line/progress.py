@@ -1,11 +1,13 @@
-"""The progress of a run on the screen: a line for each iteration, and on a terminal a status line below that stays in place."""
+"""Progress on the screen. Of a run: a line for each iteration, and on a terminal a status line below. Of other long work: bars."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
+from rich import progress
 from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.text import Text
@@ -66,3 +68,24 @@ class Progress:
 
 def _shown(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3f}"
+
+
+@contextmanager
+def bars(console: Console) -> Iterator[Callable[[str, int, int], None]]:
+    """A function that shows what is done, on a terminal only: (name of the work, done, total; 0: unknown)."""
+    columns = (
+        progress.TextColumn("{task.description}", markup=False),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TimeRemainingColumn(),
+    )
+    tasks: dict[str, progress.TaskID] = {}
+    hidden = not console.is_terminal
+    with progress.Progress(*columns, console=console, transient=True, disable=hidden, speed_estimate_period=600) as shown:
+
+        def report(what: str, done: int, total: int) -> None:
+            if what not in tasks:  # what an earlier build did counts for no speed
+                tasks[what] = shown.add_task(what, completed=done, total=total or None)
+            shown.update(tasks[what], completed=done, total=total or None)
+
+        yield report

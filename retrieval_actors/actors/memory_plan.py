@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from retrieval_actors.knowledge_base import LEXICAL, KnowledgeBase
@@ -52,6 +52,13 @@ class MemoryPlan:
         passages = sum(need.passages for need in self.needs if need.shard != LEXICAL_SHARD)
         offered = f" of {readable(self.available_bytes)}" if self.available_bytes else ""
         return f"{passages:,} passages in {shards} shard actors, {readable(self.resident_bytes)}{offered} to be searched in memory"
+
+    def lines(self) -> Iterator[str]:
+        yield self.line()
+        for need in self.needs:
+            shard = "all shards" if need.shard == LEXICAL_SHARD else f"shard {need.shard}"
+            yield f"  {need.kb}, {shard}, {need.index}: {need.passages:,} passages, {readable(need.searched_bytes)} searched"
+        yield self.refusal() or "searched: read by every search, so best in memory"
 
 
 def plan_memory(bases: Sequence[KnowledgeBase], replicas: int, nodes: Sequence[int], hybrid: bool = False) -> MemoryPlan:

@@ -13,9 +13,10 @@ from types import SimpleNamespace
 import pytest
 import ray
 from ray.exceptions import OwnerDiedError
+from read_failures import read_failures
 from rich.console import Console
 
-from experiments.cluster.supervisor import Supervisor, read_failures
+from experiments.cluster.supervisor import Supervisor
 from experiments.command_line.progress import Progress
 from experiments.config import load_config
 from experiments.run.run_state import Run, Totals

@@ -16,10 +16,11 @@ from typing import Any
 
 import psutil
 from ray._private.state import actors
+from read_failures import read_failures
 from rich.console import Console
 from tiny_turns import weights_of
 
-from experiments.cluster.supervisor import Supervisor, read_failures
+from experiments.cluster.supervisor import Supervisor
 from experiments.command_line.progress import Progress
 from experiments.config import TrainConfig, find_policy, load_config
 from experiments.datasets import load_dataset

@@ -10,9 +10,10 @@ import time
 
 import pytest
 import ray
+from read_failures import read_failures
 from rich.console import Console
 
-from experiments.cluster.supervisor import LOG_LINES, Supervisor, fix_for, read_end, read_failures
+from experiments.cluster.supervisor import LOG_LINES, Supervisor, fix_for, read_end
 from experiments.tracking.run_folder import RunFolder
 from learner.deadline import DeadlineError
 from rollout.nan_check import NotFiniteError

@@ -15,7 +15,9 @@ from rich.progress import Progress as Bars
 
 from experiments import compare, doctor, kb, serve, study, train
 from experiments.cluster.findings import Finding, findings_table
+from experiments.cluster.kb_status import card_lines
 from experiments.cluster.supervisor import Failure
+from experiments.command_line import progress as progress_file
 from experiments.command_line.progress import Progress
 from experiments.command_line.terminal import Console, markdown_cell, visible
 from experiments.config import TrainConfig
@@ -63,8 +65,8 @@ def evaluation() -> dict:
 
 
 def bars(console: Console) -> None:
-    with Bars(console=console) as shown, kb.build_bars(console) as told:
-        told(NASTY, 1, 2)
+    with Bars(console=console) as shown, progress_file.bars(console) as advance:
+        advance(NASTY, 1, 2)
         shown.console.print(NASTY)
 
 
@@ -101,7 +103,7 @@ def test_the_card_of_a_knowledge_base_is_shown_as_it_was_written(tmp_path):
     card = {"retriever_name": said, "description": said, "modality": "text", "embedder": "minilm"}
     write_knowledge_base(tmp_path / "kb", name="kb", passages=[Passage("1", "a")], vectors=np.eye(1, 384, dtype=np.float32), **card)
     base = KnowledgeBase.open(str(tmp_path / "kb"), verify=False)
-    assert printed(lambda console: kb.show(console, kb.card_lines(base))).count(visible(said)) == 2
+    assert printed(lambda console: kb.show(console, card_lines(base))).count(visible(said)) == 2
 
 
 def test_runs_with_nasty_names_are_compared_and_reported_without_being_obeyed(tmp_path):

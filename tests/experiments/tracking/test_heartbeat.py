@@ -15,9 +15,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from read_failures import read_failures
 from rich.console import Console
 
-from experiments.cluster.supervisor import Supervisor, read_failures
+from experiments.cluster.supervisor import Supervisor
 from experiments.config import LoopConfig, TrainConfig
 from experiments.tracking.heartbeat import Heartbeat, driver_elsewhere
 from experiments.tracking.run_folder import RunFolder
