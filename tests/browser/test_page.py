@@ -6,11 +6,13 @@ import io
 import json
 
 import httpx
+import pytest
 from PIL import Image
 
 from experiments.worlds.atlas import Atlas
 from retrieval_actors.pictures import data_url
 
+pytestmark = pytest.mark.slow
 QUESTIONS = Atlas("heldout", seed=0, worlds=1, countries=6).questions(64, 0)
 TEXT = next(q.text for q in QUESTIONS if q.family == "text_two_hop")
 PICTURED = next(q for q in QUESTIONS if q.family == "image_text")

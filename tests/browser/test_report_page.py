@@ -15,6 +15,7 @@ from experiments.report.report_page import write_report
 from experiments.tracking.run_folder import RunFolder
 from experiments.tracking.trajectory_table import TRAJECTORY_SCHEMA
 
+pytestmark = pytest.mark.slow
 MEGABYTES = 2**20
 
 
