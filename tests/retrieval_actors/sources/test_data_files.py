@@ -104,7 +104,7 @@ BROKEN = {
     "pretty.json": (b'{\n  "text": "a"\n}\n', r":1: not JSON .*; expected one object on each line, or an array of objects"),
     "list.jsonl": (GOOD + b"[1]\n", ":2: found list, expected a JSON object"),
     "numbers.json": (b"[1, 2]", r":1 \(element 1\): found int, expected a JSON object"),
-    "lists.jsonl": (b'[]\n["a"]\n', r""":1: found '\["a"\]' behind the end of the array; expected one array"""),
+    "lists.jsonl": (b'[]\n["a"]\n', r""":1: found '\["a"\]' after the end of the array; expected one array"""),
     "twice.jsonl": (GOOD + b'{"text": "a", "text": "b"}', ":2: key 'text' occurs twice in one object"),
     "deep.jsonl": (b'{"a": ' + b"[" * 200_000, ":1: not JSON that can be read: nested too deeply"),
     "long_number.jsonl": (b'{"a": ' + b"1" * 5000 + b"}", ":1: holds a number of thousands of digits"),
