@@ -79,12 +79,7 @@ class Reading:
             return [part for passage in self.source.passages(record, file, default_id) for part in self._split(passage)]
         except (ValueError, OSError) as error:
             return ValueError(" ".join(str(error).split()))
-        except (
-            LookupError,
-            TypeError,
-            AttributeError,
-            RecursionError,
-        ) as error:  # from a user's own source that does not check its records
+        except (LookupError, TypeError, AttributeError, RecursionError) as error:  # a user's own source that checks nothing
             return ValueError(f"{type(error).__name__}: {error}; expected {self.source.form}")
 
     def described(self) -> dict[str, Any]:
