@@ -137,7 +137,7 @@ def composed_of(terms: Mapping[str, Any]) -> tuple[WeightedTerm, ...]:
 
 
 def composed_reward(turn: JudgedTurn, terms: tuple[WeightedTerm, ...]) -> TurnReward | None:
-    """The weighted sum, with the components of the step reward; None if no term judges the turn. Raises RewardError, naming the term that failed."""
+    """The weighted sum, with the components of the step reward; None if no term judges the turn. Raises RewardError for a term that fails."""
     judge = judge_of(turn.state, turn.similarity, turn.config, turn.retrievers)
     components = {"format": float(turn.well_formed)} | ({} if judge is None else judge(turn.text).components)
     parts: dict[str, float] = {}
