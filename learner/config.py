@@ -149,7 +149,7 @@ def check_rollout(learner: LearnerConfig, rollout: RolloutConfig) -> None:
         raise ValueError(f"{found}; expected at least 2, or baseline=shrunk with learner.normalisation=none")
     if mode != "chain" and learner.episode_weight:
         found = f"learner.episode_weight is {learner.episode_weight:g} with rollout.mode={mode}"
-        raise ValueError(f"{found}: siblings that the episode did not go on from have no outcome; expected 0, or rollout.mode=chain")
+        raise ValueError(f"{found}: siblings that the episode did not continue from have no outcome; expected 0, or rollout.mode=chain")
     if mode != "chain" and learner.ratio == "sequence":
         raise ValueError(f"learner.ratio=sequence needs whole episodes (rollout.mode={mode} samples siblings); expected rollout.mode=chain")
 

@@ -36,7 +36,7 @@ class IterationData:
     rolled_out: list[RolledOut] = field(default_factory=list)
     turns: ScoredTurns = field(default_factory=lambda: ScoredTurns(ScoredSummary.of([]), ()))
     reports: list[WorkReport] = field(default_factory=list)
-    returned: int = 0  # questions of which every episode came back whole
+    returned: int = 0  # questions of which every episode finished
     requeued: int = 0  # stragglers that were cut off: they are asked again in the next iteration
     dropped: list[tuple[str, str]] = field(default_factory=list)  # (question id, why it failed or was left out)
 

@@ -171,10 +171,10 @@ class LearnerGroup(Checkpointable):
             self._all("load", str(folder))
         elif manifest["lora_rank"] or self.config.lora_rank:
             fix = "set it back, or begin a new run from the policy of this one (train.policy)"
-            raise ValueError(f"{found}: with adapters (learner.lora_rank) training goes on only as it began; {fix}")
+            raise ValueError(f"{found}: with adapters (learner.lora_rank) training continues only with the same settings; {fix}")
         else:
             self._all("build", self.config, str(folder))
-            self.not_restored = f"{found}: its weights are taken over, the moments of the optimizer begin at zero"
+            self.not_restored = f"{found}: its weights are loaded, the moments of the optimizer start at zero"
             logger.warning(self.not_restored)
         self.policy_version = manifest["policy_version"]
         return self.not_restored

@@ -1,5 +1,5 @@
 """One episode as a coroutine: plan -> search -> answer -> ... -> final. It yields a request (for siblings of a state, or for passages) and is sent
-the result; `EpisodePool` (episode_pool.py) runs many of them side by side."""
+the result; `EpisodePool` (episode_pool.py) runs many at the same time."""
 
 from __future__ import annotations
 

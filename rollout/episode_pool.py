@@ -29,7 +29,7 @@ Join = Literal["in_order", "as_they_come"]
 QUERIES_PER_SEARCH = 8  # `in_order`: a search begins when this many queries wait, or when the engine runs out of work
 STARVED = 0.25
 """`in_order`: the engine runs out of work when it has free slots, and at most this share of the responses that the running episodes can ask for."""
-SEARCH_POLL_S = 0.005  # longest wait for an engine of another process while searches are under way
+SEARCH_POLL_S = 0.005  # longest wait for an engine of another process while searches are running
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class EpisodePool:
         return ticket
 
     def add_all(self, questions: Sequence[Question], config: RolloutConfig, seed: int, repeats: Sequence[int]) -> list[int]:
-        """The episodes of an iteration; returns their tickets, those of one question side by side. `repeats`: see `repeats_of`."""
+        """The episodes of an iteration; returns their tickets, question by question. `repeats`: see `repeats_of`."""
         copies = config.group_size if config.mode == "chain" else 1
         drawn = [(q, copies * repeat + copy) for q, repeat in zip(questions, repeats, strict=True) for copy in range(copies)]
         return [self.add(q, config, derive_seed(seed, q.id, number), deadline_s=config.episode_s or None) for q, number in drawn]

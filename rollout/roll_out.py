@@ -145,7 +145,7 @@ class EpisodeRun:
 def roll_out(
     questions: Sequence[Question | RecordedTurn], engine: Engine, retriever: Searcher | None, config: RolloutConfig, seed: int
 ) -> list[Trajectory]:
-    """Trajectories in the order of the questions; in `chain` mode `group_size` of each, side by side. Those that failed have an `error`. A sample
+    """Trajectories in the order of the questions; in `chain` mode `group_size` of each. Those that failed have an `error`. A sample
     depends on (seed, question, repeat) alone, not on the batch. Recorded turns are sampled in `offline` mode, whatever `config` says."""
     if questions and isinstance(questions[0], RecordedTurn):
         config = replace(config, mode="offline")

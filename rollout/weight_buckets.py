@@ -32,7 +32,7 @@ Manifest = tuple[tuple[str, str, tuple[int, ...], int], ...]  # of each tensor: 
 
 @dataclass(frozen=True)
 class Bucket:
-    """Some tensors, side by side. It has no version: an equal bucket of a later version is not sent again."""
+    """Some tensors in one array. It has no version: an equal bucket of a later version is not sent again."""
 
     data: np.ndarray | torch.Tensor  # (bytes,) uint8; a tensor on a GPU
     manifest: Manifest

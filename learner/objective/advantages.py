@@ -19,7 +19,7 @@ EPSILON = 1e-6  # added to the divisor
 @dataclass(frozen=True)
 class GroupAdvantages:
     advantages: np.ndarray  # (n,) float32; 0 in groups without variance
-    varied: np.ndarray  # (n,) bool: whether the rewards of its group differ; the others teach nothing
+    varied: np.ndarray  # (n,) bool: whether the rewards of its group differ; nothing is learned from the others
     groups: int
     dropped: int
 

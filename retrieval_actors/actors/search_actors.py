@@ -137,9 +137,9 @@ class SearchLog:
         for kb, totals in self._totals.items():
             recent = self._recent[kb]
             p50, p99 = np.percentile([1e3 * seconds for _, _, seconds in recent] or [0.0], [50, 99]).tolist()
-            lately = sum(queries for when, queries, _ in recent if when > now - WINDOW_S)
+            in_window = sum(queries for when, queries, _ in recent if when > now - WINDOW_S)
             since = recent[0][0] if len(recent) == RECENT else self._started
-            rate = lately / min(WINDOW_S, max(now - since, 1e-3))
+            rate = in_window / min(WINDOW_S, max(now - since, 1e-3))
             counts = {key: totals[key] for key in ("searches", "queries", "errors")}
             found[kb] = {**counts, "queries_per_second": rate, "p50_ms": p50, "p99_ms": p99}
         return found

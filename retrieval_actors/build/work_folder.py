@@ -143,7 +143,7 @@ class WorkFolder:
 
 @contextmanager
 def _aside(path: Path) -> Iterator[Path]:
-    """A path to write to, renamed to `path` at the end: half a file is never taken for a whole one."""
+    """A path to write to, renamed to `path` at the end: so no file is ever incomplete."""
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     yield aside
     aside.replace(path)

@@ -53,7 +53,7 @@ def records(file: Path) -> Iterator[Located]:
         if isinstance(error, OSError) and error.errno:
             raise DataError(f"{file}: cannot be read ({error.strerror})") from None
         detail = " ".join(str(error).split()) or type(error).__name__
-        yield place, ValueError(f"the file cannot be read beyond this line ({detail}): is it whole?")
+        yield place, ValueError(f"the file cannot be read beyond this line ({detail}): is it complete?")
 
 
 def _reader(file: Path) -> Iterator[Located]:
@@ -111,7 +111,7 @@ def _array(text: str, line: int) -> Iterator[Located]:
         line, at, number = line + text.count("\n", at, end), end, number + 1
         place = f"{line} (element {number})"
         if at == len(text):
-            yield place, ValueError("the array has no end: is the file whole?")
+            yield place, ValueError("the array has no end: is the file complete?")
             return
         if text[at] == "]":
             if rest := text[at + 1 :].strip():
@@ -169,7 +169,7 @@ def _parquet_rows(file: Path) -> Iterator[Located]:
     try:
         table = pq.ParquetFile(file)
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{file}: not Parquet, or not whole ({str(error).splitlines()[0]}); write or fetch it anew") from None
+        raise DataError(f"{file}: not Parquet, or not complete ({str(error).splitlines()[0]}); write or download it again") from None
     with table:
         columns = [name for name in table.schema_arrow.names if not name.startswith("__index_level_")]
         if len(set(columns)) < len(columns):

@@ -111,15 +111,15 @@ BROKEN = {
     "zeros.jsonl": (GOOD + b"\0\0\0", r":2: not JSON .*found '\\x00"),
     "cut.jsonl": (GOOD + b'{"text": "a', r":2: not JSON \(Unterminated string"),
     "cut.json": (b"[" + GOOD + b',{"text": "a', r":2 \(element 2\): not JSON \(Unterminated string starting at line 2"),
-    "cut_between.json": (b"[" + GOOD + b",", r":2 \(element 2\): the array has no end: is the file whole\?"),
+    "cut_between.json": (b"[" + GOOD + b",", r":2 \(element 2\): the array has no end: is the file complete\?"),
     "comma_missing.json": (
         b'[\n{"a": 1 "b": 2}]',
         r":2 \(element 1\): not JSON \(Expecting ',' delimiter at line 2, found '\"b\": 2}\]'\)",
     ),
-    "cut.jsonl.gz": (gzip.compress(GOOD * 9)[:-12], r":\d: the file cannot be read beyond this line .*: is it whole\?"),
+    "cut.jsonl.gz": (gzip.compress(GOOD * 9)[:-12], r":\d: the file cannot be read beyond this line .*: is it complete\?"),
     "wrong_sum.jsonl.gz": (gzip.compress(GOOD)[:-6] + b"\0" * 6, r"the file cannot be read beyond this line \(CRC"),
     "cut.jsonl.bz2": (bz2.compress(GOOD)[:-4], "the file cannot be read beyond this line"),
-    "cut.parquet": (parquet(pa.table({"a": [1]}))[:-9], r"cut.parquet: not Parquet, or not whole \(.*\); write or fetch it anew"),
+    "cut.parquet": (parquet(pa.table({"a": [1]}))[:-9], r"cut.parquet: not Parquet, or not complete \(.*\); write or download it again"),
     "text.parquet": (b"no parquet at all", "text.parquet: not Parquet"),
     "fields.tsv": (b"id\ttext\n1\ta\n2\n", r":3: 1 fields, the header has 2 \(id, text\)"),
     "quote.tsv": (
