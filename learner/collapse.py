@@ -1,4 +1,4 @@
-"""Signs of collapse: metrics of the last iterations that say that training goes wrong, and what to try. Pure functions."""
+"""Signs of collapse: metrics of the last iterations that show that training goes wrong, and what to try. Pure functions."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ class CollapseConfig:
     """Section `learner.collapse`: thresholds on the mean of the last `window` iterations; 0 switches a threshold off."""
 
     window: PositiveInt = 5
-    """Iterations over which metrics are averaged; nothing is said before there are so many."""
+    """Iterations over which metrics are averaged; before there are that many, no sign is reported."""
     min_entropy: float = 0.005
     """Nats a token. Below it the siblings of a state are copies of one another."""
     max_grad_norm_ratio: float = 20.0
-    """Gradient norm, over its median since the start."""
+    """Gradient norm divided by its median since the start."""
     min_format_rate: Share = 0.5
-    """Well-formed turns, of all."""
+    """Share of turns that are well-formed."""
     min_stop_rate: Share = 0.02
-    """Plan turns that stop, of those that are well-formed."""
+    """Share of the well-formed plan turns that stop."""
     max_stop_rate: Share = 0.98
-    """The same from above: nothing is asked any more."""
+    """The same share; above this, the policy hardly searches any more."""
     min_retrievals: float = 0.05
     """Retrievals a question."""
     max_zero_variance: Share = 0.95
-    """Groups without variance, of all."""
+    """Share of groups without variance."""
     max_mismatch: float = 0.1
     """Mean difference of log-probabilities between sampler and learner, nats."""
     stop: bool = False
@@ -85,7 +85,7 @@ def derived(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 class Watch:
-    """Reports each sign when it comes up, and again only after it had gone. `rows`: of the iterations before, when a run is resumed."""
+    """Reports a sign when it appears, and again only after it has disappeared. `rows`: metrics of earlier iterations, for a resumed run."""
 
     def __init__(self, config: CollapseConfig, rows: Sequence[Mapping[str, Any]] = ()):
         self.config, self._rows = config, list(rows)
@@ -96,7 +96,7 @@ class Watch:
         return len(self._standing)
 
     def add(self, row: Mapping[str, Any]) -> list[Sign]:
-        """The metrics of one more iteration; returns the signs that are new."""
+        """Adds the metrics of an iteration; returns the new signs."""
         self._rows.append(row)
         before, found = self._standing, signs(self._rows, self.config)
         self._standing = {sign.cause for sign in found}

@@ -1,4 +1,4 @@
-"""Settings of the learner: the objective, the optimizer, the machines it runs on; and which of them go together."""
+"""Settings of the learner: the objective, the optimizer, the machines it runs on; and checks of settings that exclude each other."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class LearnerConfig:
     warmup_iterations: NonNegativeInt = 5
     """The learning rate rises linearly to `lr` over this many iterations."""
     lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """After the warm-up: `constant`, or down to a tenth of `lr` in a straight `linear` line or along half a `cosine`."""
+    """After the warm-up: `constant`, or a `linear` or `cosine` decay to a tenth of `lr`."""
     lr_decay_iterations: int = 0
-    """`linear`, `cosine`: the iteration at which that is reached, such as `train.iterations`."""
+    """`linear`, `cosine`: the iteration at which the decay ends, such as `train.iterations`."""
     betas: tuple[Decay, Decay] = (0.9, 0.98)
     """AdamW's decay rates of the first and second moment."""
     weight_decay: NonNegativeFloat = 0.0
@@ -37,14 +37,14 @@ class LearnerConfig:
     episode_weight: NonNegativeFloat = 0.0
     """Weight of the episode advantage (episodes of one question compared by their outcome): plain GRPO is step 0, episode 1."""
     baseline: Literal["mean", "leave_one_out", "shrunk"] = "mean"
-    """Subtracted from a reward: the `mean` of its group, of the others (`leave_one_out`: RLOO), or that, drawn to other groups' (`shrunk`)."""
+    """Subtracted from a reward: the `mean` of its group, of the others (`leave_one_out`: RLOO), or this, shrunk to other groups' (`shrunk`)."""
     normalisation: Literal["std", "batch_std", "none", "components"] = "std"
-    """Advantages are divided by the `std` of their group, by `batch_std` or nothing (`none`); `components`: each part alone (GDPO)."""
+    """Advantages are divided by the `std` of their group, by `batch_std` or not at all (`none`); `components`: per part of the reward (GDPO)."""
     resample_limit: NonNegativeInt = 0
     """Rounds in which questions without variance are replaced by others (DAPO); 0: none."""
 
     surrogate: Literal["clip", "cispo"] = "clip"
-    """`clip`: the clipped surrogate of PPO and GRPO. `cispo`: the policy gradient, weighed by the clipped ratio (CISPO)."""
+    """`clip`: the clipped surrogate of PPO and GRPO. `cispo`: the policy gradient, weighted by the clipped ratio (CISPO)."""
     ratio: Literal["token", "turn", "sequence"] = "token"
     """The probability ratio of each `token`, or its geometric mean over a `turn` (GSPO) or over a `sequence`: all turns of an episode."""
     clip_low: Annotated[float, Field(ge=0, le=1)] = 0.2
@@ -52,9 +52,9 @@ class LearnerConfig:
     clip_high: NonNegativeFloat = 0.2
     """The probability ratio is clipped above at 1 + clip_high (0.28 is DAPO's clip-higher; GSPO's clips are near 3e-4 and 4e-4)."""
     aggregation: Literal["token_mean", "turn_mean", "step_mean", "sequence_mean", "constant"] = "token_mean"
-    """What counts equally in the loss: each token, turn, step with its siblings, or episode; `constant`: tokens, over a fixed number."""
+    """What has equal weight in the loss: each token, turn, step with its siblings, or episode; `constant`: tokens, divided by a fixed number."""
     constant_tokens: PositiveInt = 64
-    """`aggregation=constant`: tokens that a turn counts as, such as `rollout.max_new_tokens`."""
+    """`aggregation=constant`: tokens assumed in every turn, for example `rollout.max_new_tokens`."""
     kl_weight: NonNegativeFloat = 0.0
     """Weight of the KL divergence to the policy that training began with; 0: no reference model is loaded."""
     kl_estimator: Literal["k1", "k2", "k3"] = "k3"
@@ -62,9 +62,9 @@ class LearnerConfig:
     entropy_weight: NonNegativeFloat = 0.0
     """Weight of the entropy bonus; the entropy is reported either way."""
     sampler_cap: float = 0.0
-    """Truncated importance sampling (2 is usual): tokens are weighed by min(this, learner's probability / sampler's); 0: off."""
+    """Truncated importance sampling (2 is usual): tokens are weighted by min(this, learner's probability / sampler's); 0: off."""
     overlong: Literal["keep", "mask"] = "keep"
-    """Turns cut off at their limit of tokens: `keep` them, or `mask` them in the loss (DAPO)."""
+    """Turns cut off at the token limit: `keep` them, or `mask` them in the loss (DAPO)."""
     updates_per_iteration: PositiveInt = 1
     """Mini-batches, hence optimizer steps, of one iteration; each mixes the kinds of turns."""
 
@@ -75,19 +75,19 @@ class LearnerConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the weights in the forward pass; the optimizer keeps float32 either way."""
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 0
-    """DeepSpeed ZeRO: 0 nothing is partitioned, 1 optimizer state, 2 and gradients, 3 and weights."""
+    """DeepSpeed ZeRO partitions: 0 nothing, 1 the optimizer state, 2 also gradients, 3 also weights."""
     offload: Literal["none", "optimizer", "parameters"] = "none"
     """Kept in main memory: `none`; the `optimizer` state (ZeRO 1 to 3), whose step then runs on the CPU; or the `parameters` as well (ZeRO 3)."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass: a third more time, much less memory."""
     lora_rank: NonNegativeInt = 0
-    """Rank of low-rank adapters (LoRA), which alone are trained; 0: the weights are. Sent and saved are merged weights."""
+    """Rank of low-rank adapters (LoRA): only these are trained; 0: all weights are. Adapters are merged when weights are sent or saved."""
     lora_alpha: PositiveInt = 32
     """LoRA: the adapters' product is scaled by lora_alpha / lora_rank."""
     lora_targets: list[str] = field(default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"])
     """LoRA: linear layers of the language model that get adapters; the vision tower gets none."""
     freeze_vision: bool = False
-    """Leave the vision tower as it is; with LoRA it is frozen anyway."""
+    """Do not train the vision tower; with LoRA it is always frozen."""
     num_learners: PositiveInt = 1
     """Learner processes, each with a share of every mini-batch; the update is the same whatever their number."""
     threads: PositiveInt = 1
@@ -101,13 +101,13 @@ class LearnerConfig:
     environment: dict[str, str] = field(default_factory=dict)
     """Environment variables of the learner processes (`NCCL_SOCKET_IFNAME`, ...)."""
     seed: NonNegativeInt = 0
-    """Of the order in which turns are dealt into mini-batches, and of the learner's random numbers."""
+    """Seed of the order in which turns are split into mini-batches, and of the learner's random numbers."""
     deadline_s: PositiveFloat = 600.0
     """Any wait for a learner (start, update, weights, checkpoint) ends with an error after this many seconds."""
     transport: Literal["object_store", "collective"] = "object_store"
     """How weights reach rollout workers: through Ray's `object_store`, or by one `collective` broadcast (NCCL between GPUs, else gloo)."""
     bucket_bytes: PositiveInt = 268_435_456
-    """Size of the pieces in which weights are sent: while one is on its way, the next is gathered."""
+    """Size of the buckets in which weights are sent: while one is sent, the next is gathered."""
     collapse: CollapseConfig = field(default_factory=CollapseConfig)
     """What counts as a sign that training goes wrong."""
 
@@ -134,7 +134,7 @@ class LearnerConfig:
 
 
 def check_rollout(learner: LearnerConfig, rollout: RolloutConfig) -> None:
-    """Raises ValueError where what is sampled cannot be learned from in this way."""
+    """Raises ValueError if this learner cannot learn from what these rollouts sample."""
     temperature, top_p, top_k, mode = rollout.temperature, rollout.top_p, rollout.top_k, rollout.mode
     if not 0 < temperature < math.inf:
         raise ValueError(f"rollout.temperature is {temperature}; expected more than 0: greedy siblings are all the same")
@@ -149,13 +149,13 @@ def check_rollout(learner: LearnerConfig, rollout: RolloutConfig) -> None:
         raise ValueError(f"{found}; expected at least 2, or baseline=shrunk with learner.normalisation=none")
     if mode != "chain" and learner.episode_weight:
         found = f"learner.episode_weight is {learner.episode_weight:g} with rollout.mode={mode}"
-        raise ValueError(f"{found}: siblings that the episode did not go on from have no outcome; expected 0, or rollout.mode=chain")
+        raise ValueError(f"{found}: siblings that the episode did not continue from have no outcome; expected 0, or rollout.mode=chain")
     if mode != "chain" and learner.ratio == "sequence":
         raise ValueError(f"learner.ratio=sequence needs whole episodes (rollout.mode={mode} samples siblings); expected rollout.mode=chain")
 
 
 def check_overlap(overlap: int, learner: LearnerConfig) -> None:
-    """Raises ValueError unless learning from turns of the last policy version is corrected for."""
+    """Raises ValueError for an overlap without the correction that it needs (`learner.sampler_cap`)."""
     if overlap not in (0, 1):
         raise ValueError(f"train.overlap is {overlap}; it must be 0 (a batch is sampled with the newest weights) or 1 (one version older)")
     if overlap and not learner.sampler_cap:
@@ -164,7 +164,7 @@ def check_overlap(overlap: int, learner: LearnerConfig) -> None:
 
 
 def check_shares(learner: LearnerConfig, mode: str, questions: int, max_steps: int) -> None:
-    """Raises ValueError where an iteration has too few groups for its updates, or an update too few for its learners."""
+    """Raises ValueError if an iteration has fewer groups than updates, or an update fewer groups than learners."""
     turns = 1 if mode == "offline" else 2 * max_steps + 1  # a plan and an answer for every step, and the final answer
     groups, updates = questions * turns, learner.updates_per_iteration
     if updates > groups:

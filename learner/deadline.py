@@ -9,7 +9,7 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, ObjectLostError, RayError, RayTaskError
 
-FETCH_S = 5.0  # to fetch an answer that is there, even after the deadline
+FETCH_S = 5.0  # to fetch an answer that is ready, even after the deadline
 GRACE_S = 10.0  # wait for the other ranks after one failed: a rank whose peer died fails too, often first
 
 
@@ -21,7 +21,7 @@ class LearnerLostError(RuntimeError):
     """The learner group has lost ranks; `LearnerGroup.restart` and `load` bring it back."""
 
     def __init__(self, ranks: Sequence[int], doing: str, reason: str):
-        super().__init__(ranks, doing, reason)  # all of them: Ray's `Trainable` copies what is raised
+        super().__init__(ranks, doing, reason)  # all arguments: Ray's `Trainable` copies exceptions
         self.ranks, self.doing, self.reason = tuple(ranks), doing, reason
 
     def __str__(self) -> str:
@@ -33,7 +33,7 @@ class RolloutsLostError(RuntimeError):
 
 
 def results(refs: Sequence[ray.ObjectRef], what: str, deadline_s: float) -> list[Any]:
-    """The values of `refs`. The first failure raises at once: the others may wait for that one. Raises `DeadlineError`."""
+    """The values of `refs`. The first failure is raised at once: the other calls may wait for the failed one. Raises `DeadlineError`."""
     end = time.monotonic() + deadline_s
     left = list(refs)
     try:
@@ -48,7 +48,7 @@ def results(refs: Sequence[ray.ObjectRef], what: str, deadline_s: float) -> list
 
 
 def rank_results(calls: Sequence[ray.ObjectRef], doing: str, deadline_s: float) -> list[Any]:
-    """Of one call to each rank. Raises `LearnerLostError` when one died or did not answer in time; what a rank raised, when all are alive."""
+    """The results of one call to each rank. Raises `LearnerLostError` if one died or did not answer in time; else what a rank raised."""
     try:
         return results(calls, doing, deadline_s)
     except DeadlineError as error:
@@ -62,7 +62,7 @@ def rank_results(calls: Sequence[ray.ObjectRef], doing: str, deadline_s: float) 
 
 
 def dead_actors(calls: Sequence[ray.ObjectRef]) -> dict[int, str]:
-    """Place of a call -> why its actor died, of the calls that ended without an answer of the actor's own."""
+    """Place of a call -> why its actor died, for the calls that failed because their actor is gone."""
     found, calls = {}, list(calls)
     for call in ray.wait(calls, num_returns=len(calls), timeout=GRACE_S)[0] if calls else []:
         try:
@@ -75,7 +75,7 @@ def dead_actors(calls: Sequence[ray.ObjectRef]) -> dict[int, str]:
 
 
 def objects_are_lost(error: RayError) -> bool:
-    """Also where the object was an argument."""
+    """Whether the error means that an object is lost: the result, or an argument of the call."""
     return isinstance(error, ObjectLostError) or isinstance(getattr(error, "cause", None), ObjectLostError)
 
 

@@ -1,4 +1,4 @@
-"""What one iteration learns from: questions, rolled out and scored; the account of them, and metrics."""
+"""What one iteration learns from: its questions, rolled out and scored; checks that none is lost; and its metrics."""
 
 from __future__ import annotations
 
@@ -24,36 +24,36 @@ LEFT_OUT = "its recorded prompt is longer than rollout.max_prompt_tokens"
 
 
 class AccountError(RuntimeError):
-    """A question or an episode was lost, or counted twice: a fault of the program."""
+    """A question or an episode was lost, or counted twice: a bug."""
 
 
 @dataclass
 class IterationData:
     """Summaries, and references to trajectories and scored turns, which Ray frees with this object."""
 
-    taken: int = 0
+    taken: int = 0  # questions that were asked
     asked: list[AskedQuestion] = field(default_factory=list)  # questions that finished or failed; not those that were cut off
     rolled_out: list[RolledOut] = field(default_factory=list)
     turns: ScoredTurns = field(default_factory=lambda: ScoredTurns(ScoredSummary.of([]), ()))
     reports: list[WorkReport] = field(default_factory=list)
-    returned: int = 0  # questions of which every episode came back whole
+    returned: int = 0  # questions of which every episode finished
     requeued: int = 0  # stragglers that were cut off: they are asked again in the next iteration
-    dropped: list[tuple[str, str]] = field(default_factory=list)  # ids of questions that failed, and why: broken off, or left out
+    dropped: list[tuple[str, str]] = field(default_factory=list)  # (question id, why it failed or was left out)
 
     def add(
         self, batch: RolloutBatch, asked: Sequence[AskedQuestion], scored: Counter[str], turns: ScoredTurns, attempt: int, episodes: int = 1
     ) -> list[AskedQuestion]:
-        """A batch that is over; returns the questions that were cut off. `scored`: trajectories handed to the reward actors, by question id;
+        """Adds a finished batch; returns the questions that were cut off. `scored`: trajectories handed to the reward actors, by question id;
         `attempt`: 1, 2, ... where questions replace some without variance; `episodes`: trajectories of a question. Raises `AccountError`."""
         found = {place: batch.found[place].summaries for place in sorted(batch.found)}
         summaries, judged = [summary for part in found.values() for summary in part], _judged(turns.summary)
-        _refuse("episodes that came back and episodes that were scored", Counter(summary.question_id for summary in summaries), scored)
-        _refuse("turns that were sampled", judged & _sampled(summaries), judged)
+        _balance("episodes that came back and episodes that were scored", Counter(summary.question_id for summary in summaries), scored)
+        _balance("turns that were sampled", judged & _sampled(summaries), judged)
         reasons = {place: next((s.error for s in part if s.error), "") if part else LEFT_OUT for place, part in found.items()}
         whole = [place for place, reason in reasons.items() if not reason]
         expected = Counter(id_of(asked[place].question) for place in whole for _ in range(episodes))
         returned = Counter(summary.question_id for place in whole for summary in found[place])
-        _refuse(f"{episodes} episodes of a question", expected, returned)
+        _balance(f"{episodes} episodes of a question", expected, returned)
         late = batch.unfinished()
         self.taken += len(asked)
         self.returned += len(whole)
@@ -87,7 +87,7 @@ class IterationData:
 
 
 def id_of(question: Any) -> str:
-    """Of a question, or of that of a recorded turn."""
+    """Id of a question, or of the question of a recorded turn."""
     return getattr(question, "question", question).id
 
 
@@ -99,7 +99,7 @@ def _judged(scored: ScoredSummary) -> Counter[str]:
     return Counter({kind: int((scored.kind == number).sum()) for number, kind in enumerate(KINDS)})
 
 
-def _refuse(what: str, expected: Counter[str], found: Counter[str]) -> None:
+def _balance(what: str, expected: Counter[str], found: Counter[str]) -> None:
     wrong = [f"{name} ({found[name]} instead of {expected[name]})" for name in sorted(expected | found) if expected[name] != found[name]]
     if wrong:
         message = f"the account of {what} does not balance: {', '.join(wrong[:8])}, {len(wrong)} in all; nothing is learned from this batch"
@@ -107,8 +107,8 @@ def _refuse(what: str, expected: Counter[str], found: Counter[str]) -> None:
 
 
 def rollout_metrics(summaries: Sequence[TrajectorySummary]) -> dict[str, float]:
-    """Counts, and means over trajectories or turns. `failed_episodes` have no outcome: broken off, or a search failed. `masked_turns` were sampled
-    after a failed search. `use_text`, ..., `use_stop`: shares of what the well-formed plan turns of the trunks chose."""
+    """Counts, and means over trajectories or turns. `failed_episodes` have no outcome: they or one of their searches failed. `masked_turns` were
+    sampled after a failed search. `use_text`, ..., `use_stop`: shares of what the well-formed plan turns of the trunks chose."""
 
     def total(name: str) -> float:
         return float(sum(summary.counts[name] for summary in summaries))
@@ -143,7 +143,7 @@ def reward_metrics(scored: ScoredSummary) -> dict[str, float]:
 
 
 def worker_metrics(reports: Sequence[WorkReport]) -> dict[str, float]:
-    """Over all workers, and of each its policy version and memory; `tokens_per_second` is that of one worker that is never idle."""
+    """Sums over all workers, and policy version and memory of each; `tokens_per_second`: of one worker, idle time not counted."""
     seconds = dict.fromkeys(("prefill", "decode", "encode", "search", "idle"), 0.0)
     for report in reports:
         seconds |= {name: seconds.get(name, 0.0) + value for name, value in report.seconds.items()}
@@ -161,7 +161,7 @@ def worker_metrics(reports: Sequence[WorkReport]) -> dict[str, float]:
 
 
 def combined_steps(by_rank: list[list[dict[str, float]]]) -> list[dict[str, float]]:
-    """The metrics of each step over all ranks: sums are added; of those in `NOT_ADDED` the largest counts."""
+    """The metrics of each step over all ranks: sums are added; of metrics in `NOT_ADDED` the largest is taken."""
     steps: list[dict[str, float]] = []
     for ranks in zip(*by_rank, strict=True):
         steps.append(defaultdict(float))

@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 
 class LearnerGroup(Checkpointable):
-    """One to N learner processes with one policy. When one is lost or late, methods raise `LearnerLostError`: then `restart` and `load`."""
+    """One to N learner processes with one policy. Methods raise `LearnerLostError` when one is lost or late; then call `restart` and `load`."""
 
     not_restored = ""  # what the last `load` could not restore
     is_remote = True
@@ -53,7 +53,7 @@ class LearnerGroup(Checkpointable):
         self.restart()
 
     def restart(self) -> None:
-        """New processes, which hold the policy on disk as version 0, in place of the old ones."""
+        """Replace all processes by new ones, which hold the policy on disk as version 0."""
         self.shutdown()
         config, count = self.config, self.config.num_learners
         cpus, gpus, resources = config.cpus_per_learner, config.gpus_per_learner, {config.resource: 0.001} if config.resource else {}
@@ -66,19 +66,19 @@ class LearnerGroup(Checkpointable):
         self.build(config)
 
     def build(self, config: LearnerConfig) -> None:
-        """Begin again from the policy on disk, with another configuration but the same processes."""
+        """Start again from the policy on disk, with another configuration and the same processes."""
         self.config, self.policy_version = config, 0
         self._all("build", config)
 
     @property
     def senders(self) -> list[Any]:
-        """The ranks that take part in sending weights: where these are partitioned, all gather them."""
+        """The ranks that take part in sending weights: all if the weights are partitioned (ZeRO-3), else rank 0."""
         return self.ranks if self.config.zero_stage == 3 else self.ranks[:1]
 
     def update(self, turns: ScoredTurns | Sequence[ScoredTurn]) -> dict[str, float]:
-        """Learn from the turns of one iteration; the policy version goes up by one, even where there was nothing to learn. Returns the metrics
+        """Learn from the turns of one iteration; the policy version goes up by one, even if there is nothing to learn. Returns the metrics
         of `docs/07_learner.md`: `grad_norm` is before clipping, `tokens_per_second` counts prompts. Raises `NotFiniteError`; `RolloutsLostError`
-        when turns were lost before the ranks had them: the policy is as it was."""
+        when turns were lost before the ranks had them: then the policy is unchanged."""
         begin, version = time.perf_counter(), self.policy_version
         turns = turns if isinstance(turns, ScoredTurns) else ScoredTurns.put(turns)
         scored = turns.summary
@@ -105,7 +105,7 @@ class LearnerGroup(Checkpointable):
 
     def _fetch(self, turns: ScoredTurns, plans: Sequence[list[PlannedMiniBatch]]) -> None:
         """Every rank fetches the turns of its plan before any begins to learn: a rank that fails would leave the others waiting."""
-        chunks = ray.put(list(turns.chunks))  # once: a list of references costs more than what it refers to
+        chunks = ray.put(list(turns.chunks))  # once for all ranks: a list of references is large
         refs = [rank.fetch.remote(mine, chunks) for rank, mine in zip(self.ranks, plans, strict=True)]
         try:
             self._wait(refs, f"the update from policy version {self.policy_version}")
@@ -115,7 +115,7 @@ class LearnerGroup(Checkpointable):
             raise RolloutsLostError(f"scored turns for policy version {self.policy_version} were lost with a node") from error
 
     def publish(self) -> Iterator[PublishedBucket]:
-        """The weights, bucket by bucket, in Ray's object store. While one is sent, the next is gathered. An unchanged bucket is the same object."""
+        """Puts the weights into Ray's object store, bucket by bucket, except unchanged buckets. While one is sent, the next is gathered."""
         number = 0
         calls = [rank.publish_bucket.remote(number) for rank in self.senders]
         while bucket := self._wait(calls, f"bucket {number + 1} of the weights of policy version {self.policy_version}")[0]:
@@ -124,8 +124,8 @@ class LearnerGroup(Checkpointable):
             yield bucket
 
     def save(self, folder: str | Path) -> None:
-        """Write a checkpoint aside, and rename it when it is complete. The folder must be visible to all learner nodes. Raises OSError when there
-        is no room, `NotFiniteError` for weights that are NaN or infinite; an earlier checkpoint stays as it was."""
+        """Write a checkpoint under another name, and rename it when it is complete. The folder must be visible to all learner nodes.
+        Raises OSError when there is no room, `NotFiniteError` for weights that are NaN or infinite; an earlier checkpoint stays as it was."""
         with written_aside(folder) as aside:
             self.snapshot()
             self.write(aside)
@@ -136,19 +136,19 @@ class LearnerGroup(Checkpointable):
                 time.sleep(0.02)
 
     def snapshot(self) -> None:
-        """Copy all that `load` needs into the memory of the learners; they stop only for this."""
+        """Copy all that `load` needs into the memory of the learners; they pause only for this."""
         self._snapshot_bytes = sum(self._all("snapshot"))
         self._snapshot_of = self._shape | {"policy_version": self.policy_version}
 
     def write(self, folder: Path) -> None:
-        """Begin to write the last snapshot, while the learners go on; `written` says when it is complete. Raises `NoRoomError`."""
+        """Start to write the last snapshot in the background; `written` says when it is complete. Raises `NoRoomError`."""
         refuse_without_room(folder, self._snapshot_bytes)
         folder.mkdir(parents=True, exist_ok=True)
         self._writing = folder
         self._all("write", str(folder))
 
     def written(self) -> bool:
-        """Whether what `write` began is complete, with its manifest. Raises OSError when it failed."""
+        """Whether `write` has finished; then it adds the manifest. Raises OSError when the writing failed."""
         parts = self._all("written")
         if None in parts:
             return False
@@ -157,8 +157,8 @@ class LearnerGroup(Checkpointable):
         return True
 
     def load(self, folder: str | Path) -> str:
-        """Go on exactly where `save` was called; from another `SHAPE` only the weights are restored, and the difference is returned. Raises
-        FileNotFoundError for an incomplete checkpoint; `CorruptCheckpointError` when a file has not its size; `NotFiniteError`."""
+        """Restore the state at `save`, exactly; with another `SHAPE` only the weights, and the difference is returned (with LoRA: ValueError).
+        Raises FileNotFoundError for an incomplete checkpoint; `CorruptCheckpointError` if a file has another size; `NotFiniteError`."""
         folder = Path(folder).absolute()
         if not (folder / MANIFEST).is_file():
             raise FileNotFoundError(f"{folder / MANIFEST} is missing: no complete learner checkpoint; choose another one")
@@ -171,10 +171,10 @@ class LearnerGroup(Checkpointable):
             self._all("load", str(folder))
         elif manifest["lora_rank"] or self.config.lora_rank:
             fix = "set it back, or begin a new run from the policy of this one (train.policy)"
-            raise ValueError(f"{found}: with adapters (learner.lora_rank) training goes on only as it began; {fix}")
+            raise ValueError(f"{found}: with adapters (learner.lora_rank) training continues only with the same settings; {fix}")
         else:
             self._all("build", self.config, str(folder))
-            self.not_restored = f"{found}: its weights are taken over, the moments of the optimizer begin at zero"
+            self.not_restored = f"{found}: its weights are loaded, the moments of the optimizer start at zero"
             logger.warning(self.not_restored)
         self.policy_version = manifest["policy_version"]
         return self.not_restored
@@ -197,7 +197,7 @@ class LearnerGroup(Checkpointable):
             self._places = None
 
     def _reserve(self, bundles: list[dict[str, float]]) -> Any:
-        """Room for all ranks or for none, on as few nodes as possible. Under Ray Tune the trial has it. Raises `DeadlineError`."""
+        """Reserve resources for all ranks or for none, on as few nodes as possible; under Ray Tune the trial has them. Raises `DeadlineError`."""
         if not bundles[0] or get_current_placement_group():
             return None
         self._places = placement_group(bundles, strategy="PACK")
@@ -213,7 +213,7 @@ class LearnerGroup(Checkpointable):
     def _wait(self, refs: Sequence[ray.ObjectRef], what: str) -> list[Any]:
         return rank_results(refs, what, self.config.deadline_s)
 
-    # Under the names that RLlib calls
+    # Methods that RLlib calls
 
     @contextmanager
     def only_snapshots(self) -> Iterator[None]:
@@ -246,7 +246,7 @@ class LearnerGroup(Checkpointable):
 
 @contextmanager
 def written_aside(folder: str | Path) -> Iterator[Path]:
-    """An empty place beside the folder, which becomes the folder when the block ends without an exception."""
+    """A temporary path beside the folder, which is renamed to it when the block ends without an exception."""
     folder = Path(folder).absolute()
     aside = folder.with_name(folder.name + ".partial")
     shutil.rmtree(aside, ignore_errors=True)

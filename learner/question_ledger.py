@@ -1,4 +1,4 @@
-"""Where the questions of an iteration come from, and which of them are on their way: asked, neither learned from nor failed."""
+"""The source of the questions of an iteration, and which of them are open: asked, but neither learned from nor failed."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-CUT_OFF_AT_MOST = 2  # times that a question is cut off; then it is waited for, so that long episodes are not biased away
+CUT_OFF_AT_MOST = 2  # times that a question is cut off; then it is waited for, so that long episodes are learned from, too
 
 
 class ShuffledQuestions:
-    """An endless stream of questions (`offline`: of recorded turns), in another order every epoch, which depends on (seed, epoch) alone."""
+    """An endless stream of questions (`offline`: of recorded turns), shuffled in every epoch; the order depends on (seed, epoch) alone."""
 
     def __init__(self, questions: Sequence[Any], seed: int = 0):
         if not questions:
@@ -44,23 +44,23 @@ class ShuffledQuestions:
 @dataclass(eq=False)
 class AskedQuestion:
     question: Any
-    draw: dict[str, Any] = field(repr=False)  # where the source stood
-    place: int  # among those that were drawn with it
+    draw: dict[str, Any] = field(repr=False)  # state of the source before it was drawn
+    place: int  # among the questions that were drawn together
     cut_off: int = 0  # times that it was a straggler
 
 
 class QuestionLedger:
-    """A source whose questions can be asked again. A question that was taken is settled once; until then it is part of a checkpoint, and asked
-    again after a restart: nothing is learned from twice, nothing is lost."""
+    """A source whose questions can be asked again. Every question that was taken is settled once. Open questions are stored in checkpoints, and
+    asked again after a restart: none is learned from twice, and none is lost."""
 
     def __init__(self, source: ShuffledQuestions):
         self.source = source
-        self.asked_again = 0  # questions that were cut off, lost, or on their way when a checkpoint was made, since the start
+        self.asked_again = 0  # questions, since the start, that were cut off, lost, or open when a checkpoint was made
         self._open: list[AskedQuestion] = []
         self._given_back: deque[AskedQuestion] = deque()
 
     def take(self, n: int) -> list[AskedQuestion]:
-        """The next n questions: first those that are asked again."""
+        """The next n questions, beginning with those that are asked again."""
         again = [self._given_back.popleft() for _ in range(min(n, len(self._given_back)))]
         draw = self.source.get_state()
         taken = again + [AskedQuestion(question, draw, place) for place, question in enumerate(self.source.next(n - len(again)))]
@@ -71,14 +71,14 @@ class QuestionLedger:
         """Ask these stragglers again first."""
         for entry in asked:
             entry.cut_off += 1
-        self._give_back(asked)
+        self._requeue(asked)
 
     def ask_again(self) -> None:
-        """What is on its way is lost: ask it again first."""
-        self._give_back(self._open)
+        """All open questions are lost: ask them again first."""
+        self._requeue(self._open)
 
     def settle(self, asked: Sequence[AskedQuestion]) -> None:
-        """These are done: learned from, or failed."""
+        """Close these questions: they were learned from, or failed."""
         done = set(map(id, asked))
         self._open = [entry for entry in self._open if id(entry) not in done]
 
@@ -95,7 +95,7 @@ class QuestionLedger:
         self.source.set_state(state["source"])
         self.asked_again = state["asked_again"]
 
-    def _give_back(self, asked: Sequence[AskedQuestion]) -> None:
+    def _requeue(self, asked: Sequence[AskedQuestion]) -> None:
         self.settle(asked)
         self._given_back.extend(asked)
         self.asked_again += len(asked)

@@ -32,7 +32,7 @@ class ScoredTurns:
         return cls(ScoredSummary.joined([part.summary for part in parts]), tuple(chunk for part in parts for chunk in part.chunks))
 
     def fetch(self, deadline_s: float) -> list[ScoredTurn]:
-        """With the episodes of the summary. Raises `DeadlineError`; RayError where they are lost."""
+        """The turns, with the episode ids of the summary. Raises `DeadlineError`; RayError if they are lost."""
         found = results([ref for ref, _ in self.chunks], "the scored turns of an iteration", deadline_s)
         placed = zip((turn for chunk in found for turn in chunk), self.summary.episode.tolist(), strict=True)
         return [replace(turn, episode=self.summary.episodes[place]) for turn, place in placed]
@@ -42,7 +42,7 @@ class ScoredTurns:
 
 
 class RewardCalls:
-    """A batch on its way through the reward actors: each chunk is scored as soon as it is rolled out, by the actor that its number decides."""
+    """The calls for one batch: each chunk is scored as soon as it is rolled out; its number decides by which actor."""
 
     def __init__(self, reward_actors: Sequence[Any], deadline_s: float, with_parts: bool = False):
         self._actors, self._deadline_s, self._with_parts = reward_actors, deadline_s, with_parts
@@ -56,7 +56,7 @@ class RewardCalls:
         self.asked.update(summary.question_id for part in rolled_out for summary in part.summaries)
 
     def turns(self) -> ScoredTurns:
-        """Of all chunks, in order. Raises `DeadlineError`; `RolloutsLostError`; what an actor raised."""
+        """The scored turns of all chunks, in order. Raises `DeadlineError`; `RolloutsLostError`; what an actor raised."""
         chunks = sorted(self._calls)
         try:
             what = f"the rewards of {self.asked.total()} trajectories"

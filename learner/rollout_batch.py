@@ -1,4 +1,4 @@
-"""The questions of an iteration on their way through the rollout workers: waiting, given out, finished, late."""
+"""The questions of an iteration and their state: waiting, with a rollout worker, finished, or late."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ class RolledOut:
     """The trajectories of one question, in Ray's object store."""
 
     summaries: Sequence[TrajectorySummary]
-    ref: ray.ObjectRef  # of a list that holds them
-    first: int
+    ref: ray.ObjectRef  # of a list of trajectories
+    first: int  # place of the first of them in that list
 
 
 def fetch_trajectories(rolled_out: Sequence[RolledOut], deadline_s: float) -> list[Trajectory]:
-    """Raises `DeadlineError`; RayError where they are lost."""
+    """The trajectories, in order. Raises `DeadlineError`; RayError if they are lost."""
     refs = list(dict.fromkeys(part.ref for part in rolled_out))
     lists = dict(zip(refs, results(refs, "the trajectories of an iteration", deadline_s), strict=True))
     return [trajectory for part in rolled_out for trajectory in lists[part.ref][part.first : part.first + len(part.summaries)]]
@@ -38,14 +38,14 @@ class Chunk:
 
     number: int
     places: list[int]
-    losses: int = 0  # workers that died in a row while they sampled it, and finished none of its questions
-    given: list[int] = field(default_factory=list)  # those of `places` that its worker was given: not finished by then
+    losses: int = 0  # workers in a row that died while they sampled it, without finishing a question
+    given: list[int] = field(default_factory=list)  # those of `places` that were unfinished when its worker got it
 
 
 @dataclass
 class RolloutBatch:
-    """Questions, and where their trajectories are, as they come. Chunks are cut by size alone, so the outcome does not depend on which worker does
-    what. Stragglers are cut off when the share `enough` is finished (1: all), or after `straggler_s` (0: never); the places `waited_for` never."""
+    """Questions, and the trajectories finished so far. Chunks are cut by size alone, so the result does not depend on which worker takes which.
+    Stragglers are cut off when the share `enough` is finished (1: all), or after `straggler_s` (0: never); the places `waited_for` never are."""
 
     questions: Sequence[Any]
     chunk_size: int
@@ -63,7 +63,7 @@ class RolloutBatch:
         self.found: dict[int, RolledOut] = {}  # place of a question -> its trajectories
         self.reports: list[WorkReport] = []
         self._waits_for_all = self.enough >= 1 and not self.straggler_s
-        self.slice_s = 5.0 if self._waits_for_all else 0.5  # after so long workers return what they have finished: it is not lost with them
+        self.slice_s = 5.0 if self._waits_for_all else 0.5  # after it workers return what is finished, so that it outlives them
         self._complete: list[Chunk] = []
         self._began = time.monotonic()
 
@@ -71,7 +71,7 @@ class RolloutBatch:
         return [place for place in chunk.places if place not in self.found]
 
     def take_in(self, chunk: Chunk, finished: Sequence[tuple[int, Sequence[TrajectorySummary]]], ref: ray.ObjectRef) -> None:
-        """What a worker has finished, by the place among the questions it was `given`; `ref`: the list of all these trajectories."""
+        """Add what a worker has finished: (place in `chunk.given`, summaries); `ref`: the list of all these trajectories."""
         first = 0
         for place, summaries in finished:
             self.found[chunk.given[place]] = RolledOut(summaries, ref, first)
@@ -90,7 +90,7 @@ class RolloutBatch:
         return bool(late or enough)
 
     def hand_out(self, rest: bool = False) -> list[tuple[int, list[RolledOut]]]:
-        """Chunks completed since the last call, by number; with `rest` also what there is of the others."""
+        """(number, trajectories) of the chunks completed since the last call; with `rest` also the finished part of the others."""
         chunks = self._complete + [chunk for chunk in self.chunks if rest and self.left(chunk)]
         self._complete = []
         return [(chunk.number, [self.found[place] for place in chunk.places if place in self.found]) for chunk in chunks]

@@ -1,4 +1,4 @@
-"""Rollout workers that may die: a worker takes a chunk of questions at a time, and when it dies only the unfinished rest is rolled out again."""
+"""Rollout workers that may die: a worker takes a chunk of questions at a time; if it dies, only the unfinished questions are rolled out again."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from rollout.roll_out import WorkReport
 from rollout.rollout_worker import WrongPolicyVersion
 from rollout.weight_buckets import MissingWeightsError, PublishedBucket
 
-ATTEMPTS = 4  # a chunk is given up after so many worker deaths without progress
+ATTEMPTS = 4  # worker deaths without progress after which a chunk is given up
 RETRY_S = 0.5  # between two tries to reach a worker that Ray is restarting
 logger = logging.getLogger(__name__)
 
 
 @contextmanager
 def garbage_collector_paused() -> Iterator[None]:
-    """An iteration has many small objects and no cycles: scanning them again and again costs more than reading them."""
+    """Pauses the garbage collector: an iteration has many small objects and no cycles, and scanning them is slow."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -41,15 +41,15 @@ class RolloutWorkers:
     """The workers of an RLlib `EnvRunnerGroup`: they turn questions into trajectories."""
 
     def __init__(self, env_runner_group: Any, chunk: int, deadline_s: float):
-        # RLlib's own calls hide the errors of workers, or wait for all of them; only its register of workers is used.
+        # Only RLlib's register of workers is used: its own calls hide the errors of workers, or wait for all of them.
         self._register = env_runner_group._worker_manager
         self.chunk, self.deadline_s = chunk, deadline_s
         self.version, self.requeued_chunks = -1, 0
-        self.alive: set[int] = set()  # workers that hold this version
+        self.alive: set[int] = set()  # workers that hold `version`
         self.sampling: dict[ray.ObjectRef, tuple[int, Chunk, ray.ObjectRef]] = {}  # call -> worker, chunk, reference to the trajectories
         self.losses: list[LostWorker] = []
         self.transfer = WeightTransfer(lambda: self.handles)
-        self.republish: Callable[[], Iterable[PublishedBucket]] | None = None  # this version, for when all that were broadcast to are lost
+        self.republish: Callable[[], Iterable[PublishedBucket]] | None = None  # for when all workers that got the broadcast are lost
         self._joining: dict[ray.ObjectRef, int] = {}
         self._ask_again_at: dict[int, float] = {}
 
@@ -58,18 +58,18 @@ class RolloutWorkers:
         return self._register.actors()
 
     def broadcast(self, version: int, broadcast: WeightBroadcast) -> list[PublishedBucket] | None:
-        """Send the weights to all workers at once; `push` then takes the returned buckets. None when it failed, or a worker is lost."""
+        """Broadcast the weights to all workers; pass the returned buckets to `push`. None if it failed, or if a worker is lost."""
         if not all(self._register.is_actor_healthy(worker) for worker in self.handles):
             return None
         self.transfer.version = version
         sent = broadcast.send(self.transfer)
         for worker, (bucket, reason) in broadcast.dead.items():
-            self._leave(worker, RETRY_S, bucket, reason)
+            self._mark_lost(worker, RETRY_S, bucket, reason)
         return sent
 
     def push(self, version: int, buckets: Iterable[PublishedBucket], deadline_s: float | None = None) -> None:
-        """Send each bucket to all workers as soon as it is there, and wait for their version and checksum. One that dies now, or is late, is named
-        in `losses` and asked again while the others roll out. Raises `DeadlineError` when none has taken the weights in time."""
+        """Send each bucket to all workers as soon as it comes, and wait for their version and checksum. A worker that dies or is late is added to
+        `losses`, and tried again while the others roll out. Raises `DeadlineError` if no worker has taken the weights in time."""
         deadline_s = deadline_s or self.deadline_s
         end = time.monotonic() + deadline_s
         receivers = [worker for worker in self.handles if self._register.is_actor_healthy(worker)] or list(self.handles)
@@ -81,12 +81,12 @@ class RolloutWorkers:
                 self.transfer.send(worker, number)
         self._joining = {self.transfer.seal(worker): worker for worker in receivers}
         while self._joining or not self.alive:
-            for answer in _first(self._joining, min(RETRY_S, max(0.0, end - time.monotonic()))):
-                self._join(answer)
+            for answer in _answered(self._joining, min(RETRY_S, max(0.0, end - time.monotonic()))):
+                self._check_weights(answer)
             if time.monotonic() >= end and (self._joining or not self.alive):
-                self._give_up_the_late(deadline_s)
+                self._restart_late(deadline_s)
             if not self.alive:
-                self._invite()
+                self._send_to_lost()
 
     @garbage_collector_paused()
     def roll_out(self, questions: Sequence[Any], seed: int, overrides: dict[str, Any] | None = None) -> list[Trajectory]:
@@ -97,19 +97,19 @@ class RolloutWorkers:
         return fetch_trajectories(batch.rolled_out(), self.deadline_s)
 
     def work(self, batch: RolloutBatch) -> Iterator[tuple[int, list[RolledOut]]]:
-        """Roll the batch out, and yield each chunk, with its number, as soon as it is finished. Raises: what a worker raised; RuntimeError when one
-        chunk keeps killing workers; `DeadlineError` when none answers in time."""
+        """Roll out the batch; yield (number, trajectories) of each chunk as soon as it is finished. Raises what a worker raised; RuntimeError if
+        one chunk kills worker after worker; `DeadlineError` if no worker answers in time."""
         self.sampling = {}
         self._ask_again_at = dict.fromkeys(set(self.handles) - self.alive - set(self._joining.values()), 0.0)
         progress, reports = time.monotonic(), 0
         while not batch.over:
-            self._invite()
-            self._give_out(batch)
-            for answer in _first([*self.sampling, *self._joining], RETRY_S):
+            self._send_to_lost()
+            self._assign_chunks(batch)
+            for answer in _answered([*self.sampling, *self._joining], RETRY_S):
                 if answer in self.sampling:
                     self._collect(answer, batch)
                 else:
-                    self._join(answer)
+                    self._check_weights(answer)
             yield from batch.hand_out()
             if len(batch.reports) > reports:
                 progress, reports = time.monotonic(), len(batch.reports)
@@ -119,7 +119,7 @@ class RolloutWorkers:
                 raise DeadlineError(f"waited {self.deadline_s:g} s to hear from a rollout worker: {missing}, {alive}")
         yield from batch.hand_out(rest=True)
 
-    def _give_out(self, batch: RolloutBatch) -> None:
+    def _assign_chunks(self, batch: RolloutBatch) -> None:
         for worker in sorted(self.alive - {worker for worker, _, _ in self.sampling.values()})[: len(batch.waiting)]:
             chunk = batch.waiting.popleft()
             chunk.given = batch.left(chunk)
@@ -134,14 +134,14 @@ class RolloutWorkers:
             self.sampling[call] = worker, chunk, ref
 
     def _collect(self, answer: ray.ObjectRef, batch: RolloutBatch) -> None:
-        """Take in what is finished of a chunk and let its worker go on; where the worker died or lost its weights, requeue the chunk."""
+        """Store what is finished of a chunk, and let its worker continue; if the worker died or lost its weights, requeue the chunk."""
         worker, chunk, ref = self.sampling.pop(answer)
         try:
-            report: WorkReport = ray.get(answer, timeout=self.deadline_s / 2)  # its node may be gone; the other half is for the others
+            report: WorkReport = ray.get(answer, timeout=self.deadline_s / 2)  # its node may be gone; half is left for the others
         except RayError as error:
             if isinstance(error, RayTaskError) and not isinstance(error.cause, WrongPolicyVersion):
                 raise
-            self._leave(worker, 0.0, bucket=0, reason=one_line(error))
+            self._mark_lost(worker, 0.0, bucket=0, reason=one_line(error))
             chunk.losses += not isinstance(error, RayTaskError)  # a worker without the weights was restarted before it had the chunk
             self.requeued_chunks += 1
             batch.waiting.appendleft(chunk)
@@ -153,8 +153,8 @@ class RolloutWorkers:
             call, ref = self.handles[worker].go_on.remote(self.version, batch.slice_s)
             self.sampling[call] = worker, chunk, ref
 
-    def _invite(self) -> None:
-        """Send lost workers the weights, when it is time to try; weights that were broadcast have to be published first."""
+    def _send_to_lost(self) -> None:
+        """Send the weights to lost workers whose time has come; weights that were broadcast are published first, if no other worker is left."""
         if any(bucket.ref is None for bucket in self.transfer.buckets):
             if self.alive or self._joining or self.republish is None:
                 return
@@ -165,7 +165,7 @@ class RolloutWorkers:
                 self.transfer.send(worker, number)
             self._joining[self.transfer.seal(worker)] = worker
 
-    def _join(self, answer: ray.ObjectRef) -> None:
+    def _check_weights(self, answer: ray.ObjectRef) -> None:
         worker = self._joining.pop(answer)
         bucket, reason = self.transfer.stuck_at(worker)
         try:
@@ -173,13 +173,13 @@ class RolloutWorkers:
         except RayError as error:
             if isinstance(error, RayTaskError) and not isinstance(error.cause, MissingWeightsError):
                 raise
-            self._leave(worker, RETRY_S, bucket, reason or one_line(error))
+            self._mark_lost(worker, RETRY_S, bucket, reason or one_line(error))
             return
         self.alive.add(worker)
         self._register.set_actor_state(worker, healthy=True)
 
-    def _give_up_the_late(self, deadline_s: float) -> None:
-        """Restart the workers that are late. Raises `DeadlineError` when there are no others."""
+    def _restart_late(self, deadline_s: float) -> None:
+        """Restart the late workers. Raises `DeadlineError` if there are no others."""
         late = {worker: self.transfer.stuck_at(worker)[0] for worker in sorted(set(self._joining.values())) or sorted(self.handles)}
         if not self.alive:
             where = ", ".join(f"{worker} (node {self.transfer.nodes.get(worker) or 'unknown'}, bucket {late[worker]})" for worker in late)
@@ -188,10 +188,10 @@ class RolloutWorkers:
         self._joining = {}
         for worker, bucket in late.items():
             ray.kill(self.handles[worker], no_restart=False)
-            self._leave(worker, RETRY_S, bucket, f"no answer in {deadline_s:g} s, so it is restarted")
+            self._mark_lost(worker, RETRY_S, bucket, f"no answer in {deadline_s:g} s, so it is restarted")
 
-    def _leave(self, worker: int, ask_again_in: float, bucket: int, reason: str) -> None:
-        """`bucket`: the one that it was being sent (from 1), 0 while sampling."""
+    def _mark_lost(self, worker: int, ask_again_in: float, bucket: int, reason: str) -> None:
+        """`bucket`: the one (from 1) that was being sent to the worker; 0: it was sampling."""
         if self._register.is_actor_healthy(worker):
             node, of, version = self.transfer.nodes.get(worker, ""), len(self.transfer.buckets), self.transfer.version
             self.losses.append(LostWorker(worker, node, bucket, of, version, reason))
@@ -202,8 +202,8 @@ class RolloutWorkers:
         self._ask_again_at[worker] = time.monotonic() + ask_again_in
 
 
-def _first(calls: Any, timeout_s: float) -> list[ray.ObjectRef]:
-    """The calls that are answered, as soon as there is one; none after the timeout."""
+def _answered(calls: Any, timeout_s: float) -> list[ray.ObjectRef]:
+    """Waits for an answer; returns the answered calls, none after the timeout."""
     if not calls:
         time.sleep(timeout_s)
         return []

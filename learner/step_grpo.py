@@ -27,12 +27,12 @@ from rollout.episode import derive_seed
 from rollout.records import ScoredTurn, Trajectory
 from rollout.timeline import Span, Timeline
 
-LOST_AT_MOST = 3  # times in a row that an iteration may lose with a node what it rolled out
+LOST_AT_MOST = 3  # times that an iteration may lose its rollouts with a node; then the error is raised
 logger = logging.getLogger(__name__)
 
 
 class StepGRPO(Algorithm):
-    """For observers: `data_of_iteration`, which was learned from last; `timelines`; `policy_version`, `data` and `workers`."""
+    """For use from outside: `data_of_iteration`, which was learned from last; `timelines`; `policy_version`, `data` and `workers`."""
 
     config: StepGRPOConfig
 
@@ -58,8 +58,8 @@ class StepGRPO(Algorithm):
 
     @garbage_collector_paused()
     def training_step(self) -> None:
-        """One iteration. Weights are pushed first: after a restart or a restore, workers hold none or old ones. What is lost with a node before it
-        was learned from is not learned from: its questions are asked again."""
+        """One iteration. Weights are pushed first: after a restart or a restore, workers hold none or old ones. If rollouts are lost with a node
+        before they were learned from, their questions are asked again."""
         self._driver.drawn = self._learner.drawn = self.config.trace
         self.data_of_iteration = IterationData()  # frees what the last iteration rolled out
         with self._driver.doing("push"):
@@ -109,7 +109,7 @@ class StepGRPO(Algorithm):
 
     def learn_one_step_off(self, data: IterationData) -> dict[str, float]:
         """While a batch is learned from, the next is rolled out, one policy version behind (Noukhovitch et al. 2024, arXiv 2410.18252), which
-        `learner.sampler_cap` corrects for. Raises what either raises, when both have ended."""
+        `learner.sampler_cap` corrects for. Raises what either of them raised, after both have ended."""
         next_version = self.policy_version + 1
         with ThreadPoolExecutor(1, thread_name_prefix="learn") as beside:
             learning = beside.submit(self.learn, data)
@@ -136,13 +136,13 @@ class StepGRPO(Algorithm):
         return self.data_of_iteration.turns.fetch(self.config.deadline_s)
 
     def phase_at(self, when: float, learner: bool = False) -> str:
-        """`push`, `rollout`, `score`, `learn` or nothing, at that time (seconds since the epoch). `learner`: the learner's phase comes first."""
+        """`push`, `rollout`, `score`, `learn` or nothing, at that time (seconds since the epoch). `learner`: prefer the learner's phase."""
         timelines = (self._learner, self._driver) if learner else (self._driver, self._learner)
         return next((name for timeline in timelines if (name := timeline.at(when))), "")
 
     @property
     def failed_phase(self) -> tuple[float, str]:
-        """When, and in which of these phases, an iteration last ended with an exception."""
+        """(time, phase) in which an iteration last ended with an exception."""
         return max(self._driver.failed, self._learner.failed)
 
     def push_weights(self) -> None:
@@ -151,11 +151,11 @@ class StepGRPO(Algorithm):
             self.workers.push(self.policy_version, sent or self.learner_group.publish())
 
     def restart_learner(self) -> None:
-        """New learner processes, and everything as before the first iteration; `restore_from_path` then goes on from a checkpoint."""
+        """Start new learner processes, and reset everything to before the first iteration; then call `restore_from_path`."""
         self.learner_group.restart()
         if self._broadcast:
             self._broadcast = WeightBroadcast(self.learner_group.senders, self.config.deadline_s)
-        for worker in self.workers.handles:  # what the lost learner had begun to send is not what the new one sends
+        for worker in self.workers.handles:  # the new learner sends all buckets again, whatever the lost one had sent
             self.workers.transfer.forget(worker)
         self.workers.version = -1
         self.set_state(self._beginning)
@@ -165,7 +165,7 @@ class StepGRPO(Algorithm):
         return self.workers.roll_out(questions, seed, overrides)
 
     def _report(self, data: IterationData, version: int, learned: dict[str, float]) -> None:
-        reports = (self.ahead or data).reports  # of what was rolled out meanwhile
+        reports = (self.ahead or data).reports  # of the rollouts during this iteration
         losses = self.workers.losses
         counts = {"lost_workers": len(losses), "lost_in_transfer": sum(bool(lost.bucket) for lost in losses)}
         counts |= {"requeued_chunks": self.workers.requeued_chunks, "asked_again": self.questions.asked_again}
@@ -184,7 +184,7 @@ class StepGRPO(Algorithm):
             if report.spans:
                 self.timelines.setdefault(f"rollout worker {report.worker}", []).extend(report.spans)
 
-    # What RLlib calls
+    # Methods that RLlib calls
 
     @property
     def env_runner_group(self) -> Any:
@@ -215,7 +215,7 @@ class StepGRPO(Algorithm):
         self.ahead = None
 
     def save_to_path(self, path: Any = None, **kwargs: Any) -> str:
-        """Write learner, metrics, iteration and position in the data aside, then rename: a folder of this name is always complete."""
+        """Write learner, metrics, iteration and position in the data to a temporary folder, then rename it: `path` is always complete."""
         if path is None:
             return super().save_to_path(None, **kwargs)
         with written_aside(path) as aside:
@@ -223,7 +223,7 @@ class StepGRPO(Algorithm):
         return str(Path(path).absolute())
 
     def restore_from_path(self, path: Any, *args: Any, **kwargs: Any) -> None:
-        """Go on exactly where `save_to_path` was called. Workers get the weights at the next push."""
+        """Continue exactly from where `save_to_path` was called. Workers get the weights at the next push."""
         Checkpointable.restore_from_path(self, Path(path).absolute(), *args, **kwargs)
         self.workers.version = -1
 
@@ -234,10 +234,10 @@ class StepGRPO(Algorithm):
         return (), {}  # a configuration holds handles of actors that will be gone: build the algorithm, then restore it
 
     def restore_env_runners(self, env_runner_group: Any) -> list[int]:
-        return []  # `RolloutWorkers` takes restarted workers back in
+        return []  # `RolloutWorkers` does this
 
     def cleanup(self) -> None:
-        """End all processes, whatever they do: RLlib would first wait for each rollout worker, without a deadline."""
+        """End all processes at once: RLlib would first wait for each rollout worker, without a deadline."""
         if group := getattr(self, "_env_runner_group", None):
             group._worker_manager.clear()
         super().cleanup()

@@ -31,12 +31,12 @@ class StepGRPOConfig(AlgorithmConfig):
         self.rollout = RolloutConfig()
         self.learner = LearnerConfig()
         self.retriever: Any = None  # handle of the knowledge bases; None in `offline` mode
-        self.reward_actors: Sequence[Any] = ()  # handles of reward actors, which share the trajectories of an iteration
+        self.reward_actors: Sequence[Any] = ()  # handles of reward actors; the trajectories of an iteration are split among them
         self.data: ShuffledQuestions | None = None  # where questions (`offline`: recorded turns) come from. The algorithm works on a copy.
         self.questions_per_iteration = 16
-        self.questions_per_chunk = 4  # questions that a worker takes at a time: more are sampled faster, fewer keep workers evenly busy
-        self.overlap = 0  # 0: roll out, then learn. 1: the next batch is rolled out meanwhile, with the weights from before (one step off).
-        self.trace = False  # keep what every process did when (`StepGRPO.timelines`)
+        self.questions_per_chunk = 4  # questions that a worker takes at a time: more is faster to sample, fewer balances the workers better
+        self.overlap = 0  # 0: roll out, then learn. 1: during learning, roll out the next batch with the old weights (one step off).
+        self.trace = False  # record timelines of all processes (`StepGRPO.timelines`)
         self.sampling_seed = 0  # with policy version and question it decides every random draw of a rollout
         self.deadline_s = 600.0  # any wait for rollout workers or rewards ends with an error after this
 
@@ -58,12 +58,12 @@ class StepGRPOConfig(AlgorithmConfig):
         return self
 
     def _reserve(self) -> None:
-        """Say what the learners need where RLlib and Tune look for it."""
+        """Copy the resources of the learners to the fields that RLlib and Tune read."""
         self.num_learners = self.learner.num_learners
         self.num_cpus_per_learner, self.num_gpus_per_learner = self.learner.cpus_per_learner, self.learner.gpus_per_learner
 
     def validate(self) -> None:
-        """Raises ValueError for a setting that is missing, or settings that do not go together."""
+        """Raises ValueError for a missing setting, and for settings that exclude each other."""
         super().validate()
         for key in ("policy_path", "data", "reward_actors"):
             if not getattr(self, key):

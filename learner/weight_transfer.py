@@ -12,7 +12,7 @@ from ray.exceptions import RayError, RayTaskError
 from learner.deadline import FETCH_S, DeadlineError, dead_actors, one_line, refuse_lost_sender, results
 from rollout.weight_buckets import PublishedBucket, seal
 
-ANSWER_S = 2.0  # a worker that is alive is idle when it is asked for its incarnation
+ANSWER_S = 2.0  # for `incarnation`: workers are idle then, so living ones answer at once
 logger = logging.getLogger(__name__)
 
 
@@ -31,13 +31,13 @@ class LostWorker(NamedTuple):
 
 
 class WeightTransfer:
-    """Sends the buckets of one policy version after another through Ray's object store; a worker is not sent a bucket that it holds."""
+    """Sends the buckets of one policy version after another through Ray's object store; a bucket that a worker holds is not sent to it again."""
 
     def __init__(self, handles: Callable[[], dict[int, Any]]):
         self.handles = handles
         self.version = -1
         self.buckets: list[PublishedBucket] = []
-        self.calls: dict[int, dict[int, ray.ObjectRef]] = {}  # worker -> number of a bucket -> the call that hands it over
+        self.calls: dict[int, dict[int, ray.ObjectRef]] = {}  # worker -> number of a bucket -> the call that sends it
         self._held: dict[int, list[int]] = {}
         self.nodes: dict[int, str] = {}
 
@@ -56,11 +56,11 @@ class WeightTransfer:
             self.calls.setdefault(worker, {})[number] = self.handles()[worker].receive.remote(number, bucket.ref)
 
     def seal(self, worker: int) -> ray.ObjectRef:
-        """All buckets are sent: ask the worker to use them. `check` reads the answer."""
+        """Ask the worker to load all buckets, which are sent by now. Pass the answer to `check`."""
         return self.handles()[worker].use_weights.remote(self.version, self._checksums)
 
     def check(self, worker: int, answer: tuple[int, int]) -> None:
-        """Raises RuntimeError unless the worker says that it holds exactly these weights."""
+        """Raises RuntimeError unless the worker answered that it holds exactly these weights."""
         sent = self.version, seal(self.version, self._checksums)
         if tuple(answer) != sent:
             raise RuntimeError(f"rollout worker {worker} answered with weights {answer}, it was sent {sent}")
@@ -71,7 +71,7 @@ class WeightTransfer:
         self.calls.pop(worker, None)
 
     def stuck_at(self, worker: int) -> tuple[int, str]:
-        """The first bucket (from 1) that the worker has not taken, and why; the last one, where it has taken all. Raises what the worker raised,
+        """The first bucket (from 1) that the worker has not taken, and why; the last one if it has taken all. Raises what the worker raised,
         such as `CorruptWeightsError`; `LearnerLostError` when the bucket is gone with its sender."""
         for number, call in sorted(self.calls.get(worker, {}).items()):
             if not ray.wait([call], timeout=0)[0]:
@@ -92,7 +92,7 @@ class WeightTransfer:
 
 class WeightBroadcast:
     """Sends the buckets to all workers by one broadcast (`learner.transport=collective`); `RolloutWorkers.push` then only checks what each holds.
-    When it fails, the weights go through the object store, where workers do not depend on each other. All `senders` gather, the first sends."""
+    If it fails, the weights go through the object store, where workers do not depend on each other. All `senders` gather, the first sends."""
 
     def __init__(self, senders: Sequence[Any], deadline_s: float):
         self._senders, self._deadline_s = senders, deadline_s
@@ -100,7 +100,7 @@ class WeightBroadcast:
         self.dead: dict[int, tuple[int, str]] = {}  # worker that died in the last broadcast -> the bucket (from 1) it did not take, and why
 
     def send(self, transfer: WeightTransfer) -> list[PublishedBucket] | None:
-        """The buckets that all workers have now; None when that failed. Buckets that all of them hold are not sent."""
+        """Returns the buckets, which all workers then hold; None if it failed. Buckets that all workers hold already are not sent."""
         workers, sender = transfer.handles(), self._senders[0]
         sent: list[PublishedBucket] = []
         sending: list[Any] = []

@@ -41,7 +41,7 @@ def hold(folder: str | Path) -> AbstractContextManager[object]:
         except OSError:
             break
         if lock.exists() and os.path.samestat(lock.stat(), os.fstat(file.fileno())):
-            break  # else its last holder removed it in this moment
+            break  # else the last holder has just removed the file: open a new one
     file.truncate(0)
     file.write(f"process {os.getpid()} on {socket.gethostname()} ({command_of(psutil.Process())})\n")
     file.flush()
@@ -53,18 +53,18 @@ def hold(folder: str | Path) -> AbstractContextManager[object]:
 
 
 def _release(path: Path, lock: Path) -> None:
-    lock.unlink(missing_ok=True)  # before others can have it
+    lock.unlink(missing_ok=True)  # before the lock is released: afterwards the file may belong to the next holder
     _HELD.pop(path).close()
 
 
 def command_of(process: psutil.Process) -> str:
-    """Its command line, cut to 120 characters."""
+    """The command line of the process, cut to 120 characters."""
     return " ".join(" ".join(process.cmdline()).split())[:120]
 
 
 def replace_folder(folder: Path, new: Path) -> None:
-    """`new`, a folder on the same disk, becomes `folder`; what was there is removed. A kill leaves the old one or the new one, whole; where two
-    folders cannot be exchanged (NFS, macOS), for a moment there is none."""
+    """Renames `new`, a folder on the same disk, to `folder`, and removes the old one. After a kill `folder` is the complete old one or the complete
+    new one. Where two folders cannot be exchanged in one step (NFS, macOS), `folder` is missing for a moment."""
     if not folder.exists():
         new.rename(folder)
     elif _exchange(folder, new):
@@ -77,6 +77,6 @@ def replace_folder(folder: Path, new: Path) -> None:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Whether the two have changed places."""
+    """Exchanges two folders in one step; False if the system cannot."""
     renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)
     return renameat2 is not None and renameat2(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE) == 0

@@ -46,7 +46,7 @@ class KnowledgeBase:
 
     @classmethod
     def open(cls, folder: str | Path, verify: bool = True, fingerprint: str = "") -> KnowledgeBase:
-        """Checks files and sizes, with `verify` checksums, with `fingerprint` that it is this one. Raises KnowledgeBaseError."""
+        """Checks that the files are there with the right sizes and, if wanted, checksums and fingerprint. Raises KnowledgeBaseError."""
         folder = Path(folder)
         manifest = _read_manifest(folder)
         for name, recorded in manifest["files"].items():
@@ -57,7 +57,7 @@ class KnowledgeBase:
                 raise _error(path, f"has {path.stat().st_size} bytes, {recorded['bytes']} were written")
         base = cls(folder, manifest)
         if fingerprint not in ("", base.fingerprint):
-            found = f"its fingerprint is {base.fingerprint}, what was started has {fingerprint}"
+            found = f"its fingerprint is {base.fingerprint}, the running one has {fingerprint}"
             raise KnowledgeBaseError(f"{folder / MANIFEST} was replaced: {found}; start again")
         if verify:
             base.verify()
@@ -84,7 +84,7 @@ class KnowledgeBase:
 
     @property
     def lexical_folder(self) -> Path | None:
-        """Folder of the BM25 index; None if it was built without."""
+        """Folder of the BM25 index; None if there is none."""
         return self.folder / LEXICAL if self.manifest.get("lexical") else None
 
     def shard(self, number: int) -> Shard:
@@ -117,7 +117,7 @@ class Shard:
     settings: dict[str, float] = field(default_factory=dict)  # how it was tuned: `nprobe` or `ef_search`, and `candidates` for each query
 
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """(queries, k) float32 scores, descending, and int64 rows of this shard; padded with (-inf, -1)."""
+        """(queries, columns) float32 scores, descending, and int64 rows of this shard; at most k columns, padded with (-inf, -1)."""
         if self.proposing is None:
             return exact_top_k(self.vectors, queries, k)
         return rescored(self.vectors, queries, *proposed(self.proposing, queries, max(k, int(self.settings.get("candidates", 4 * k)))), k)

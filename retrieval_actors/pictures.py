@@ -1,4 +1,4 @@
-"""Decoding of pictures, for everyone: questions, passages, pages and requests get the same pixels from the same bytes."""
+"""Decodes pictures in one way: questions, passages, pages and requests get the same pixels from the same bytes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 FORMATS = ("PNG", "JPEG")
-MOST_PIXELS = 80e6  # a small file can hold far more, and fill the memory. Below Pillow's own bound, which only warns.
+MOST_PIXELS = 80e6  # a small file can decode to far more, and fill the memory. Pillow's own bound is higher, and only warns.
 LONGEST_TO_SHORTEST = 200  # most that Qwen-VL accepts
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # pictures over MOST_PIXELS are refused
 GRID = 8
@@ -31,7 +31,7 @@ class TooManyPixelsError(PictureError):
 
 def decode(data: bytes, owner: str = "picture", most_pixels: float = MOST_PIXELS, draft: int = 0) -> Image.Image:
     """The pixels as RGB: upright by EXIF, transparency on white, 16 bits cut to 8, the first frame of an animated PNG.
-    `draft`: sides of so many pixels are enough, which is faster. Raises PictureError unless it is a whole PNG or JPEG of a legal size."""
+    `draft`: side in pixels that is enough, which is faster. Raises PictureError unless it is a complete PNG or JPEG of a legal size."""
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
             width, height = opened.size
@@ -48,14 +48,14 @@ def decode(data: bytes, owner: str = "picture", most_pixels: float = MOST_PIXELS
         raise TooManyPixelsError(f"{owner} has far too many pixels; expected at most {most_pixels / 1e6:g} million") from None
     except UnidentifiedImageError:
         begins = f"it begins with {data[:8]!r}" if data else "it is empty"
-        raise PictureError(f"{owner} does not decode ({begins}); expected a whole PNG or JPEG") from None
+        raise PictureError(f"{owner} does not decode ({begins}); expected a complete PNG or JPEG") from None
     except Exception as error:  # damaged bytes make Pillow raise anything
         detail = " ".join(str(error).split()) or type(error).__name__
-        raise PictureError(f"{owner} does not decode ({len(data):,} bytes: {detail}); expected a whole PNG or JPEG") from None
+        raise PictureError(f"{owner} does not decode ({len(data):,} bytes: {detail}); expected a complete PNG or JPEG") from None
 
 
 def read_picture(folder: Path, name: str) -> bytes:
-    """The bytes of `name`, a path inside `folder` as written: links may lead anywhere, as in snapshots of the hub. Raises PictureError."""
+    """The picture at `name`, a path that must lie inside `folder`; links may lead out, as in snapshots of the hub. Raises PictureError."""
     owner = f"image {name!r}"
     path = Path(os.path.abspath(folder / name))
     if not any(path.is_relative_to(inside(folder)) for inside in (os.path.abspath, os.path.realpath)):
@@ -81,7 +81,7 @@ def colour_layout(picture: bytes, owner: str) -> np.ndarray:
 def _upright(picture: Image.Image) -> Image.Image:
     try:
         return ImageOps.exif_transpose(picture)
-    except Exception:  # damaged EXIF in a whole picture
+    except Exception:  # damaged EXIF in an otherwise good picture
         return picture
 
 

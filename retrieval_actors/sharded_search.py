@@ -33,7 +33,7 @@ class Retriever:
 
     catalog: tuple[KnowledgeBaseCard, ...]  # the knowledge bases, in the order of the configuration
     shards: Mapping[str, Sequence[Sequence[Any]]]  # knowledge base name -> for each shard, in order, the handles of its replicas
-    embedders: dict[str, Any]  # embedder name -> handle of its actor, which may have several
+    embedders: dict[str, Any]  # embedder name -> handle of its actor; several embedders may share one
     text_embedder: str
     deadline_s: float
     log: Any  # handle of the search log
@@ -70,7 +70,7 @@ class Retriever:
         return found
 
     def _answer(self, kb: str, queries: list[Query], k: int, pictures: bool) -> list[list[Passage]]:
-        """The passages of one knowledge base, or an error passage for each query; its breaker and the log hear how it went."""
+        """The passages of one knowledge base, or an error passage for each query. Reports the outcome to the circuit breaker and the log."""
 
         def errors(reason: str) -> list[list[Passage]]:
             return [[Passage(id="error", text="", kb=kb, error=reason)] for _ in queries]
@@ -78,13 +78,13 @@ class Retriever:
         started, breaker = time.monotonic(), self.breakers[kb]
         if not breaker.allows():
             self.log.record.remote(kb, len(queries), None, len(queries))
-            return errors(f"{kb} failed {breaker.failures} times in a row and is not asked for {breaker.seconds_left():.0f} s more")
+            return errors(f"{kb} failed {breaker.failures} times in a row and is not searched for the next {breaker.seconds_left():.0f} s")
         answered = None
         try:
             found, answered = self._search_one(kb, queries, k, pictures, started + self.deadline_s), True
         except RetrievalUnavailableError as error:
             found, answered = errors(str(error)), False
-        finally:  # the breaker must hear how a search ended that it allowed
+        finally:  # every search that the breaker allowed must be recorded
             breaker.record(answered)
         self.log.record.remote(kb, len(queries), time.monotonic() - started, 0 if answered else len(queries))
         return found
@@ -130,7 +130,7 @@ class Retriever:
         return self._call([call], time.monotonic() + self.deadline_s, f"embedder {name!r}")[0]
 
     def stats(self) -> dict[str, float]:
-        """Since the start, over all processes: the log's totals and the cache_hit_rate of queries, without actors that do not answer."""
+        """Since the start, over all processes: the log's totals and the cache_hit_rate of queries, leaving out actors that do not answer."""
         calls = [Call((embedder,), "cache_counts", ()) for embedder in set(self.embedders.values())]
         *counts, totals = call_replicas([*calls, Call((self.log,), "totals", ())], self.deadline_s)
         known = [count for count in counts if not isinstance(count, Unanswered)]

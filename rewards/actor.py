@@ -1,4 +1,4 @@
-"""The reward actor: from trajectories to scored turns, with one call to the embedder for all of them. Every sibling gets its reward."""
+"""The reward actor: turns trajectories into scored turns, with one call to the embedder for all. Every sibling gets its own reward."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ RETRIEVERS = {"Text Retriever": "text", "Text Image Retriever": "text_image", "T
 
 
 def names_of(retriever: Retriever) -> dict[str, str]:
-    """Retriever name, as the policy writes it -> knowledge base. Where none is loaded, the paper's, which recorded plan turns name."""
+    """Retriever name, as the policy writes it -> knowledge base. Without knowledge bases: the paper's names, as in recorded plan turns."""
     return {card.retriever_name: card.name for card in retriever.catalog} or RETRIEVERS
 
 
 def batched_similarity(texts: Sequence[str], retriever: Retriever) -> Similarity:
-    """Cosines between `texts`, embedded in one call. Any other text, which a reward of the user's own may ask for, takes a call of its own."""
+    """A function for the cosine of two texts. `texts` are embedded in one call; any other text (a user's reward may need one) in a further call."""
     rows: dict[str, np.ndarray] = {}
 
     def embed(distinct: list[str]) -> None:
@@ -76,7 +76,7 @@ def texts_to_compare(trajectory: Trajectory, retrievers: Retrievers, config: Rew
 def judged_turns(
     trajectory: Trajectory, similarity: Similarity, config: RewardConfig, retrievers: Retrievers
 ) -> Iterator[tuple[TurnGroup, int, JudgedTurn]]:
-    """(group, place, what a reward sees) of every sibling."""
+    """(group, place of the sibling in it, what a reward may look at) for every sibling."""
     steps = tuple(step for step in trajectory.steps if step.plan is not None)
     plans = 0
     for group in trajectory.groups:
@@ -94,7 +94,7 @@ def judged_turns(
 
 
 def _outcome(trajectory: Trajectory, config: RewardConfig) -> float | None:
-    """Reward of the final answer; None where there is none to judge: an episode that failed did not answer wrongly."""
+    """Reward of the final answer; None if it cannot be judged: an episode that failed did not answer wrongly."""
     if not trajectory.whole or trajectory.final is None or not trajectory.question.answers:
         return None
     return answer_reward(trajectory.final.text, trajectory.question.answers, config).total
@@ -103,7 +103,7 @@ def _outcome(trajectory: Trajectory, config: RewardConfig) -> float | None:
 def _rewards(
     trajectory: Trajectory, similarity: Similarity, config: RewardConfig, retrievers: Retrievers
 ) -> Iterator[tuple[TurnGroup, int, TurnReward | None]]:
-    """(group, place among its siblings, reward; None: not judged)."""
+    """(group, place of the sibling in it, reward or None if not judged)."""
     if not config.terms:
         for group in trajectory.groups:
             judge = None if group.state.after_failure else judge_of(group.state, similarity, config, retrievers)
@@ -111,7 +111,7 @@ def _rewards(
         return
     terms = composed_of(config.terms)
     for group, place, judged in judged_turns(trajectory, similarity, config, retrievers):
-        if len(group.turns) > 1 and group.state.kind != "final":  # what came of a turn is known of one sibling, and would favour it
+        if len(group.turns) > 1 and group.state.kind != "final":  # only the trunk's step and outcome are known: do not use them
             judged = replace(judged, step=None, outcome=None)
         yield group, place, composed_reward(judged, terms)
 
@@ -135,14 +135,14 @@ class RewardActor:
     def score_references(
         self, order: Sequence[tuple[int, int]], with_parts: bool, *trajectories: Sequence[Trajectory]
     ) -> tuple[ScoredSummary, list[ScoredTurn]]:
-        """As `score`, for trajectories that are passed as references to lists of them: `order` names, for each, its list and its place there. The
-        caller fetches the summary and passes the reference to the turns on. Raises `NotFiniteError`."""
+        """As `score`, for trajectories in lists that are passed by reference. `order`: (list, place in it) of each trajectory. The caller fetches
+        the summary, and passes on the reference to the turns. Raises `NotFiniteError`."""
         turns = self.score([trajectories[number][place] for number, place in order])
         return ScoredSummary.of(turns, with_parts), turns
 
 
 def start_reward_actor(retriever: Retriever, config: RewardConfig, num_cpus: float = 0.1) -> Any:
-    """A new `RewardActor`, which Ray restarts when it dies: only if no argument holds handles of actors, so the retriever travels as bytes."""
+    """A new `RewardActor`. Ray restarts it when it dies, but only if no argument holds actor handles, so the retriever is passed as bytes."""
     resources = {config.resource: 0.001} if config.resource else {}
     actor = ray.remote(RewardActor).options(num_cpus=num_cpus, resources=resources, max_restarts=-1, max_task_retries=2)
     return actor.remote(ray.cloudpickle.dumps(retriever), config)

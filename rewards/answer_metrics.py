@@ -31,7 +31,7 @@ _SPELLED = """
     weren't what'll what're what's what've when's where'd where's where've who'd who'd've who'll who's who've why'll why're why's won't
     would've wouldn't wouldn't've y'all y'all'd've y'all'll you'd you'd've you'll you're you've
 """
-# Contractions with one apostrophe missing -> as they are spelled.
+# Contraction with one apostrophe missing -> its right spelling.
 CONTRACTIONS = {word[:i] + word[i + 1 :]: word for word in _SPELLED.split() for i, mark in enumerate(word) if mark == "'"}
 CONTRACTIONS["somebody'd"] = "somebodyd"
 _LEFT_OUT = ",.?!:;'\""
@@ -53,12 +53,12 @@ def overlap(prediction: str, gold: str) -> tuple[float, float, float]:
 
 
 def best_gold(prediction: str, answers: Iterable[str]) -> str:
-    """The answer with the best F1; of equals, the one with the better recall, then the first."""
+    """The answer with the best F1; of equals the one with the best recall, then the first."""
     return max(answers, key=lambda gold: (overlap(prediction, gold)[2], overlap(prediction, gold)[1]))
 
 
 def squad_tokens(text: str) -> list[str]:
-    """As SQuAD normalises (Rajpurkar et al. 2016, arXiv 1606.05250)."""
+    """Tokens after SQuAD's normalisation (Rajpurkar et al. 2016, arXiv 1606.05250)."""
     return _ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split()
 
 
@@ -97,7 +97,7 @@ def f1_recall(prediction: str, answers: Iterable[str]) -> float:
         wanted = paper_tokens(answer)
         if shared := (predicted & Counter(wanted)).total():
             precision, found = shared / predicted.total(), shared / len(wanted)
-            score = 2 * precision * found / (precision + found)  # written like this, equals round alike
+            score = 2 * precision * found / (precision + found)  # in this form, equal scores are rounded to the same number
             if score > best:
                 best, recall = score, found
     return recall
@@ -105,7 +105,7 @@ def f1_recall(prediction: str, answers: Iterable[str]) -> float:
 
 @cache
 def _tokenizer() -> Any:
-    from nltk.tokenize import NLTKWordTokenizer  # late: with SciPy it is a sixth of the start of every process
+    from nltk.tokenize import NLTKWordTokenizer  # imported late: with SciPy it takes a sixth of the start of every process
 
     return NLTKWordTokenizer()
 
@@ -125,7 +125,7 @@ def paper_tokens(text: str) -> tuple[str, ...]:
 
 
 def range_answers(low: float, high: float) -> Sequence[str]:
-    """Every right answer to a numeric question of InfoSeek, whose gold is a range: numbers in steps by its width, then the whole numbers."""
+    """The right answers to a numeric question of InfoSeek, whose gold is a range: numbers in steps that depend on its width, then whole numbers."""
     width = high - low
     step = 1 if width >= 50 else 0.1 if width >= 5 else 0.01 if width >= 1 else 0.001
     stepped = [str(round(float(number), 3)) for number in np.arange(low, high + step, step)]

@@ -21,17 +21,17 @@ class RewardConfig:
     format_weight: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Share of every reward that a well-formed turn earns by its format alone."""
     short_answer_words: NonNegativeInt = 5
-    """A single gold answer of at most so many words is right or wrong; a longer one earns token recall."""
+    """With a single gold answer of at most this many words, an answer is right or wrong; with a longer one it earns token recall."""
     spare_answer_tokens: Annotated[int, Field(ge=-1)] = 3
-    """An answer longer than its gold by more tokens earns nothing: recall would pay for listing everything. -1: no limit (the paper)."""
+    """An answer with more extra tokens than this earns nothing: recall would reward listing everything. -1: no limit (the paper)."""
     need_calibration: str = ""
     """File of `r1-router fit-needs`, to match needs by another embedder; empty: MiniLM's, which is part of this package."""
     paper_tokens: bool = False
     """Compare answers by the tokens of the paper's evaluator, as its reward does."""
     actors: PositiveInt = 1
-    """Processes that score. More where `seconds_score` grows with the number of rollout workers."""
+    """Processes that score. Use more if `seconds_score` grows with the number of rollout workers."""
     resource: str = ""
-    """Custom Ray resource of the nodes for them; empty: any node, or those with the resource `rewards` where there are any."""
+    """Custom Ray resource of the nodes for reward actors; empty: any node, or those with the resource `rewards` where there are any."""
     terms: dict[str, float | dict[str, float]] = field(default_factory=dict)
     """Rewards to add up: name or MODULE:FUNCTION -> weight, or weights by kind of turn. Empty: the step reward (docs/06_rollout_and_rewards.md)."""
 

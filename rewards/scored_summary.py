@@ -35,7 +35,7 @@ class ScoredSummary:
     policy_version: np.ndarray
     rewards: np.ndarray
     components: Mapping[str, tuple[float, int]] = field(default_factory=dict)  # name -> sum over the turns that have it, and their number
-    parts: tuple[Mapping[str, float], ...] = ()  # what adds up to each reward; empty where it is not asked for
+    parts: tuple[Mapping[str, float], ...] = ()  # of each turn: the parts that add up to its reward; empty without `with_parts`
 
     @classmethod
     def of(cls, turns: Sequence[ScoredTurn], with_parts: bool = True) -> ScoredSummary:
@@ -72,7 +72,7 @@ class ScoredSummary:
 
     @classmethod
     def joined(cls, summaries: Sequence[ScoredSummary]) -> ScoredSummary:
-        """One after the other. Equal states of different summaries keep their key, and an entry each."""
+        """The turns of all summaries, in order. A state that is in several summaries has several entries with the same key."""
         if not summaries:
             return cls.of([])
         states = np.cumsum([0, *(len(summary.state_keys) for summary in summaries)])
@@ -116,6 +116,6 @@ class ScoredSummary:
 
 
 def smallest_integers(values: Sequence[int] | np.ndarray) -> np.ndarray:
-    """In the smallest type that holds them all; none may be negative."""
+    """The values, none negative, in the smallest unsigned type that holds them all."""
     found = np.array(values, np.int64)
     return found.astype(np.min_scalar_type(int(found.max(initial=0))))

@@ -23,7 +23,7 @@ Retrievers = Mapping[str, str]  # retriever name, as the policy writes it -> kno
 
 @dataclass(frozen=True)
 class JudgedTurn:
-    """One sibling."""
+    """One sibling, and all that a reward may look at."""
 
     text: str  # the response, decoded
     state: State  # with kind, question, the exchanges so far and, for answer turns, query and passages
@@ -59,7 +59,7 @@ class JudgedTurn:
 
 
 def plan_needs(state: State, config: RewardConfig) -> list[GoldStep] | None:
-    """The needs that a plan turn may ask for, without those that wait for another one; empty: it should stop; None: it cannot be judged."""
+    """The needs that a plan turn may ask for, without those that wait for an earlier answer; empty: it should stop; None: it cannot be judged."""
     if state.target is not None:
         return [] if state.target.kb in ("", "None") else [state.target]
     return askable_needs(state.question, state.history, need_matcher(config.need_calibration))
@@ -70,8 +70,8 @@ MALFORMED = TurnReward(0.0, {"format": 0.0})
 
 
 def plan_reward(text: str, needs: Sequence[GoldStep], similarity: Similarity, config: RewardConfig, retrievers: Retrievers) -> TurnReward:
-    """Query, entity and routing part against the best need; stopping is right without needs and wrong with them (`reward.paper_stops`: it is the
-    query `None` to the retriever `None`). Components: with needs those and `premature` (it stopped), without needs `stop` (it stopped)."""
+    """Query, entity and routing part for the need that earns most; stopping is right without needs and wrong with them (`reward.paper_stops`: it is
+    the query `None` to the retriever `None`). Components: with needs the parts and `premature` (it stopped), without needs `stop` (it stopped)."""
     action = parse_plan(text, retrievers)
     if action is None:
         return MALFORMED
@@ -85,7 +85,7 @@ def plan_reward(text: str, needs: Sequence[GoldStep], similarity: Similarity, co
 
     def judged(need: GoldStep) -> tuple[dict[str, float], dict[str, float]]:
         query = largest((0.0, similarity(asked, need.query)))
-        names = entities(need)  # none: what a picture shows
+        names = entities(need)  # none if the query asks for what a picture shows
         parts = {"query": query, "entity": mentions(asked, names) if names else query, "routing": float(kb == need.kb), "premature": stops}
         return {name: weight * parts[name] for name, weight in weights.items()}, parts
 
@@ -106,8 +106,8 @@ def answer_gold(state: State, config: RewardConfig) -> str | None:
 
 
 def answer_reward(text: str, answers: Sequence[str], config: RewardConfig, component: str = "answer") -> TurnReward:
-    """A single short gold has to be there in full, a single long one earns its token recall, of several golds one has to be there in full: the
-    paper's rule. `component`: its name in the metrics."""
+    """The paper's rule: 1 if all tokens of a gold answer are in the answer, else 0; for a single long gold answer, the token recall.
+    `component`: name in the metrics."""
     prediction = parse_answer(text)
     if prediction is None:
         return MALFORMED
@@ -123,7 +123,7 @@ def answer_reward(text: str, answers: Sequence[str], config: RewardConfig, compo
 
 
 def abstain_reward(text: str, config: RewardConfig) -> TurnReward:
-    """The passages do not hold the answer."""
+    """For an answer turn whose passages do not hold the answer: 1 for `unknown`, else 0."""
     prediction = parse_answer(text)
     right = {"abstain": float(prediction is not None and is_unknown(prediction))}
     return MALFORMED if prediction is None else _with_format(right, right, config)
@@ -144,7 +144,7 @@ def judge_of(state: State, similarity: Similarity, config: RewardConfig, retriev
 
 
 def _with_format(earned: dict[str, float], components: dict[str, float], config: RewardConfig) -> TurnReward:
-    """A well-formed turn: `format_weight`, and the sum of `earned` scaled by the rest."""
+    """Reward of a well-formed turn: `format_weight` plus the sum of `earned` times (1 - `format_weight`)."""
     share = 1.0 - config.format_weight
     parts = {name: share * part for name, part in earned.items()} | {"format": config.format_weight}
     return TurnReward(share * sum(earned.values()) + config.format_weight, {"format": 1.0, **components}, parts)

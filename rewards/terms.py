@@ -1,6 +1,6 @@
 """The rewards that `reward.terms` adds up (docs/06_rollout_and_rewards.md): names of `TERMS`, or MODULE:FUNCTION, each with a weight or with
-weights by kind of turn. Each is one function, `def brevity(turn: JudgedTurn) -> float | None`; None: it does not judge this turn. One of the user's
-own is called for malformed turns, too (`turn.well_formed`)."""
+weights by kind of turn. Each is a function like `def brevity(turn: JudgedTurn) -> float | None`; None: it does not judge this turn. A user's
+function is also called for malformed turns (see `turn.well_formed`)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Term:
     kinds: tuple[str, ...]  # the kinds of turn that it judges. Malformed ones earn `low`, the least that a turn can earn.
     source: str
     low: float = 0.0
-    needs_chain: bool = False  # it looks at what came of a turn, which in `branch` mode is known of one sibling only
+    needs_chain: bool = False  # it uses the search or the outcome after a turn, which `branch` mode knows for one sibling only
 
     def value(self, turn: JudgedTurn) -> float | None:
         if turn.state.kind not in self.kinds:
@@ -52,8 +52,8 @@ def routing(turn: JudgedTurn) -> float | None:
 
 
 def guarded_query(turn: JudgedTurn) -> float | None:
-    """Of the best need: cosine with its query x F1 of the names x share of words that do not repeat one, beyond what the gold query repeats; 0 for
-    a query that is nearer to the whole question than to the need, and for stopping."""
+    """For the best need: cosine with its query x F1 of the names x share of words that are no repetition (unless the gold query repeats them, too).
+    0 for stopping, and for a query nearer to the whole question than to a need that the question does not ask for."""
     if not turn.needs:
         return None
     question, matcher = turn.state.question.text, need_matcher(turn.config.need_calibration)
@@ -62,9 +62,9 @@ def guarded_query(turn: JudgedTurn) -> float | None:
         near = turn.similarity(query, need.query)
         if matcher.probability(question, need) < ASKED and turn.similarity(query, question) > near:
             return 0.0
-        said, wanted = (Counter(re.findall(r"[\w'’-]+", text.lower())) for text in (query, need.query))
-        repeats = sum(max(0, times - max(1, wanted[word])) for word, times in said.items())
-        return largest((0.0, near)) * name_f1(query, need) * (1 - repeats / max(1, said.total()))
+        asked, wanted = (Counter(re.findall(r"[\w'’-]+", text.lower())) for text in (query, need.query))
+        repeats = sum(max(0, times - max(1, wanted[word])) for word, times in asked.items())
+        return largest((0.0, near)) * name_f1(query, need) * (1 - repeats / max(1, asked.total()))
 
     if turn.action is None or turn.action.kb is None:
         return 0.0
@@ -81,7 +81,7 @@ def name_f1(query: str, need: GoldStep) -> float:
 
 
 def new_evidence(turn: JudgedTurn) -> float | None:
-    """Share of the gold steps that a passage of this search answers and none of an earlier one did; 0 for stopping."""
+    """Share of the gold steps that passages of this search answer, and passages of earlier searches did not; 0 for stopping."""
     gold_steps = turn.state.question.gold_steps
     if gold_steps is None or turn.step is None:
         return None
@@ -94,7 +94,7 @@ def _answered(passages: Sequence[Passage], gold_steps: Sequence[GoldStep]) -> se
 
 
 def redundancy(turn: JudgedTurn) -> float | None:
-    """Minus the share of the passages that an earlier search found already; 0 for stopping."""
+    """Minus the share of the passages that an earlier search had already found; 0 for stopping."""
     if turn.step is None:
         return None
     passages = [passage for passage in turn.step.passages if not passage.error]
@@ -127,7 +127,7 @@ class RewardError(ValueError):
 class WeightedTerm:
     name: str
     value: Callable[[JudgedTurn], float | None]
-    weights: Mapping[str, float]  # by kind of turn, of those that it judges
+    weights: Mapping[str, float]  # by kind of turn
     needs_chain: bool = False
 
 
@@ -137,7 +137,7 @@ def composed_of(terms: Mapping[str, Any]) -> tuple[WeightedTerm, ...]:
 
 
 def composed_reward(turn: JudgedTurn, terms: tuple[WeightedTerm, ...]) -> TurnReward | None:
-    """The weighted sum, with the components of the step reward; None when no term judges the turn. Raises RewardError for what a term did wrong."""
+    """The weighted sum, with the components of the step reward; None if no term judges the turn. Raises RewardError for a term that fails."""
     judge = judge_of(turn.state, turn.similarity, turn.config, turn.retrievers)
     components = {"format": float(turn.well_formed)} | ({} if judge is None else judge(turn.text).components)
     parts: dict[str, float] = {}
@@ -170,11 +170,11 @@ def _weighted(name: str, weight: Any) -> WeightedTerm:
 
 
 def _value(term: WeightedTerm, turn: JudgedTurn) -> float | None:
-    """NumPy's numbers pass; a bool is taken for a mistake."""
+    """The value of a term. NumPy numbers are accepted; a bool is an error."""
     place = f"for a {turn.state.kind} turn of question {turn.state.question.id}; expected a finite number, or None for turns that it does not judge"
     try:
         value: Any = term.value(turn)
-    except Exception as error:  # the user's function: name it, and where it raised
+    except Exception as error:  # from a user's function: say which, and where it raised
         last = traceback.extract_tb(error.__traceback__)[-1]
         message = " ".join(str(error).split())
         raise RewardError(f"reward {term.name} raised {type(error).__name__}: {message} ({last.filename}:{last.lineno}) {place}") from error

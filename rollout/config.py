@@ -15,7 +15,7 @@ class RolloutConfig:
     group_size: PositiveInt = 8
     """Siblings sampled from each state (`branch`, `offline`), or episodes a question (`chain`)."""
     max_steps: PositiveInt = 3
-    """Searches of an episode before it has to answer."""
+    """Most searches of an episode; then it has to answer."""
     passages: PositiveInt = 3
     """Passages that an answer turn reads (top k)."""
     shuffle_passages: bool = True
@@ -31,30 +31,30 @@ class RolloutConfig:
     top_k: NonNegativeInt = 0
     """0: no limit."""
     max_new_tokens: PositiveInt = 64
-    """Of each turn; a longer one is cut off (finish reason `length`)."""
+    """Of each turn; a longer response is cut off (finish reason `length`)."""
     max_prompt_tokens: PositiveInt = 4096
-    """A question with a longer prompt fails and is counted; recorded (offline) ones are left out."""
+    """A question with a longer prompt fails and is counted; a recorded turn (`offline`) with a longer prompt is left out."""
     prompts: str = "short"
     """`short` (tiny policy), `paper` (in full, for instruction-tuned models), a YAML file like those of rollout/prompt_files, or a published step
-    data set: prompts as the released checkpoints were trained with. A file is looked for from here, then in `data.folder`."""
+    data set: the prompts that the released checkpoints were trained with. A path is relative to the working folder or to `data.folder`."""
     engine: Literal["transformers", "vllm"] = "transformers"
     """`transformers`: anywhere. `vllm`: on GPUs, with the extra `[vllm]`."""
     slots: PositiveInt = 256
-    """Responses that are decoded side by side; on a GPU as many as `batch_tokens` allows."""
+    """Responses decoded at the same time; on a GPU use as many as `batch_tokens` allows."""
     batch_tokens: PositiveInt = 65536
-    """Bound on the tokens (prompts, shared by siblings, and responses) whose keys and values are kept."""
+    """Size of the key-value cache in tokens: prompts, which siblings share, and responses."""
     tokens_in_flight: PositiveInt = 262144
-    """Bound on the tokens of all running episodes of one worker: further ones begin when there is room."""
+    """Bound on the tokens of all running episodes of one worker; the next episode begins when there is room."""
     gold_gains: bool = False
     """Measure information gains (information_gain.py); set by `reward.terms.information_gain`."""
     need_calibration: str = ""
     """Set by `reward.need_calibration`."""
     episode_s: NonNegativeFloat = 0.0
-    """Seconds, since its worker got it, after which an episode fails; 0: never."""
+    """Seconds after which an episode fails, counted from when its worker got it; 0: never."""
     enough: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Share of an iteration's questions after which the others, the stragglers, are moved to the next iteration; 1: none."""
+    """Once this share of an iteration's questions is finished, the others (stragglers) are moved to the next iteration; 1: none are."""
     straggler_s: NonNegativeFloat = 0.0
-    """Seconds after which they are moved; 0: never. A question that was moved twice is waited for, so long episodes are not biased away."""
+    """Seconds after which stragglers are moved; 0: never. A question is moved at most twice, so that long episodes are learned from, too."""
     threads: PositiveInt = 1
     """CPU threads of one rollout worker."""
     resource: str = ""

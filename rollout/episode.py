@@ -1,5 +1,5 @@
-"""One episode as a coroutine: plan -> search -> answer -> ... -> final. It yields what it needs next (siblings of a state, or passages) and is sent
-the result; `EpisodePool` (episode_pool.py) runs many of them side by side."""
+"""One episode as a coroutine: plan -> search -> answer -> ... -> final. It yields a request (for siblings of a state, or for passages) and is sent
+the result; `EpisodePool` (episode_pool.py) runs many at the same time."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ Episode = Generator[State | SearchRequest, Any, Trajectory]
 
 
 class QuestionError(ValueError):
-    """The question cannot be asked: its picture does not decode, or its prompt is too long. It fails, the others go on."""
+    """The picture of a question does not decode, or a prompt is too long. Only this question fails."""
 
 
 @dataclass
 class EpisodeState:
-    """What has happened so far in one episode: complete steps, the last plan turn of the trunk and its decision (None: malformed)."""
+    """One episode so far: complete steps, the last plan turn of the trunk and its action (None: malformed)."""
 
     question: Question
     policy: Policy
@@ -84,13 +84,13 @@ class EpisodeState:
         return State(kind, prompt_ids, image, question, self.history, **answer_turn)
 
     def trajectory(self, final: Turn | None = None, answer: str = "", error: str = "") -> Trajectory:
-        """All that was sampled; without a final turn where the episode failed."""
+        """All turns so far; `final` is None if the episode failed."""
         seconds = time.perf_counter() - self.started
         return Trajectory(self.question, tuple(self.steps), final, answer, tuple(self.groups), seconds, self.search_errors, error)
 
 
 def episode(ep: EpisodeState, route: Callable[[EpisodeState, Action], Action] | None = None) -> Episode:
-    """Answers one question; returns the trajectory and fills `ep` on the way. `route` may change the policy's decisions. Raises `QuestionError`."""
+    """Answers one question; returns the trajectory and fills `ep` on the way. `route` may change the policy's actions. Raises `QuestionError`."""
     while len(ep.history) < ep.config.max_steps:
         action = yield from plan(ep)
         if action is not None and route is not None:
@@ -114,7 +114,7 @@ def plan(ep: EpisodeState) -> Generator[State, Any, Action | None]:
 
 
 def answer(ep: EpisodeState, action: Action, found: list[Passage], kbs: Sequence[str] = ()) -> Generator[State, Any, None]:
-    """The second half of a step: read the passages, remember the sub-answer. `kbs`: where they come from, if not from `action.kb` alone."""
+    """The second half of a step: read the passages, keep the sub-answer. `kbs`: where the passages come from, if not from `action.kb` alone."""
     config, kb = ep.config, action.kb or ""
     passages = ep.in_prompt_order(found)
     reads_pictures = ep.prompts.pictures_in_answers or any("image" in ep.cards[name].modality for name in kbs or (kb,))
@@ -135,20 +135,20 @@ def answer(ep: EpisodeState, action: Action, found: list[Passage], kbs: Sequence
 
 
 def conclude(ep: EpisodeState, state: State | None = None) -> Episode:
-    """The last turn: from the sub-questions and sub-answers so far, or from this state."""
-    group, said = choose_trunk((yield state or ep.turn_state("final", ep.final_message(ep.history))), ep.rng, parse_answer)
+    """The final turn: from the sub-questions and sub-answers so far, or from `state`."""
+    group, parsed = choose_trunk((yield state or ep.turn_state("final", ep.final_message(ep.history))), ep.rng, parse_answer)
     ep.groups.append(group)
-    return ep.trajectory(group.chosen, said or "")
+    return ep.trajectory(group.chosen, parsed or "")
 
 
 def choose_trunk(group: TurnGroup, rng: random.Random, parse: Callable[[str], Any]) -> tuple[TurnGroup, Any]:
-    """Draw the sibling that the episode continues from, among the well-formed ones (among all, when none is); and its parsed text."""
+    """Draw the sibling that the episode continues from, among the well-formed ones (if there are none, among all); returns its parsed text, too."""
     parsed = [parse(turn.text) for turn in group.turns]
-    well_formed = [i for i, said in enumerate(parsed) if said is not None]
+    well_formed = [i for i, found in enumerate(parsed) if found is not None]
     trunk = rng.choice(well_formed or range(len(parsed)))
     return replace(group, trunk=trunk), parsed[trunk]
 
 
 def derive_seed(*parts: int | str) -> int:
-    """63 bits from, for instance, (seed, question, episode)."""
+    """A seed of 63 bits, hashed from the parts, for example (seed, question, episode)."""
     return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "big") >> 1

@@ -1,8 +1,8 @@
-"""Many episodes side by side over one engine and one retriever. Searches run in the background; two ways to join them:
+"""Many concurrent episodes over one engine and one retriever. Searches run in the background. When their results are taken:
 
-- `in_order` (default): the oldest batch of searches is joined when the engine runs out of work, never by the clock. Batches, and every bit of the
-  outcome, do not depend on how fast a knowledge base answers.
-- `as_they_come`: at the first tick after they have arrived, for serving.
+- `in_order` (default): the oldest batch of searches, whenever the engine runs out of work, never by the clock. So batches, and every bit of the
+  trajectories, do not depend on how fast a knowledge base answers.
+- `as_they_come`: at the first call of `advance` after they have arrived, for serving.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from rollout.searches import Searcher, Searches, SearchRequest
 from rollout.timeline import Timeline
 
 Join = Literal["in_order", "as_they_come"]
-QUERIES_PER_SEARCH = 8  # `in_order`: a search begins when so many queries wait, or when the engine runs out of work
+QUERIES_PER_SEARCH = 8  # `in_order`: a search begins when this many queries wait, or when the engine runs out of work
 STARVED = 0.25
 """`in_order`: the engine runs out of work when it has free slots, and at most this share of the responses that the running episodes can ask for."""
-SEARCH_POLL_S = 0.005  # longest wait for an engine of another process while searches are under way
+SEARCH_POLL_S = 0.005  # longest wait for an engine of another process while searches are running
 
 
 @dataclass(frozen=True)
 class EpisodeEvent:
-    """Of the episode with this ticket: the step as far as it is known, or at the end the trajectory (`failed`: what there was, and why)."""
+    """What happened in the episode with this ticket: the step so far; at the end the trajectory (`failed`: the turns until then, and `error`)."""
 
     ticket: int
     kind: Literal["planned", "searched", "answered", "finished", "failed"]
@@ -48,13 +48,13 @@ class EpisodeEvent:
 class _Running:
     state: EpisodeState
     seed: int
-    end: float  # its deadline by `time.monotonic`
-    coroutine: Episode | None = None  # None: it waits for room
+    end: float  # deadline, by `time.monotonic`
+    coroutine: Episode | None = None  # None: the episode waits for room
     asked: State | SearchRequest | None = None
     request: int | None = None  # the engine's ticket of the last turn
     siblings: dict[int, Response] = field(default_factory=dict)  # responses of the last turn so far
     turns: int = 0
-    tokens: int = 0  # prompt and room for all siblings of the last turn
+    tokens: int = 0  # of the last turn: prompt, and room for the responses of all siblings
 
     @property
     def width(self) -> int:
@@ -74,7 +74,7 @@ class EpisodePool:
         slots: int = 0,
         timeline: Timeline | None = None,
     ):
-        """`tokens`: no further episode begins while the last turns of those running have more (with room for responses). `slots`: of the engine."""
+        """`tokens`: bound on the last turns (with room for responses) of running episodes before another begins. `slots`: those of the engine."""
         self.engine, self.tokens, self.join, self.slots = engine, tokens, join, slots
         self.timeline = timeline or Timeline()  # `encode` (prompts, parsing), `generate` (the engine), `search` (waiting for passages)
         self._cards = {card.name: card for card in retriever.catalog}
@@ -87,7 +87,7 @@ class EpisodePool:
 
     @property
     def unfinished(self) -> int:
-        """Episodes under way, and events that were not handed out yet."""
+        """Number of unfinished episodes, and of events that `advance` has not returned yet."""
         return len(self._running) + len(self._events)
 
     def add(
@@ -103,7 +103,7 @@ class EpisodePool:
         return ticket
 
     def add_all(self, questions: Sequence[Question], config: RolloutConfig, seed: int, repeats: Sequence[int]) -> list[int]:
-        """The episodes of an iteration; returns their tickets, those of one question side by side. `repeats`: see `repeats_of`."""
+        """The episodes of an iteration; returns their tickets, question by question. `repeats`: see `repeats_of`."""
         copies = config.group_size if config.mode == "chain" else 1
         drawn = [(q, copies * repeat + copy) for q, repeat in zip(questions, repeats, strict=True) for copy in range(copies)]
         return [self.add(q, config, derive_seed(seed, q.id, number), deadline_s=config.episode_s or None) for q, number in drawn]
@@ -112,8 +112,8 @@ class EpisodePool:
         self._fail(ticket, "cancelled")
 
     def advance(self, wait_s: float = 0.0) -> list[EpisodeEvent]:
-        """One tick. With nothing to do it waits up to `wait_s` seconds for engine or searches (`in_order`: for searches, as long as they take).
-        Raises what a search raised."""
+        """Advance all episodes a little; returns new events. If idle, waits up to `wait_s` seconds for the engine or searches (`in_order`: for
+        searches without a limit). Raises what a search raised."""
         with self.timeline.doing("encode"):
             now = time.monotonic()
             for ticket in [ticket for ticket, running in self._running.items() if running.end <= now]:
@@ -129,14 +129,14 @@ class EpisodePool:
         return events
 
     def close(self) -> None:
-        """Drop everything that is under way, after any exception, too."""
+        """Drop all episodes. Also works after an exception."""
         self._searches.close()
         self.engine.abort(list(self._requests))
         self._waiting.clear()
         self._requests, self._running, self._events = {}, {}, []
 
     def _start(self) -> None:
-        """Let episodes begin, in the order in which they were added, while there is room; the first one always may."""
+        """Begin waiting episodes, in the order in which they were added, while there is room. If none is running, one always begins."""
         held = sum(running.tokens for running in self._running.values()) if self._waiting else 0
         while self._waiting and held < self.tokens:
             ticket = self._waiting.popleft()
@@ -147,7 +147,7 @@ class EpisodePool:
             held += running.tokens
 
     def _continue(self, ticket: int, result: Any) -> None:
-        """Send the episode what it asked for, and take its next request."""
+        """Send the episode the result of its last request, and take its next one."""
         running = self._running[ticket]
         assert running.coroutine is not None
         try:
@@ -172,7 +172,7 @@ class EpisodePool:
         self._requests[running.request] = ticket
 
     def _take_responses(self, found: list[Response]) -> None:
-        """Episodes whose turn is complete go on, in the order of their tickets."""
+        """Continue the episodes whose turn is complete, in the order of their tickets."""
         complete = []
         for response in found:
             if (ticket := self._requests.get(response.ticket)) is None:  # its episode has failed
@@ -193,7 +193,7 @@ class EpisodePool:
                 self._events.insert(before, EpisodeEvent(ticket, "answered", step=state.steps[-1], group=state.groups[-1]))
 
     def _join_searches(self, wait_s: float) -> None:
-        """Begin the searches that wait, and hand out passages."""
+        """Begin the waiting searches, and pass found passages to their episodes."""
         if self.join == "as_they_come":
             self._searches.begin()
             starved = not self.engine.unfinished

@@ -1,4 +1,4 @@
-"""Fits the weights of need_matcher.py on the paraphrases of need_files/paraphrases.yaml, and measures how well relations are recognised."""
+"""Fits the weights of need_matcher.py to the paraphrases in need_files/paraphrases.yaml, and measures how well relations are recognised."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def need_of(gold: str, answer: str = "") -> GoldStep:
 
 
 def pairs(section: str, file: Path = PARAPHRASES) -> Iterator[tuple[str, GoldStep, bool]]:
-    """(paraphrase, need, whether they are of the same relation): with its own, and with the section's others of its kind, the hard negatives."""
+    """(paraphrase, need, whether both have the same relation). Other relations of the same kind in the section are the hard negatives."""
     for relations in paraphrases(section, file).values():
         for needed, (gold, *_) in relations.items():
             for asked, (_, *queries) in relations.items():
@@ -52,7 +52,7 @@ def relations_listed(section: str = "", file: Path = PARAPHRASES) -> dict[str, l
 
 
 def without_paraphrases(calibration: Calibration) -> Calibration:
-    """To measure the weights on wordings that are not listed."""
+    """The same weights without listed paraphrases, to measure them on unseen wordings."""
     return replace(calibration, relations={relation: [] for relation in calibration.relations})
 
 
@@ -76,7 +76,7 @@ def fitted(embedder: str, file: Path = PARAPHRASES) -> Calibration:
 
 
 def recognised(matcher: NeedMatcher, section: str, file: Path = PARAPHRASES) -> tuple[float, float]:
-    """(share of the paraphrases that are recognised, share of the hard negatives that are, too)."""
+    """(share of the paraphrases that match their need, share of the hard negatives that match)."""
     found = list(pairs(section, file))
     matcher.prepare((query, [need]) for query, need, _ in found)
     taken = np.array([matcher.probability(query, need) >= ASKED for query, need, _ in found])

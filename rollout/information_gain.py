@@ -1,5 +1,5 @@
-"""Information gain of sub-answers, after IGPO (arXiv 2510.14967): how much each raises the policy's own probability of the gold answer, which is
-the geometric mean over the tokens of the answer, teacher-forced behind the prompt of the final turn."""
+"""Information gain of sub-answers, after IGPO (arXiv 2510.14967): how much each raises the policy's own probability of the gold answer: the
+geometric mean over the tokens of the answer, teacher-forced after the prompt of the final turn."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def information_gains(
 
 @torch.no_grad()
 def gold_probabilities(policy: Policy, messages: Sequence[Message], image: Image | None, answers: Sequence[str]) -> list[float]:
-    """The highest probability, in [0, 1], of any of `answers` behind each message: the geometric mean over its tokens."""
+    """For each message, the highest probability of an answer after it, in [0, 1]: the geometric mean over the tokens of the answer."""
     tokenized = [_tokenized(policy, answer) for answer in answers]
     prompts = [(policy.encode(message, image), image if message.image else None) for message in messages]
     rows = [(*prompt, *answer) for prompt in prompts for answer in tokenized]
@@ -47,7 +47,7 @@ def _tokenized(policy: Policy, answer: str) -> tuple[np.ndarray, int, int]:
 
 
 def _mean_logprobs(policy: Policy, rows: Sequence[tuple[np.ndarray, Image | None, np.ndarray, int, int]]) -> list[float]:
-    """Mean log-prob, in nats, of the tokens [first, last) behind each (prompt, picture), all rows in one batch."""
+    """Mean log-prob, in nats, of the tokens [first, last) after each (prompt, picture), all rows in one batch."""
     lengths = [len(prompt) + len(tokens) for prompt, _, tokens, _, _ in rows]
     ids = np.full((len(rows), max(lengths)), policy.pad_token_id, np.int64)
     positions = np.zeros((3, *ids.shape), np.int64)

@@ -1,4 +1,4 @@
-"""The methods that the router is compared with: coroutines like `rollout.episode.episode`, with the same engine, knowledge bases and prompts."""
+"""The router and its baselines: coroutines like `rollout.episode.episode`, with the same engine, knowledge bases and prompts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def random_kb(ep: EpisodeState, action: Action) -> Action:
 
 
 def gold_kb(ep: EpisodeState, action: Action) -> Action:
-    """The gold knowledge base; stop when nothing is needed any more. A stop of the policy stays, and without gold steps it decides all."""
+    """Search the gold knowledge base; stop when all needs are met, or when the policy stops. Without gold steps the policy decides everything."""
     if ep.question.gold_steps is None:
         return action
     matcher = need_matcher(ep.config.need_calibration)
@@ -49,7 +49,7 @@ def interleaved(ep: EpisodeState) -> Episode:
         for kb in ep.cards:
             passages = yield ep.search(kb, action.query)
             found += passages
-            if kb != action.kb:  # one more search, which no turn decided on
+            if kb != action.kb:  # a search that no plan turn asked for
                 ep.steps.append(Step(None, Action(action.query, kb), tuple(passages), None, Exchange(action.query, kb, "")))
         yield from answer(ep, action, found, kbs=list(ep.cards))
     return (yield from conclude(ep))
@@ -71,7 +71,7 @@ def read_at_once(ep: EpisodeState, kbs: Sequence[str] = ()) -> Episode:
 
 @dataclass(frozen=True)
 class Method:
-    """Its name in tables; what the difference to the router shows. `route`: of the episode. `per_kb`: one for each knowledge base, NAME:KB."""
+    """`label`: in tables. `isolates`: what the difference to the router shows. `per_kb`: one method for each knowledge base, NAME:KB."""
 
     label: str
     isolates: str
@@ -109,7 +109,7 @@ def expected_names() -> str:
 
 
 def find_method(name: str, kbs: Collection[str]) -> Callable[[EpisodeState], Episode]:
-    """Raises ValueError for an unknown method or knowledge base."""
+    """The coroutine of a method. Raises ValueError for an unknown method or knowledge base."""
     if not is_method(name):
         raise ValueError(f"rollout.routing is {name!r}; expected one of {expected_names()}")
     method, _, kb = name.partition(":")

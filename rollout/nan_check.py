@@ -1,4 +1,4 @@
-"""The NaN check: numbers that have to be finite are refused by name before they are learned from, saved or loaded."""
+"""The NaN check: raises an error that names NaN or infinite numbers, before they are learned from, saved or loaded."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 from rollout.records import ScoredTurn
 
-NAMED = 5  # at most so many numbers or tensors are named in a message
+NAMED = 5  # most numbers or tensors that a message names
 
 
 class NotFiniteError(FloatingPointError):
@@ -18,7 +18,7 @@ class NotFiniteError(FloatingPointError):
 
 
 def largest(values: Iterable[float]) -> float:
-    """NaN where one is NaN, which Python's `max` ignores."""
+    """The largest value; NaN if one is NaN, which Python's `max` may ignore."""
     return float(np.max(list(values)))
 
 
@@ -31,7 +31,7 @@ def refuse_numbers(numbers: Mapping[str, float], what: str, advice: str) -> None
 
 def refuse_update(steps: Sequence[Mapping[str, float]], version: int) -> None:
     """`steps`: the metrics of each optimizer step from this policy version, over all ranks."""
-    advice = "nothing of it is saved; go on from the last checkpoint with a lower learner.lr (train.resume=auto)"
+    advice = "nothing of it is saved; continue from the last checkpoint with a lower learner.lr (train.resume=auto)"
     for step in steps:
         refuse_numbers(step, f"the update from policy version {version}", advice)
 
@@ -44,7 +44,7 @@ def refuse_logprobs(logprobs: np.ndarray, version: int) -> None:
 
 
 def refuse_turns(turns: Sequence[ScoredTurn]) -> None:
-    """Raises `NotFiniteError` for a reward, an outcome or a sampled log-prob."""
+    """Raises `NotFiniteError` if a reward, an outcome or a sampled log-prob is not finite."""
     for turn in turns:
         what = f"{turn.turn.kind} turn of question {turn.episode_group} (episode {turn.episode})"
         numbers = {"reward": turn.reward.total, "outcome": turn.outcome or 0.0, **turn.reward.parts, **turn.reward.components}
@@ -61,5 +61,5 @@ def refuse_weights(named: Iterable[tuple[str, torch.Tensor]], what: str, advice:
 
 
 def magnitude(tensor: torch.Tensor) -> float:
-    """The largest absolute value; NaN where one is NaN. Without a copy, 40 to 100 times as fast as `torch.isfinite` on a CPU."""
+    """The largest absolute value; NaN if one is NaN. It makes no copy: 40 to 100 times as fast as `torch.isfinite` on a CPU."""
     return float(torch.stack(torch.aminmax(tensor.detach())).abs().amax()) if tensor.numel() else 0.0

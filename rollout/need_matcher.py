@@ -6,7 +6,7 @@
     contrast(e, n) = 1 if they ask for different kinds of thing (when, where, who, how many), else 0
     p(e, n)        = names * sigmoid(alpha rel + beta margin + delta contrast + gamma)
 
-By common words "Who directed X?" is nearer to "Who produced X?" than to "What is the director of X?". The weights are fitted on paraphrases
+Judged by common words, "Who directed X?" is nearer to "Who produced X?" than to "What is the director of X?". The weights are fitted on paraphrases
 (need_files/paraphrases.yaml) by fit_needs.py; those of MiniLM are need_files/minilm.json.
 """
 
@@ -61,7 +61,7 @@ class Calibration:
     delta: FiniteFloat
     gamma: FiniteFloat
     relations: dict[str, list[str]]
-    """For each relation a question with masked names -> paraphrases of it, which are replaced by it: the weights are fitted to it."""
+    """One question per relation, names masked -> its paraphrases. A query that is a listed paraphrase is replaced by that question."""
 
 
 def read_calibration(path: str | Path = "") -> Calibration:
@@ -74,7 +74,7 @@ def read_calibration(path: str | Path = "") -> Calibration:
 
 
 class NeedMatcher:
-    """Loads the embedder when a query first needs it: a query in the gold words, or with other names, does not."""
+    """Loads the embedder only when a query needs it: one in the gold words, or with other names, does not."""
 
     def __init__(self, calibration: Calibration):
         self.calibration = calibration
@@ -82,7 +82,7 @@ class NeedMatcher:
         self._first_wording = {normalise(text): first for first, others in calibration.relations.items() for text in (first, *others)}
 
     def probability(self, query: str, need: GoldStep, others: Sequence[GoldStep] = ()) -> float:
-        """p that the query asks for `need`, in [0, 1]; `others`: what else the question needs."""
+        """Probability that the query asks for `need`, in [0, 1]; `others`: the other needs of the question."""
         if not names_agree(query, need, others):
             return 0.0
         if normalise(query) == normalise(need.query):
@@ -107,7 +107,7 @@ class NeedMatcher:
         return rel, rel - max(rivals, default=0.0), float(all(kinds) and kinds[0] != kinds[1])
 
     def prepare(self, asked: Iterable[tuple[str, Sequence[GoldStep]]]) -> None:
-        """Embed in one batch what `probability` will need: each query with the needs of its question."""
+        """Embed in one batch all texts that `probability` will compare. `asked`: each query with the needs of its question."""
         texts: dict[str, None] = {}
         for query, needs in asked:
             if any(names_agree(query, need) and normalise(query) != normalise(need.query) for need in needs):
@@ -116,7 +116,7 @@ class NeedMatcher:
         self._remember([text for text in texts if text not in self._known])
 
     def _wording(self, query: str, names: Sequence[str]) -> str:
-        """The query with its names masked; a listed paraphrase in the first wording."""
+        """The query with its names masked; for a listed paraphrase, the question of its relation."""
         text = masked(query, names)
         return self._first_wording.get(normalise(text), text)
 
@@ -204,7 +204,7 @@ def kind_asked_for(query: str) -> str:
 
 
 def _whole(words: str) -> re.Pattern[str]:
-    """Matches them in plain text, not as a part of other words."""
+    """Pattern for `words` as whole words in a text from `_plain`."""
     return re.compile(rf"(?<![\w-]){re.escape(_plain(words))}(?![\w-])")
 
 

@@ -1,4 +1,4 @@
-"""What an episode still needs, judged by what the policy can see.
+"""Which needs of an episode are still open, judged by what the policy can see.
 
 A need (gold step) is met when it was asked for (need_matcher.py) and something other than `unknown` came back, right or wrong: the policy cannot
 see which answers are wrong. It is also met when its answer came back to another query. After a wrong answer the later needs are rewritten with it.
@@ -17,7 +17,7 @@ from rollout.records import Exchange, GoldStep, Question, Trajectory
 from rollout.turn_parser import is_unknown, normalise
 
 ASKED = 0.5  # probability from which a query counts as asking for a need
-DONE, NOT_DONE = 0.75, 0.25  # probability that all needs are met: from DONE stopping is right, up to NOT_DONE asking; between: not judged
+DONE, NOT_DONE = 0.75, 0.25  # of all needs being met: from DONE on, stopping is right; up to NOT_DONE, asking; between: not judged
 _BY_ACCIDENT = re.compile(r"[^\w]*\d{0,3}[^\w]*|yes|no|true|false")  # other queries have such answers, too
 
 
@@ -28,11 +28,11 @@ class OpenNeeds:
 
     @property
     def judged(self) -> bool:
-        """Whether it is clear enough whether to ask or to stop."""
+        """Whether `done` is clear enough to judge asking and stopping."""
         return self.done >= DONE or (self.done <= NOT_DONE and bool(self.remaining))
 
     def askable(self, question: str) -> list[GoldStep]:
-        """The remaining needs that do not wait for the answer of an earlier one, which they name and the question does not."""
+        """The remaining needs that do not wait for an earlier one: a need waits if it names an answer that the question does not name."""
         return [
             need for i, need in enumerate(self.remaining) if not any(_waits(need, before.answer, question) for before in self.remaining[:i])
         ]
@@ -62,7 +62,7 @@ def open_needs(question: Question, history: Sequence[Exchange], matcher: NeedMat
 
 
 def askable_needs(question: Question, history: Sequence[Exchange], matcher: NeedMatcher | None = None) -> list[GoldStep] | None:
-    """What a plan turn may ask for; empty: it should stop; None: unknown, without gold steps or where the matcher is in doubt."""
+    """What a plan turn may ask for; empty: it should stop; None: not judged, for lack of gold steps or because the matcher is not sure."""
     if question.gold_steps is None:
         return None
     found = open_needs(question, history, matcher)
@@ -93,7 +93,7 @@ def holds_answer(passage: Passage, gold: GoldStep) -> bool:
 
 
 def _answers(exchange: Exchange, need: GoldStep, question: Question, history: Sequence[Exchange]) -> bool:
-    """Whether the exchange gave the need's answer, for the first time, and not by accident."""
+    """Whether the exchange gave the need's answer, which no earlier text held, and which is no common word or short number."""
     answer = normalise(exchange.answer)
     if not answer or answer != normalise(need.answer) or _BY_ACCIDENT.fullmatch(answer):
         return False

@@ -36,8 +36,8 @@ class Policy:
 
     @classmethod
     def load(cls, path: str | Path, *, dtype: str = "float32", device: str = "cpu") -> Policy:
-        """From a folder or a hub name. Weights must be safetensors; foreign code is not run. Raises `FileNotFoundError` for a folder that does not
-        exist, `ValueError` when the model's positions are not M-RoPE, `NotFiniteError`."""
+        """From a folder or a hub name. Weights must be safetensors; no code of the model is run. Raises `FileNotFoundError` for a folder that does
+        not exist, `ValueError` when the model's positions are not M-RoPE, `NotFiniteError`."""
         if not Path(path).is_dir() and (str(path).startswith((".", "/")) or str(path).count("/") != 1):
             raise FileNotFoundError(f"policy {path}: no such folder, and not a hub name like Qwen/Qwen2.5-VL-3B-Instruct")
         options = {"dtype": getattr(torch, dtype), "use_safetensors": True, "attn_implementation": "sdpa"}
@@ -54,7 +54,7 @@ class Policy:
 
     def save(self, folder: str | Path) -> None:
         """In Hugging Face format. Raises `NotFiniteError`, and writes nothing, for weights that are NaN or infinite."""
-        refuse_weights(self.model.named_parameters(), f"the policy for {folder}", "it is not saved; go on from an earlier one")
+        refuse_weights(self.model.named_parameters(), f"the policy for {folder}", "it is not saved; continue from an earlier one")
         for part in (self.model, self.tokenizer, self.image_processor):
             part.save_pretrained(folder)
 
@@ -73,7 +73,7 @@ class Policy:
         return torch.cat(patches).to(self.device, self.model.dtype), torch.stack(grids).to(self.device)
 
     def encode(self, message: Message, image: Image | None) -> np.ndarray:
-        """Prompt token ids (tokens,) int32, up to where the response begins; a picture is a chunk of placeholder tokens."""
+        """Prompt token ids (tokens,) int32, up to where the response begins; a picture is a run of placeholder tokens."""
         shows = message.image and image is not None
         system, user = self._without_special_tokens(message.system), self._without_special_tokens(message.user)
         content = [{"type": "image"}] * shows + [{"type": "text", "text": user}]
@@ -88,7 +88,7 @@ class Policy:
         return np.array(self.tokenizer(text, add_special_tokens=False)["input_ids"], np.int32)
 
     def _without_special_tokens(self, text: str) -> str:
-        """Text that is spelled like a special token must not become one: it would open a turn, or stand for a picture."""
+        """Breaks up special tokens that are spelled out in a text: they would open a turn, or stand for a picture."""
         for token in self._special:
             if token in text:
                 text = text.replace(token, f"{token[0]} {token[1:]}")

@@ -19,7 +19,7 @@ from retrieval_actors.records import Passage
 from retrieval_actors.sources.data_files import DataError, read_records
 from rollout.records import Exchange, Message
 
-IMAGE_MARK = "<image>"  # the place of the picture in a recorded prompt: last in all 203 turns that have one
+IMAGE_MARK = "<image>"  # marks the picture in a recorded prompt: at the end in all 203 turns that have one
 TAGS = {"text": "ter", "text_image": "tir", "table": "tar"}  # knowledge base -> tag of its passages; others are tagged with their own name
 EXPLAINED = (
     "According to the related information searched, `ter` means this info is from text retriever, `tir` means this info is from text image "
@@ -31,9 +31,9 @@ FINAL_REQUEST = "Now, give me the final answer of the origin question: {question
 
 @dataclass(frozen=True)
 class PromptSet:
-    """The wording of the three kinds of turn. The systems may be empty; `{retrievers}` in `plan_system` becomes the list of retrievers."""
+    """The wording of the three kinds of turn. System prompts may be empty; `{retrievers}` in `plan_system` becomes the list of retrievers."""
 
-    pictures_in_answers: ClassVar[bool] = False  # the question's picture is shown only with passages of a knowledge base of pictures
+    pictures_in_answers: ClassVar[bool] = False  # False: only if the passages come from a knowledge base with pictures
     plan_system: str
     answer_system: str
     final_system: str
@@ -113,7 +113,7 @@ def _recorded_so_far(question: str, history: Sequence[Exchange]) -> str:
 
 
 def image_first(prompt: str) -> bool:
-    """Whether the picture of a recorded prompt stands in front of its text; without a mark it stands behind."""
+    """Whether the picture of a recorded prompt comes before the text; without a mark it comes after."""
     return prompt.lstrip().startswith(IMAGE_MARK)
 
 
@@ -143,7 +143,7 @@ SHORT, PAPER = SHIPPED.values()
 
 @cache
 def find_prompts(name: str) -> PromptSet | RecordedPrompts:
-    """Of `rollout.prompts`, a name or a path. Raises ValueError, one line."""
+    """The prompts that `rollout.prompts` names: a shipped name, or a path. Raises ValueError, one line."""
     path = Path(name)
     if name in SHIPPED:
         return SHIPPED[name]

@@ -1,5 +1,5 @@
-"""Rollouts in a file: the trajectories and scored turns of one iteration. Every record, array and picture is a row of one Parquet table, once; a
-record is JSON, in which other records, arrays and pictures are the numbers of earlier rows. Nothing is pickled."""
+"""Rollouts in a file: the trajectories and scored turns of one iteration. Every distinct record, array and picture is one row of a Parquet table.
+A record is JSON, and refers to other records, arrays and pictures by the numbers of their rows. Nothing is pickled."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from rollout.records import ScoredTurn, Trajectory
 
 FILE = "rollouts.parquet"
 SCHEMA = pa.schema({"kind": pa.string(), "data": pa.binary()})
-"""`kind`: the name of a record, `bytes`, or the dtype of an array. In the last row, `all`: the rows of the trajectories and of the scored turns."""
+"""`kind`: class of a record, `bytes`, or dtype of an array. The last row, `all`, lists the rows of the trajectories and of the scored turns."""
 RECORDS: dict[str, Any] = {name: record for name, record in vars(records).items() if is_dataclass(record)}
 
 
 def write_rollouts(folder: str | Path, trajectories: Sequence[Trajectory], scored: Sequence[ScoredTurn]) -> None:
-    """Written aside and renamed: a folder of this name is always complete. Raises FileExistsError when there is one already."""
+    """Writes under another name, then renames: a folder of this name is always complete. Raises FileExistsError if it exists."""
     folder = Path(folder)
     if folder.exists():
         raise FileExistsError(f"{folder}: holds rollouts already; choose another folder, or remove it")
@@ -39,7 +39,7 @@ def write_rollouts(folder: str | Path, trajectories: Sequence[Trajectory], score
 
 
 def _plain(value: Any, rows: dict[tuple[str, bytes], int], kind: str = "") -> Any:
-    """What stands for `value` in JSON: a number of `rows` for what has a row."""
+    """`value` for JSON; records, arrays and bytes are added to `rows` and replaced by the number of their row."""
     if isinstance(value, np.ndarray):
         return rows.setdefault((value.dtype.name, value.tobytes()), len(rows))
     if isinstance(value, bytes):
@@ -81,7 +81,7 @@ def read_rollouts(folder: str | Path) -> tuple[list[Trajectory], list[ScoredTurn
 
 
 def _restored(hint: Any, value: Any, found: Sequence[Any]) -> Any:
-    """A field of this type, from its JSON."""
+    """The value of a field with this type hint, from its JSON."""
     if value is None:
         return None
     if NoneType in get_args(hint):

@@ -25,7 +25,7 @@ UNKNOWN = "unknown"  # what an answer turn says when the passages do not hold th
 
 @dataclass(frozen=True)
 class Image:
-    """A picture, PNG or JPEG; tables and caches refer to it by its key, a hash of the bytes."""
+    """A picture, PNG or JPEG; `key` is a hash of its bytes."""
 
     key: str
     data: bytes
@@ -37,7 +37,7 @@ class Image:
 
 @dataclass(frozen=True)
 class Message:
-    """One prompt before the chat template; `image`: whether the question's picture is shown, `image_last`: behind the user's text."""
+    """One prompt before the chat template; `image`: whether the question's picture is shown, `image_last`: after the user's text."""
 
     system: str
     user: str
@@ -52,7 +52,7 @@ class GoldStep:
     query: str
     kb: str  # name of the knowledge base that holds the answer (`text`, `text_image`, `table`)
     answer: str
-    entities: tuple[str, ...] = ()  # that the query must name (a country, a year); empty: the capitalised words and numbers of `query`
+    entities: tuple[str, ...] = ()  # names that the query must hold (a country, a year); empty: capitalised words and numbers of `query`
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Question:
     answers: tuple[str, ...]  # any of them is right
     image: Image | None = None
     gold_steps: tuple[GoldStep, ...] | None = None  # the facts it needs, in one right order; None: unknown
-    family: str = ""  # kind of question (`text_one_hop`, `image_table`, ...): results are reported by it.
+    family: str = ""  # kind of question (`text_one_hop`, `image_table`, ...): results are reported for each
     answer_range: tuple[float, float] | None = None  # numeric questions of InfoSeek: any number in this closed range is right, too
 
 
@@ -78,10 +78,10 @@ class Exchange:
 
 @dataclass(frozen=True)
 class AllowedTokens:
-    """The vocabulary that `top_k` and `top_p` left for each token of a response."""
+    """The token ids that `top_k` and `top_p` allowed for each token of a response."""
 
-    ids: np.ndarray  # (ids,) int32: those allowed as the first token, then as the second, ...
-    sizes: np.ndarray  # (tokens,) int32: how many were allowed as each token
+    ids: np.ndarray  # (ids,) int32: those for the first token, then those for the second, ...
+    sizes: np.ndarray  # (tokens,) int32: how many ids each token has in `ids`
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class Turn:
     policy_version: int
     text: str  # decoded without special tokens: for parsing and reading, never for training
     temperature: float = 1.0  # 1 for greedy responses. The learner divides its logits by it.
-    allowed: AllowedTokens | None = None  # None: the whole vocabulary; at a temperature other than 1 without those never sampled
+    allowed: AllowedTokens | None = None  # None: the whole vocabulary; at a temperature other than 1 without `Policy.banned_token_ids`
 
 
 @dataclass(frozen=True)
@@ -183,7 +183,7 @@ class Trajectory:
 class TurnReward:
     total: float
     components: dict[str, float] = field(default_factory=dict)  # for metrics; not all of them count in the total
-    parts: dict[str, float] = field(default_factory=dict)  # weighted, adding up to `total`, for advantages by component; empty: one
+    parts: dict[str, float] = field(default_factory=dict)  # weighted, their sum is `total`; for advantages by component; empty: one part
 
 
 @dataclass(frozen=True)
@@ -196,7 +196,7 @@ class ScoredTurn:
     turn: Turn
     reward: TurnReward
     episode: str  # id of the trajectory; turns of one episode share its outcome
-    outcome: float | None  # reward of the final answer; None, never compared, where episode or search failed, or the answer is unknown
+    outcome: float | None  # reward of the final answer; None if the episode or a search failed, or there is no gold answer
     episode_group: str  # id of the question: its episodes are compared in `chain` mode
 
 
@@ -218,7 +218,7 @@ class RecordedTurn:
 
 
 def repeats_of(questions: Sequence[Any]) -> list[int]:
-    """How often each question (of recorded turns: each prompt) occurs before its place: equal ones must not draw the same episodes."""
+    """For each question (of recorded turns: each prompt), how often it occurs earlier in the list: equal ones must not draw the same episodes."""
     seen: Counter[Any] = Counter()
     found = []
     for question in questions:
@@ -237,8 +237,8 @@ class TrajectorySummary:
     error: str
     whole: bool
     sampled: dict[str, int]
-    choices: tuple[str, ...]  # what the well-formed plan turns of the trunk chose: a knowledge base, or `stop`
-    counts: dict[str, int]  # others: `masked_turns` followed a failed search, `cut_off_turns` ended at their limit of tokens
+    choices: tuple[str, ...]  # of the well-formed plan turns of the trunk: a knowledge base, or `stop`
+    counts: dict[str, int]  # for example `masked_turns` (sampled after a failed search) and `cut_off_turns` (ended at the token limit)
 
 
 def summary_of(trajectory: Trajectory) -> TrajectorySummary:

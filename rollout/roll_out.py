@@ -1,4 +1,4 @@
-"""The questions that a rollout worker is given in one call: their episodes, worked on in slices of time, and what the worker did when."""
+"""The episodes of the questions that a rollout worker gets in one call, run in slices of time, and a report on the time spent."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from rollout.timeline import Span, Timeline
 
 @dataclass(frozen=True)
 class WorkReport:
-    """What the worker with this index did in one call, and what came of it without the trajectories."""
+    """One call of the worker with this index: counts, times and summaries, without the trajectories."""
 
     worker: int
     policy_version: int
     finished: list[tuple[int, list[TrajectorySummary]]] = field(default_factory=list)
-    """Place of a question, its trajectories: one, in `chain` mode `group_size`, none where a recorded turn was left out."""
+    """(place of a question, its trajectories): one, in `chain` mode `group_size`, none for a recorded turn that was left out."""
     unfinished: int = 0
     memory_mb: float = 0.0
     seconds: dict[str, float] = field(default_factory=dict)
@@ -38,7 +38,7 @@ class WorkReport:
 
 
 class EngineTimeline(Timeline):
-    """Splits `generate` into `prefill` and `decode` by the engine's own clock (prefill first, where a span holds both)."""
+    """Splits `generate` into `prefill` and `decode` by the engine's own clock (prefill first, if a span has both)."""
 
     COUNTS = ("sampled_tokens", "slot_steps_used", "slot_steps_available")
 
@@ -84,7 +84,7 @@ class EpisodeRun:
         timeline: Timeline | None = None,
         repeats: Sequence[int] | None = None,
     ):
-        """`repeats`: see `repeats_of`, where the questions are part of a longer list."""
+        """`repeats`: those of `repeats_of`, if the questions are part of a longer list."""
         self._questions, self._engine, self._config, self._seed = questions, engine, config, seed
         self._timeline = timeline or Timeline()
         self._repeats = repeats_of(questions) if repeats is None else repeats
@@ -102,7 +102,7 @@ class EpisodeRun:
         return len(self._found)
 
     def work(self, seconds: float = math.inf) -> list[tuple[int, list[Trajectory]]]:
-        """Go on for about so many seconds; returns the places of the questions that were finished meanwhile, in order, and their trajectories."""
+        """Continue for about this many seconds; returns the questions that were finished in that time: (place, trajectories), by place."""
         if self._pool is None:
             self._found.clear()
             with self._timeline.doing("generate"):
@@ -145,7 +145,7 @@ class EpisodeRun:
 def roll_out(
     questions: Sequence[Question | RecordedTurn], engine: Engine, retriever: Searcher | None, config: RolloutConfig, seed: int
 ) -> list[Trajectory]:
-    """Trajectories in the order of the questions; in `chain` mode `group_size` of each, side by side. Those that failed have an `error`. A sample
+    """Trajectories in the order of the questions; in `chain` mode `group_size` of each. Those that failed have an `error`. A sample
     depends on (seed, question, repeat) alone, not on the batch. Recorded turns are sampled in `offline` mode, whatever `config` says."""
     if questions and isinstance(questions[0], RecordedTurn):
         config = replace(config, mode="offline")

@@ -25,11 +25,11 @@ NO_SPACE = gym.spaces.Box(-1, 1, (1,), np.float32)  # RLlib asks every env runne
 
 
 class WrongPolicyVersion(RuntimeError):
-    """The worker holds other weights than those to sample with."""
+    """The worker holds another policy version than the one that it should sample with."""
 
 
 class RolloutWorker(EnvRunner, Checkpointable):
-    """Samples trajectories, with exactly the policy version that it is asked for. It begins without one: it has to be sent weights first, as after
+    """Samples trajectories with exactly the policy version that it is asked for. It starts without one: send weights first, also after
     every restart. `config`: a `StepGRPOConfig`."""
 
     def __init__(self, *, config: Any, **kwargs: Any):
@@ -44,7 +44,7 @@ class RolloutWorker(EnvRunner, Checkpointable):
         self._run: EpisodeRun | None = None
 
     def incarnation(self) -> str:
-        """Another one after every restart: the handle stays the same."""
+        """Id of the process, which changes with every restart; the handle stays the same."""
         return ray.get_runtime_context().get_worker_id()
 
     def receive(self, number: int, bucket: Bucket) -> str:
@@ -53,7 +53,7 @@ class RolloutWorker(EnvRunner, Checkpointable):
         return ray.util.get_node_ip_address()
 
     def join_broadcast(self, host: str, port: int, rank: int, size: int, deadline_s: float) -> str:
-        """Meet the learner and the other workers, to receive buckets without the object store. Returns the address of this node."""
+        """Connect to the learner and the other workers, to receive buckets without the object store. Returns the address of this node."""
         self._broadcast = BroadcastGroup(host, port, rank, size, deadline_s, self._device)
         return ray.util.get_node_ip_address()
 
@@ -63,8 +63,8 @@ class RolloutWorker(EnvRunner, Checkpointable):
         self._inbox.take(number, Bucket(flat if flat.is_cuda else flat.numpy(), announced.manifest, announced.checksum))
 
     def use_weights(self, version: int, checksums: Sequence[int]) -> tuple[int, int]:
-        """Take over these buckets; returns their version and the checksum of all. Raises `MissingWeightsError`; ValueError for other weights."""
-        self._give_up()
+        """Load these buckets; returns the version and the checksum of all. Raises `MissingWeightsError`; ValueError for other names or shapes."""
+        self._drop_run()
         self.engine.update_weights(version, self._inbox.tensors(version, checksums))
         return version, seal(version, checksums)
 
@@ -78,31 +78,31 @@ class RolloutWorker(EnvRunner, Checkpointable):
         seconds: float = math.inf,
         repeats: Sequence[int] | None = None,
     ) -> tuple[WorkReport, list[Trajectory]]:
-        """Work on these questions for about so many seconds, after which `go_on` continues; what was left of earlier ones is given up. Returns a
-        report for the caller, and the finished trajectories in the order of the questions, to be passed on. Raises `WrongPolicyVersion`."""
+        """Work on these questions for about `seconds`; then `go_on` continues. Unfinished earlier questions are dropped. Returns a report for the
+        caller, and the finished trajectories in the order of the questions, to be passed on. Raises `WrongPolicyVersion`."""
         if (held := self.engine.policy_version) != policy_version:
             wrong = f"rollout worker {self.worker_index} holds policy version {held}, was asked for {policy_version}; send weights"
             raise WrongPolicyVersion(wrong)
-        self._give_up()
+        self._drop_run()
         config = replace(self.config.rollout, **(config_overrides or {}))
         self._run = EpisodeRun(questions, self.engine, self.config.retriever, config, seed, self.timeline, repeats)
         return self.go_on(policy_version, seconds)
 
     @ray.method(num_returns=2)
     def go_on(self, policy_version: int, seconds: float = math.inf) -> tuple[WorkReport, list[Trajectory]]:
-        """Raises `WrongPolicyVersion` when there is nothing of this version to go on with: the worker was restarted."""
+        """Continue the last `sample` call. Raises `WrongPolicyVersion` if there is none of this version: the worker was restarted."""
         if self._run is None or self.engine.policy_version != policy_version:
             raise WrongPolicyVersion(f"rollout worker {self.worker_index} has no questions of policy version {policy_version}")
         self.timeline.resume()
         try:
             finished = self._run.work(seconds)
-        except BaseException:  # a fault of the program: nothing of these questions may be left in the engine
-            self._give_up()
+        except BaseException:  # a bug: remove these questions from the engine
+            self._drop_run()
             raise
         report = self.timeline.report(self.worker_index, policy_version, finished, self._run.unfinished)
         return report, [trajectory for _, found in finished for trajectory in found]
 
-    def _give_up(self) -> None:
+    def _drop_run(self) -> None:
         run, self._run = self._run, None
         if run is not None:
             run.close()

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol
 
 from retrieval_actors.records import Passage, Query
 
-AT_ONCE = 4  # batches that are searched side by side; the others wait for a thread
+AT_ONCE = 4  # batches searched at the same time; others wait for a thread
 
 
 class Searcher(Protocol):
@@ -25,13 +25,13 @@ class SearchRequest(NamedTuple):
 
 
 class Searches:
-    """The requests between two calls of `begin` are one batch for each number of passages."""
+    """`begin` sends the waiting requests, in one batch for each number of passages."""
 
     def __init__(self, retriever: Searcher):
         self._retriever = retriever
         self._threads = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="search")  # threads start with the first search
-        self.waiting: list[tuple[int, SearchRequest, int]] = []  # (ticket of the episode, request, passages) in no batch yet
-        self.under_way: deque[tuple[list[int], Future[list[list[Passage]]]]] = deque()  # (tickets, passages for each) of batches
+        self.waiting: list[tuple[int, SearchRequest, int]] = []  # (ticket of the episode, request, number of passages), not sent yet
+        self.under_way: deque[tuple[list[int], Future[list[list[Passage]]]]] = deque()  # batches: (tickets, passages for each ticket)
 
     def begin(self) -> None:
         for k in dict.fromkeys(passages for _, _, passages in self.waiting):
@@ -41,12 +41,12 @@ class Searches:
         self.waiting = []
 
     def oldest(self) -> list[tuple[int, list[Passage]]]:
-        """Wait for the batch that was begun first. Raises what the search raised."""
+        """(ticket, passages) of the batch that was sent first, which is waited for. Raises what the search raised."""
         tickets, answer = self.under_way.popleft()
         return list(zip(tickets, answer.result(), strict=True))
 
     def arrived(self, wait_s: float = 0.0) -> list[tuple[int, list[Passage]]]:
-        """The batches that are answered, after waiting up to `wait_s` seconds for one."""
+        """(ticket, passages) of the answered batches; waits up to `wait_s` seconds for one."""
         if wait_s:
             wait([answer for _, answer in self.under_way], wait_s, return_when=FIRST_COMPLETED)
         done = [batch for batch in self.under_way if batch[1].done()]

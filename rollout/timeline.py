@@ -26,8 +26,8 @@ class Timeline:
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))  # by name, since the last `take`
     drawn: bool = False  # whether spans are kept, not only summed
     changes: deque[tuple[float, str]] = field(default_factory=lambda: deque(maxlen=256))
-    """When (seconds since the epoch) a block began, or ended (then with an empty name); of some tens of iterations."""
-    failed: tuple[float, str] = (0.0, "")  # when which block last ended with an exception
+    """(seconds since the epoch, name of the block that began; empty if one ended), for the last tens of iterations."""
+    failed: tuple[float, str] = (0.0, "")  # (seconds since the epoch, name) of the last block that ended with an exception
 
     @contextmanager
     def doing(self, name: str) -> Iterator[None]:
@@ -72,7 +72,7 @@ def chrome_trace(timelines: Mapping[str, Sequence[Span]]) -> dict[str, Any]:
         if name == "driver" and spans:
             spans = [Span("iteration", min(span.start for span in spans), max(span.end for span in spans)), *spans]
         for span in sorted(spans, key=lambda span: (span.start, -span.end)):
-            start, end = round(1e6 * (span.start - begin)), round(1e6 * (span.end - begin))  # both rounded: spans that nest go on nesting
+            start, end = round(1e6 * (span.start - begin)), round(1e6 * (span.end - begin))  # both rounded, so nested spans stay nested
             events.append({"name": span.name, "ph": "X", "pid": 1, "tid": row, "ts": start, "dur": end - start})
     return {"traceEvents": events, "displayTimeUnit": "ms"}
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from rollout.records import UNKNOWN, Action
 
-STOP = "None"  # a plan turn writes it in both places to stop
+STOP = "None"  # to stop, a plan turn writes it as the query and as the retriever
 PLAN = re.compile(r"\s*<think>.*?</think>\s*<sub-question>(.*?)</sub-question>\s*<ret>(.*?)</ret>\s*", re.S)
 ANSWER = re.compile(r"\s*<think>.*?</think>\s*<answer>(.*?)</answer>\s*", re.S)
 
@@ -48,14 +48,14 @@ _CONTRACTED = """
     you'll you're you've
 """
 CONTRACTIONS = {word.replace("'", ""): word for word in _CONTRACTED.split()}
-"""Without their apostrophe -> with it; words that mean something else (`its`, `well`, `were`, `ill`) are left out."""
+"""Contractions without apostrophe -> with it; those that are words of their own (`its`, `well`, `were`, `ill`) are left out."""
 
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _PUNCTUATION = re.compile(r"(?<!\d)\.|\.(?!\d)|(?<!\w)'|'(?!\w)|[^\w\s.']|_")
 
 
 def normalise(text: str) -> str:
-    """As in VQA (Antol et al. 2015): "The  U.S. has Two, 1,250 m. peaks" -> "u s has 2 1250 m peaks"."""
+    """Normalised as in VQA (Antol et al. 2015): "The  U.S. has Two, 1,250 m. peaks" -> "u s has 2 1250 m peaks"."""
     text = unicodedata.normalize("NFKC", text).lower().replace("\u2019", "'")
     text = _PUNCTUATION.sub(" ", _THOUSANDS.sub("", text))
     words = (CONTRACTIONS.get(word, NUMBER_WORDS.get(word, word)) for word in text.split())
@@ -63,5 +63,5 @@ def normalise(text: str) -> str:
 
 
 def is_unknown(answer: str) -> bool:
-    """`unknown`, "Unknown.", "UNKNOWN": the passages do not hold the answer."""
+    """Whether the answer is `unknown` ("Unknown.", "UNKNOWN"): the passages do not hold the answer."""
     return normalise(answer) == UNKNOWN

@@ -1,5 +1,5 @@
 """The weights of one policy version as flat buckets, which the learner sends and rollout workers receive. A policy changes only when all buckets of
-a version are there and fit."""
+a version have arrived and fit."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Manifest = tuple[tuple[str, str, tuple[int, ...], int], ...]  # of each tensor: 
 
 @dataclass(frozen=True)
 class Bucket:
-    """Some tensors, side by side. It has no version: an equal bucket of a later version is not sent again."""
+    """Some tensors in one array. It has no version: an equal bucket of a later version is not sent again."""
 
     data: np.ndarray | torch.Tensor  # (bytes,) uint8; a tensor on a GPU
     manifest: Manifest
@@ -60,7 +60,7 @@ class PublishedWeights:
 
 
 def seal(version: int, checksums: Sequence[int]) -> int:
-    """Checksum of a version: sender and receiver hold the same weights when it is equal."""
+    """Checksum of all buckets of a version: if it is equal, sender and receiver hold the same weights."""
     return xxh3_64(repr((version, list(checksums))).encode()).intdigest()
 
 
@@ -68,13 +68,13 @@ class Packer:
     """Packs tensors into buckets in memory that is reused: touching new memory costs several times as much as copying."""
 
     def __init__(self, bucket_bytes: int = BUCKET_BYTES, in_flight: int = 1, device: str = "cpu"):
-        """`in_flight`: so many last buckets stay valid."""
+        """`in_flight`: how many of the last buckets stay valid."""
         self.bucket_bytes, self._device = bucket_bytes, device
         self._memory = [torch.empty(0, dtype=torch.uint8)] * in_flight
 
     def buckets(self, named_tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterator[Bucket]:
         """In the order of the tensors; one larger than `bucket_bytes` has a bucket of its own. Tensors are read one at a time, as ZeRO-3 gathers
-        them. A bucket reuses the memory of an earlier one: copy that (as Ray's `put` does) before the next."""
+        them. A bucket reuses the memory of the one `in_flight` before it: copy that (as Ray's `put` does) in time."""
         slots: list[Any] = []
         end = 0
         for name, tensor in named_tensors:
@@ -139,7 +139,7 @@ class Inbox:
         self._buckets[number] = bucket
 
     def tensors(self, version: int, checksums: Sequence[int]) -> dict[str, torch.Tensor]:
-        """Those of exactly these buckets. Raises `MissingWeightsError` when one is missing."""
+        """The tensors of exactly these buckets. Raises `MissingWeightsError` when one is missing."""
         held = {number: bucket.checksum for number, bucket in self._buckets.items()}
         missing = [str(number + 1) for number, wanted in enumerate(checksums) if held.get(number) != wanted]
         if missing:
@@ -168,8 +168,8 @@ def refuse_other_names(sent: Mapping[str, torch.Tensor], held: Mapping[str, torc
 
 
 class BroadcastGroup:
-    """Broadcasts buckets from rank 0: NCCL between GPUs, gloo between CPUs. All members make the same calls. Not torch's default group, which a
-    receiver that dies would break for the learners. Raises RuntimeError when a member is gone or late."""
+    """Broadcasts buckets from rank 0: NCCL between GPUs, gloo between CPUs. All members make the same calls. Not torch's default group: a
+    receiver that dies would break it for the learners. Raises RuntimeError when a member is gone or late."""
 
     def __init__(self, host: str, port: int, rank: int, size: int, deadline_s: float, device: torch.device):
         self._timeout = timedelta(seconds=deadline_s)
@@ -185,7 +185,7 @@ class BroadcastGroup:
         self._device, self._memory = device, dict[int, torch.Tensor]()
 
     def send(self, flat: torch.Tensor) -> None:
-        """Start to send, after the last bytes have arrived; these bytes must not change before the next call has returned."""
+        """Wait for the last send, then start this one; do not change `flat` before the next call of `send` or `finish` has returned."""
         self.finish()
         self._sending = self._begin(flat)
 

@@ -12,14 +12,14 @@ from rewards.scored_summary import ScoredSummary
 from rollout.nan_check import refuse_numbers
 from rollout.records import ScoredTurn
 
-SMALLEST_STD = 1e-4  # rewards that differ less are equal up to rounding, which normalising would blow up
-EPSILON = 1e-6  # added to the standard deviation that is divided by
+SMALLEST_STD = 1e-4  # smaller differences are rounding errors, which normalising would amplify
+EPSILON = 1e-6  # added to the divisor
 
 
 @dataclass(frozen=True)
 class GroupAdvantages:
     advantages: np.ndarray  # (n,) float32; 0 in groups without variance
-    varied: np.ndarray  # (n,) bool: whether the rewards of its group differ; the others teach nothing
+    varied: np.ndarray  # (n,) bool: whether the rewards of its group differ; nothing is learned from the others
     groups: int
     dropped: int
 
@@ -48,7 +48,7 @@ class Groups:
 
 
 def mean_of_the_others(groups: Groups) -> np.ndarray:
-    """(n,): of the other rewards of the group; alone, the reward itself. RLOO (Ahmadian et al. 2024, arXiv 2402.14740)."""
+    """(n,): mean of the other rewards of the group; in a group of one, the reward itself. RLOO (Ahmadian et al. 2024, arXiv 2402.14740)."""
     size, total = groups.size[groups.member], (groups.size * groups.mean)[groups.member]
     return np.where(size > 1, (total - groups.rewards) / np.maximum(size - 1, 1), groups.rewards)
 
@@ -81,9 +81,9 @@ def group_advantages(
 ) -> GroupAdvantages:
     """(reward - baseline) / scale; by default (r - mean of its group) / (std of its group + 1e-6). rewards: (n,); groups: n names or numbers.
     The scale is, by `normalisation`: `std`, of the group (GRPO); `batch_std`, of all rewards (Liu et al. 2025, arXiv 2508.08221; REINFORCE++, arXiv
-    2501.03262); `none` (Dr. GRPO, Liu et al. 2025, arXiv 2503.20783, section 3): the first would weigh very easy and very hard groups up.
+    2501.03262); `none` (Dr. GRPO, Liu et al. 2025, arXiv 2503.20783, section 3): the first gives very easy and very hard groups too much weight.
     A group without variance (such as a group of one) is dropped: its advantages are 0. The baseline `shrunk` compares it with the other groups, and
-    drops it only where that leaves nothing."""
+    drops it only if all its centred rewards are 0."""
     found = Groups.of(rewards, groups)
     centred = found.rewards - BASELINES[baseline](found)
     spread = found.std
@@ -110,7 +110,7 @@ def component_advantages(components: Sequence[Mapping[str, float]], groups: Sequ
         alone = group_advantages(np.array([parts.get(name, 0.0) for parts in components]), member)
         total += alone.advantages.astype(np.float64)
         varied |= alone.varied
-    if len(total) and total.std() < SMALLEST_STD:  # components that cancel each other
+    if len(total) and total.std() < SMALLEST_STD:  # the components cancel each other
         varied[:] = False
     scaled = (total - total.mean()) / (total.std() + EPSILON) if len(total) else total
     count, kept = len(np.unique(member)), len(np.unique(member[varied]))
@@ -125,13 +125,13 @@ def _sortable(groups: Sequence[str] | np.ndarray) -> np.ndarray:
 @dataclass(frozen=True)
 class TurnAdvantages:
     advantages: np.ndarray  # (turns,) float32: `step_weight` * step advantage + `episode_weight` * episode advantage
-    kept: np.ndarray  # (turns,) bool: learned from: a group that counts has variance, and it is not masked (`learner.overlong=mask`)
+    kept: np.ndarray  # (turns,) bool: whether it is learned from: one of its groups varies, and it is not masked (`learner.overlong=mask`)
     steps: GroupAdvantages
     episodes: GroupAdvantages
 
 
 def turn_advantages(turns: ScoredSummary | Sequence[ScoredTurn], config: LearnerConfig) -> TurnAdvantages:
-    """Turns of an episode stand in order. Raises `NotFiniteError`."""
+    """Advantages of all turns; those of an episode are in order. Raises `NotFiniteError`."""
     scored = turns if isinstance(turns, ScoredSummary) else ScoredSummary.of(turns)
     outcomes = scored.episode_outcomes()
     questions = [scored.questions[place] for place in outcomes]

@@ -1,4 +1,4 @@
-"""Who learns what, planned from summaries alone: mini-batches of rows (`sibling_packing.py`), shared out to ranks, in micro-batches."""
+"""Which rank learns what, planned from summaries alone: mini-batches of rows (`sibling_packing.py`), split over ranks, in micro-batches."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ R = TypeVar("R", bound=Any)  # a row, with its `length` and `image_key`
 
 @dataclass(frozen=True)
 class PlannedRow:
-    turns: list[int]  # of one state, by their numbers in the iteration
-    length: int  # tokens that are read: the prompt, and all but the last token of each response
+    turns: list[int]  # numbers, in the iteration, of turns from one state
+    length: int  # tokens in the row: the prompt, and all but the last token of each response
     image_key: bytes
     weight: float  # its share of the denominator of the loss
 
@@ -46,7 +46,7 @@ class PlannedMiniBatch(NamedTuple):
 
 
 def token_weights(scored: ScoredSummary, chosen: np.ndarray, aggregation: str, constant_tokens: int) -> tuple[np.ndarray, np.ndarray]:
-    """Of the `chosen` turns: weight of each token, and share of the turn, in the loss sum(weights * token loss) / sum(shares).
+    """For the `chosen` turns: the weight of each token, and the share of each turn, in the loss sum(weights * token loss) / sum(shares).
     `token_mean`: every token (DAPO, arXiv 2503.14476, section 3.3). `turn_mean`: every turn (GRPO, arXiv 2402.03300, equation 3: 1 / |o|).
     `step_mean`: the turns of an episode from one state together. `sequence_mean`: every episode. `constant`: every token, over the number of turns
     * `constant_tokens` (Dr. GRPO, Liu et al. 2025, arXiv 2503.20783, section 3)."""
@@ -69,7 +69,7 @@ def deal(
     scored: ScoredSummary, advantages: TurnAdvantages, config: LearnerConfig, policy_version: int
 ) -> tuple[list[list[PlannedRow]], np.ndarray]:
     """The rows of all turns that are learned from, in mini-batches with the same mixture of turn kinds, in an order seeded by the policy version;
-    and (turns,) float64 weights of their tokens. Left out are turns whose groups have no variance, and turns without a token."""
+    and (turns,) float64 weights of their tokens. Turns whose groups have no variance, and turns without a token, are left out."""
     learned = np.flatnonzero(advantages.kept & (scored.tokens > 0))
     weights, shares = np.zeros((2, len(scored)))
     weights[learned], shares[learned] = token_weights(scored, learned, config.aggregation, config.constant_tokens)
@@ -112,7 +112,7 @@ def plan(rows: Sequence[R], ranks: int, tokens: int) -> list[list[list[R]]]:
 
 
 def share_out(rows: Sequence[R], ranks: int) -> list[list[R]]:
-    """Whole rows to ranks: the longest that is left goes to the rank with the fewest tokens."""
+    """Split rows over ranks: the longest row that is left goes to the rank with the fewest tokens."""
     shares: list[list[R]] = [[] for _ in range(ranks)]
     loads = [(0, rank) for rank in range(ranks)]
     for row in sorted(rows, key=lambda row: -row.length):

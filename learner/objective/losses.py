@@ -16,12 +16,12 @@ class Tokens:
     """The sampled tokens of one micro-batch; prompts and retrieved text are not among them. All are (tokens,), log-probs in nats."""
 
     logprobs: torch.Tensor  # of the policy that is being updated, with gradient
-    entropy: torch.Tensor  # of the distribution that the token was drawn from; with gradient where there is a bonus for it
+    entropy: torch.Tensor  # of the distribution that the token was drawn from; with gradient if `entropy_weight` is not 0
     sampler_logprobs: torch.Tensor  # of the policy version that drew the token, as the sampler computed them
     advantages: torch.Tensor
     weights: torch.Tensor
     turn: torch.Tensor  # int64: number within the micro-batch
-    learner_logprobs: torch.Tensor | None = None  # of that version, as the learner computes them before the update; None: `logprobs`
+    learner_logprobs: torch.Tensor | None = None  # of the same version, as the learner computes them before the update; None: `logprobs`
     reference_logprobs: torch.Tensor | None = None
     sequence_log_ratio: torch.Tensor | None = None  # `ratio=sequence`: mean over all tokens of the episode, wherever they were packed
 
@@ -29,8 +29,8 @@ class Tokens:
 def loss_of(tokens: Tokens, config: LearnerConfig, denominator: float) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """The clipped surrogate of PPO (arXiv 1707.06347, equation 7) in the token form of GRPO (arXiv 2402.03300, equation 3):
         -sum(weights * min(r * A, clip(r, 1 - clip_low, 1 + clip_high) * A)) / denominator,   r = exp(logprobs - old logprobs)
-    + kl_weight * KL - entropy_weight * entropy, weighed and divided alike. clip_high > clip_low is DAPO's (arXiv 2503.14476, equation 10). Returns
-    the loss and its metrics (sums over tokens, maxima as named in `MAXIMA`), without gradient."""
+    + kl_weight * KL - entropy_weight * entropy, with the same weights and denominator. clip_high > clip_low is DAPO's (arXiv 2503.14476,
+    equation 10). Returns the loss and its metrics (sums over tokens, maxima as named in `MAXIMA`), without gradient."""
     learner = tokens.logprobs.detach() if tokens.learner_logprobs is None else tokens.learner_logprobs
     old = learner if config.sampler_cap else tokens.sampler_logprobs
     advantages, weights = tokens.advantages, tokens.weights
@@ -65,7 +65,7 @@ def loss_of(tokens: Tokens, config: LearnerConfig, denominator: float) -> tuple[
 
 
 def _log_ratio(tokens: Tokens, old: torch.Tensor, level: str) -> torch.Tensor:
-    """`turn`, `sequence`: geometric mean over the unit, with each token's own gradient: GSPO's token form (arXiv 2507.18071, equation 14)."""
+    """`turn`, `sequence`: mean over the unit, with each token's own gradient: GSPO's token form (arXiv 2507.18071, equation 14)."""
     if level == "token":
         return tokens.logprobs - old
     mean = tokens.sequence_log_ratio

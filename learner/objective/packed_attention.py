@@ -17,7 +17,7 @@ from learner.objective.sibling_packing import PROMPT, MicroBatch
 
 NAME = "packed_rows"
 PackedAttention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, float | None], torch.Tensor]
-"""Of one micro-batch: query, key, value, all (1, heads, tokens, size), scale; keys may have fewer heads (GQA)."""
+"""Attention of one micro-batch from query, key, value, all (1, heads, tokens, size), and scale; keys and values may have fewer heads (GQA)."""
 
 
 class RowByRow:
@@ -85,13 +85,13 @@ def attention_of(name: str, batch: MicroBatch, device: torch.device, dtype: torc
 
 
 def sees(queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
-    """(queries, keys) bool: what the last tokens of a row attend to, given by the segments of its tokens."""
+    """(queries, keys) bool: what the last tokens of a row attend to. `keys`: segments of the row; `queries`: of its last tokens."""
     causal = torch.ones(len(queries), len(keys), dtype=torch.bool).tril(len(keys) - len(queries))
     return ((keys[None] == PROMPT) | (keys[None] == queries[:, None])) & causal
 
 
 def install(language_model: Any) -> None:
-    """Let a transformers model take `packed=PackedAttention`; without it nothing changes."""
+    """Let a transformers model accept `packed=PackedAttention`; calls without it are unchanged."""
     ALL_ATTENTION_FUNCTIONS.register(NAME, _forward)
     ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
     language_model.config._attn_implementation = NAME

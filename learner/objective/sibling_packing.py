@@ -32,7 +32,7 @@ class Row:
 
     @property
     def length(self) -> int:
-        """Tokens that are read: all but the last of each response."""
+        """Tokens in the row: the prompt, and all but the last token of each response."""
         return len(self.prompt_ids) + sum(len(response.ids) - 1 for response in self.responses)
 
     @property
@@ -46,7 +46,7 @@ class Row:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Rows one after the other, of `length` tokens that are read, and the `tokens` of the responses, which are predicted.
+    """Rows one after the other: `length` input tokens, and the `tokens` of the responses, which are predicted.
     int64: input_ids, rows and segments (length,): a segment is `PROMPT` or the number of a response of its row; positions (3, length), M-RoPE;
     image_of_row (rows with a picture,), which are distinct in `images`; sources (tokens,): the place whose hidden state predicts the token;
     targets, turns and episodes (tokens,): the token, the number of its response and of its episode; support_sizes (tokens,): how many tokens
@@ -71,7 +71,7 @@ class MicroBatch:
 
 
 def row_of(turns: Sequence[ScoredTurn], advantages: Iterable[float], weights: Iterable[float], episodes: Iterable[int]) -> Row:
-    """The row of these turns of one state; the other lists have one entry for each."""
+    """The row of these turns of one state; the other arguments have one entry per turn."""
     responses = tuple(
         Response(t.turn.response_ids, t.turn.logprobs, float(advantage), float(weight), int(episode), t.turn.temperature, t.turn.allowed)
         for t, advantage, weight, episode in zip(turns, advantages, weights, episodes, strict=True)

@@ -1,4 +1,4 @@
-"""Log-probabilities of the sampled tokens of a packed micro-batch. Logits are computed piece by piece, and again in the backward pass."""
+"""Log-probs of the sampled tokens of a packed micro-batch. Logits are computed in pieces, and again in the backward pass."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def piece(vocabulary: int) -> int:
 
 @dataclass(frozen=True)
 class SampledFrom:
-    """How tokens were sampled, where not all at temperature 1 from the whole vocabulary; as in `MicroBatch`."""
+    """How tokens were sampled, unless all were at temperature 1 from the whole vocabulary; fields as in `MicroBatch`."""
 
     temperatures: torch.Tensor
     support_sizes: torch.Tensor
@@ -42,7 +42,7 @@ class SampledFrom:
         return map(SampledFrom, self.temperatures.split(tokens), sizes, ids)
 
     def rescaled(self, logits: torch.Tensor, never_sampled: torch.Tensor) -> torch.Tensor:
-        """Logits over the temperature, -inf for what could not be drawn. At temperature 1 without a limit `never_sampled` count."""
+        """Logits / temperature, -inf for tokens that could not be drawn; at temperature 1 without a limit `never_sampled` tokens stay."""
         outside = torch.zeros_like(logits, dtype=torch.bool)
         outside[:, never_sampled] = (self.temperatures != 1)[:, None]
         outside[self.support_sizes > 0] = True
@@ -60,16 +60,16 @@ class Head(nn.Linear):
         self.entropy_gradient, self._never_sampled = entropy_gradient, list(never_sampled)
 
     def forward(self, hidden: torch.Tensor, targets: torch.Tensor | None = None, sampled: SampledFrom | None = None) -> Any:
-        """Logits as ever; or, for `targets` (tokens,), which `hidden` (tokens, d) predicts: their log-probs and the entropy of the distributions
-        they were drawn from, both (tokens,) float32, nats."""
+        """Logits; or, with `targets` (tokens,), which `hidden` (tokens, d) predicts, their log-probs and the entropy of the distributions that they
+        were drawn from, both (tokens,) float32, nats."""
         if targets is None:
             return super().forward(hidden)
         tokens = piece(self.out_features)
         if len(targets) <= tokens:
             return self._scores(hidden, targets, sampled)
         parts = hidden.split(tokens), targets.split(tokens)
-        hows = sampled.split(tokens) if sampled else [None] * len(parts[0])
-        scores = [checkpoint(self._scores, *part, use_reentrant=False, preserve_rng_state=False) for part in zip(*parts, hows, strict=True)]
+        ways = sampled.split(tokens) if sampled else [None] * len(parts[0])
+        scores = [checkpoint(self._scores, *part, use_reentrant=False, preserve_rng_state=False) for part in zip(*parts, ways, strict=True)]
         logprobs, entropy = zip(*scores, strict=True)
         return torch.cat(logprobs), torch.cat(entropy)
 
@@ -80,13 +80,13 @@ class Head(nn.Linear):
         logprobs = F.log_softmax(logits, -1)
         chosen = logprobs.gather(1, targets[:, None])[:, 0]
         with torch.set_grad_enabled(self.entropy_gradient and torch.is_grad_enabled()):
-            finite = logprobs.clamp(min=torch.finfo(logprobs.dtype).min) if sampled else logprobs  # 0 * -inf is no number
+            finite = logprobs.clamp(min=torch.finfo(logprobs.dtype).min) if sampled else logprobs  # 0 * -inf is NaN
             entropy = -(logprobs.exp() * finite).sum(-1)
         return chosen, entropy
 
 
 class Scorer(nn.Module):
-    """Scores packed micro-batches with a policy's model. Every call runs the vision tower, on a blank picture when there is none: all ranks have to
+    """Computes log-probs of packed micro-batches. Every call runs the vision tower, on a blank picture when there is none: all ranks have to
     run the same modules. Each distinct picture is encoded once. `entropy_gradient` costs a second pass over the vocabulary."""
 
     def __init__(self, policy: Policy, entropy_gradient: bool = False):

@@ -1,4 +1,4 @@
-"""The files of a checkpoint: room for them, whether they are as they were written, and the weights in them."""
+"""The files of a checkpoint: checks of disk space and of damage, and the weights in them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from xxhash import xxh3_64
 
 FileFacts = dict[str, list]  # path below the checkpoint -> [bytes, checksum]
 SCORER_PREFIX = "model."  # before the names of the policy's parameters
-SPARE_BYTES = 1 << 20  # for what is not a tensor
+SPARE_BYTES = 1 << 20  # for everything that is not a tensor
 
 
 class CorruptCheckpointError(ValueError):
@@ -57,7 +57,7 @@ def _checksum(file: Path) -> str:
 
 
 def allow_checkpoint_types() -> None:
-    """What DeepSpeed puts into a checkpoint beside tensors; torch refuses everything else."""
+    """Let torch load the classes that DeepSpeed puts into a checkpoint; it refuses all others."""
     from deepspeed.runtime.fp16.loss_scaler import LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum
     from deepspeed.utils.tensor_fragment import fragment_address
@@ -66,7 +66,7 @@ def allow_checkpoint_types() -> None:
 
 
 def consolidated_weights(folder: Path, tag: str) -> dict[str, torch.Tensor]:
-    """Name in the policy's model -> value, in float32 where the optimizer is partitioned. Every rank needs the memory of the whole model."""
+    """Parameter name in the policy's model -> value, in float32 with ZeRO 1 to 3. Every rank needs memory for the whole model."""
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
     if list((folder / tag).glob("*_optim_states.pt")):

@@ -21,7 +21,7 @@ SMALLEST_PARTITIONED = 10_000  # ZeRO-3 keeps smaller tensors whole on every ran
 
 
 def build_engine(policy: Policy, config: LearnerConfig) -> Any:
-    """The policy's scorer in a DeepSpeed engine with a fresh optimizer: torch's own, also on a CPU, so nothing is compiled."""
+    """The policy's `Scorer` in a DeepSpeed engine with a new AdamW of torch, also on a CPU: nothing has to be compiled."""
     import deepspeed
 
     prepare(policy, config)
@@ -32,8 +32,8 @@ def build_engine(policy: Policy, config: LearnerConfig) -> Any:
 
 
 def build_reference(path: str, policy: Policy, config: LearnerConfig) -> Any:
-    """The policy that training begins with, frozen. Partitioned like the policy with ZeRO-3; else every rank has a copy, which shares a frozen
-    vision tower. LoRA needs none: it is the policy without its adapters."""
+    """The policy that training begins with, frozen. With ZeRO-3 it is partitioned; else every rank has a copy, which shares the vision tower of
+    the policy if that is frozen. Not for LoRA: there the reference is the policy without its adapters."""
     import deepspeed
 
     reference = Policy.load(path, dtype=config.dtype, device=str(policy.device))
@@ -46,7 +46,7 @@ def build_reference(path: str, policy: Policy, config: LearnerConfig) -> Any:
 
 
 def prepare(policy: Policy, config: LearnerConfig) -> None:
-    """Freeze, adapt, and set up checkpointing of activations, in place."""
+    """Freeze parameters, add adapters, and switch on gradient checkpointing, in place."""
     model = policy.model
     if config.lora_rank:
         model.requires_grad_(False)
@@ -55,7 +55,7 @@ def prepare(policy: Policy, config: LearnerConfig) -> None:
         model.model.visual.requires_grad_(False)
     if config.gradient_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
-        model.train()  # the library recomputes only then; there is no dropout in these models
+        model.train()  # transformers recomputes only in training mode; there is no dropout in these models
 
 
 def engine_settings(config: LearnerConfig) -> dict[str, Any]:
@@ -67,7 +67,7 @@ def engine_settings(config: LearnerConfig) -> dict[str, Any]:
         zero["offload_param"] = memory
     return {
         "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": 1,  # the loop says itself which micro-batch is the last one
+        "gradient_accumulation_steps": 1,  # `LearnerRank` marks the last micro-batch itself
         "gradient_clipping": config.max_grad_norm,
         "bf16": {"enabled": config.dtype == "bfloat16"},
         "zero_optimization": zero,
@@ -78,8 +78,8 @@ def engine_settings(config: LearnerConfig) -> dict[str, Any]:
 
 
 def learning_rate(config: LearnerConfig, policy_version: int) -> float:
-    """Of the update from this version to the next: a linear rise to `lr` over `warmup_iterations` updates, then `lr_schedule` down to a tenth of
-    it at update `lr_decay_iterations`. It depends on the version alone, so a resumed run has the same."""
+    """The learning rate of the update from this version to the next: a linear rise to `lr` over `warmup_iterations` updates, then `lr_schedule`
+    down to a tenth of it at update `lr_decay_iterations`. It depends on the version alone, so a resumed run has the same."""
     update = policy_version + 1
     if update < config.warmup_iterations:
         return config.lr * update / config.warmup_iterations
@@ -92,7 +92,7 @@ def learning_rate(config: LearnerConfig, policy_version: int) -> float:
 
 
 def add_adapters(language_model: torch.nn.Module, config: LearnerConfig) -> None:
-    """Put adapters beside the linear layers that `lora_targets` names, in place. Raises ValueError when a name fits no layer."""
+    """Add adapters to the linear layers that `lora_targets` names, in place. Raises ValueError when no layer has such a name."""
     linear = sorted({name.rpartition(".")[2] for name, m in language_model.named_modules() if isinstance(m, torch.nn.Linear)})
     if wrong := [name for name in config.lora_targets if name not in linear]:
         found = f"learner.lora_targets names {wrong[0]!r}, which no linear layer of the language model is"
@@ -112,8 +112,8 @@ def without_adapters(model: torch.nn.Module) -> Iterator[None]:
 
 
 def published_parameters(model: torch.nn.Module, partitioned: bool) -> Iterator[tuple[str, torch.Tensor]]:
-    """Values, one at a time, under the policy's own names, with adapters merged. `partitioned` (ZeRO-3): all ranks have to call this, and a
-    value is whole until the next one is asked for."""
+    """(name in the policy, value) one at a time, with adapters merged. `partitioned` (ZeRO-3): all ranks have to call this, and a value is
+    valid only until the next one is taken."""
     gathered: Callable[..., Any] = nullcontext
     if partitioned:
         import deepspeed  # not before the environment of the rank is set

@@ -1,4 +1,4 @@
-"""One learner process: a DeepSpeed engine around the scorer, in a Ray actor. DeepSpeed is imported only after its environment is set."""
+"""One learner process: a Ray actor with the `Scorer` in a DeepSpeed engine. DeepSpeed is imported only after its environment is set."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ TAG = "engine"  # DeepSpeed's name for the folder of its files within a checkpoi
 
 
 class MiniBatch(NamedTuple):
-    """One rank's part of one optimizer step; there are as many micro-batches on every rank, some of them empty."""
+    """One rank's part of one optimizer step. All ranks have the same number of micro-batches; some may be empty."""
 
     micro_batches: list[list[Row]]
     denominator: float  # sum of the token weights over all ranks
@@ -56,7 +56,7 @@ class LearnerRank(WeightSender):
         torch.set_num_threads(config.threads)
 
     def address(self) -> tuple[str, int]:
-        """Of this process, with a free port, for the ranks to meet at."""
+        """Address of this node and a free port, where the ranks connect to each other."""
         with socket.socket() as free:
             free.bind(("", 0))
             return ray.util.get_node_ip_address(), free.getsockname()[1]
@@ -64,7 +64,7 @@ class LearnerRank(WeightSender):
     def connect(self, host: str, port: int) -> None:
         os.environ.update(MASTER_ADDR=host, MASTER_PORT=str(port), RANK=str(self.rank), WORLD_SIZE=str(self.ranks), LOCAL_RANK="0")
         os.environ.update(DS_ACCELERATOR=self.device.type, DS_LOG_LEVEL="error")
-        os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"  # DeepSpeed would run whatever the files of a checkpoint ask for
+        os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"  # else DeepSpeed would run any code in the files of a checkpoint
         import deepspeed
         import deepspeed.ops
 
@@ -94,7 +94,7 @@ class LearnerRank(WeightSender):
         self.engine._copy_recovery_script = lambda folder: None  # DeepSpeed would add a script to every checkpoint
 
     def fetch(self, planned: Sequence[PlannedMiniBatch], chunks: Sequence[tuple[ray.ObjectRef, int]]) -> None:
-        """`chunks`: references to lists of scored turns, and their lengths; turns are numbered through all of them. Raises RayError."""
+        """Fetch the planned turns. `chunks`: (reference to a list of scored turns, its length); turns are numbered across all. Raises RayError."""
         ends = np.cumsum([length for _, length in chunks])
         lists: dict[int, list[ScoredTurn]] = {}
 
@@ -114,7 +114,7 @@ class LearnerRank(WeightSender):
         """One optimizer step for each mini-batch (None: those that were fetched). Returns the sums and maxima (`losses.MAXIMA`) of each."""
         mini_batches, self._fetched = self._fetched if mini_batches is None else mini_batches, []
         before: list[list[Any]] = [[None] * len(mini_batch.micro_batches) for mini_batch in mini_batches]
-        if self.config.sampler_cap and len(mini_batches) > 1:  # the log-probs that the learner begins with, while it still has them
+        if self.config.sampler_cap and len(mini_batches) > 1:  # log-probs before the first step changes the weights
             before = [[self._logprobs(packed(rows, self.policy)) for rows in mini_batch.micro_batches] for mini_batch in mini_batches]
         steps = [self._step(mini_batch, learner) for mini_batch, learner in zip(mini_batches, before, strict=True)]
         if steps:
@@ -129,17 +129,17 @@ class LearnerRank(WeightSender):
             for name, tensor in self.gathered():
                 if policy:
                     written[name].copy_(tensor)
-        if policy:  # only now: the other ranks have gathered, and do not wait for this one
+        if policy:  # only after all have gathered: else an error would leave the other ranks waiting
             refuse_without_room(Path(folder), sum(p.numel() * p.element_size() for p in written.values()))
             policy.save(folder)
 
     def snapshot(self) -> int:
-        """Copy weights, optimizer and random state; every rank its part. Returns the bytes. Raises `NotFiniteError`."""
+        """Copy this rank's part of weights and optimizer, and its random state. Returns the bytes. Raises `NotFiniteError`."""
         self.kept.begin()
         self.engine.save_checkpoint(".", tag=TAG, save_latest=False)
         random = {"cpu": torch.get_rng_state()} | ({"cuda": torch.cuda.get_rng_state()} if self.device.type == "cuda" else {})
         self.kept.save(random, f"random_{self.rank}.pt")
-        refuse_weights(self._held(), "the learner's weights", "no checkpoint is written; go on from the last one (train.resume=auto)")
+        refuse_weights(self._held(), "the learner's weights", "no checkpoint is written; continue from the last one (train.resume=auto)")
         return self.kept.bytes
 
     def write(self, folder: str) -> None:
@@ -157,7 +157,7 @@ class LearnerRank(WeightSender):
             torch.cuda.set_rng_state(random["cuda"])
 
     def _step(self, mini_batch: MiniBatch, learner_logprobs: list[torch.Tensor | None]) -> dict[str, float]:
-        """`learner_logprobs`: of each micro-batch, before the update; None: those of the first forward pass."""
+        """One optimizer step. `learner_logprobs`: of each micro-batch, before the first step; None: use those of the forward pass."""
         begin = time.perf_counter()
         totals: dict[str, float] = defaultdict(float)
         for group in self.engine.optimizer.param_groups:
@@ -169,7 +169,7 @@ class LearnerRank(WeightSender):
             self.engine.set_gradient_accumulation_boundary(last)
             batch = packed(rows, self.policy)
             loss, metrics = self._loss(batch, mini_batch.denominator, learner, log_ratios)
-            self.engine.backward(loss * self.ranks)  # the engine averages over ranks, and the denominator is already the one of all ranks
+            self.engine.backward(loss * self.ranks)  # the engine averages over ranks, but the denominator already counts all ranks
             if last and not self.config.zero_stage:  # without ZeRO the engine clips but does not report the norm
                 norm = float(torch.nn.utils.get_total_norm([p.grad for p in self.engine.module.parameters() if p.grad is not None]))
             self.engine.step()
@@ -178,7 +178,7 @@ class LearnerRank(WeightSender):
                 totals[name] = largest((totals[name], value.item())) if name in MAXIMA else totals[name] + value.item()
         if self.config.zero_stage:
             found = float(self.engine.get_global_grad_norm())
-            norm = found if found >= 0 else math.nan  # DeepSpeed says -1
+            norm = found if found >= 0 else math.nan  # DeepSpeed returns -1 for NaN and infinity
         return dict(totals) | {"grad_norm": norm, "seconds": time.perf_counter() - begin, "ended": time.time()}
 
     def _loss(
@@ -210,7 +210,7 @@ class LearnerRank(WeightSender):
         return inputs_of(batch, self.policy, self.device, self.config.attention)
 
     def _sequence_log_ratios(self, mini_batch: MiniBatch, learner_logprobs: list[torch.Tensor | None]) -> torch.Tensor:
-        """(episodes,): mean log-ratio over the tokens of each episode, wherever they lie: a pass without gradient comes first."""
+        """(episodes,): mean log-ratio over all tokens of each episode, on all ranks, from an extra pass without gradient."""
         sums = torch.zeros(2, mini_batch.episodes, device=self.device)
         for rows, learner in zip(mini_batch.micro_batches, learner_logprobs, strict=True):
             batch = packed(rows, self.policy)
@@ -223,7 +223,7 @@ class LearnerRank(WeightSender):
         return sums[0] / sums[1].clamp(min=1)
 
     def _held(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """All of every parameter, or this rank's part (ZeRO-3); with ZeRO-1 and 2 also its part of the optimizer's float32 weights."""
+        """All parameters, with ZeRO-3 this rank's part of them; with ZeRO-1 and 2 also its part of the optimizer's float32 weights."""
         for name, parameter in self.policy.model.named_parameters():
             part = getattr(parameter, "ds_tensor", None)
             yield name, parameter if part is None else part[: max(0, parameter.ds_numel - self.rank * part.numel())]

@@ -1,4 +1,4 @@
-"""A checkpoint in two steps: copied while the learner waits, written while it learns on. Imports DeepSpeed: the environment has to be set."""
+"""A checkpoint in two steps: a copy in memory, then files written in the background. Imports DeepSpeed: set its environment first."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from learner.ranks.checkpoint_files import FileFacts, facts_of
 
 
 class Snapshot(TorchCheckpointEngine):
-    """Copies what DeepSpeed would write; `write` makes files of the same form. Memory is kept: filling new memory takes several times as long."""
+    """Copies what DeepSpeed would write; `write` makes the same files. Memory is reused: filling new memory takes several times as long."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class Snapshot(TorchCheckpointEngine):
         """Nothing is written yet."""
 
     def save(self, state_dict: Any, path: str) -> None:
-        self._copies: dict[tuple, torch.Tensor] = {}  # by address, which is one tensor's own only as long as the whole state is alive
+        self._copies: dict[tuple, torch.Tensor] = {}  # by address, which identifies a tensor only while the whole state is alive
         self._states[Path(path).as_posix()] = tree_map(self._copied, state_dict, is_leaf=lambda value: isinstance(value, torch.Size))
 
     def write(self, folder: Path) -> None:
@@ -49,7 +49,7 @@ class Snapshot(TorchCheckpointEngine):
             path = folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
-                with path.open("wb") as file:  # by its name, torch would open and close it while holding the lock that the learner needs
+                with path.open("wb") as file:  # given a name, torch would hold the GIL, which the learner needs, to open and close it
                     torch.save(state, file)
             except (OSError, RuntimeError) as error:  # torch's writer has its own error for a full disk
                 free = shutil.disk_usage(folder).free
@@ -61,7 +61,7 @@ class Snapshot(TorchCheckpointEngine):
             return copy.deepcopy(value)
         tensor = value.detach()
         key = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
-        if tensor.numel() and key in self._copies:  # tied weights are one tensor, in the file, too
+        if tensor.numel() and key in self._copies:  # tied weights are one tensor in the file, too
             return self._copies[key]
         kept = self._memory[self._taken] if self._taken < len(self._memory) else None
         if kept is None or kept.shape != tensor.shape or kept.dtype != tensor.dtype:

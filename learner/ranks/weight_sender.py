@@ -13,7 +13,7 @@ IN_FLIGHT = 2  # buckets at a time: one is packed while the other is sent
 
 
 class WeightSender:
-    """Base of an actor that sends weights: it implements `gathered`, and calls `prepare_sending` first."""
+    """Base class of an actor that sends weights: implement `gathered`, and call `prepare_sending` first."""
 
     rank: int
     device: torch.device
@@ -26,11 +26,11 @@ class WeightSender:
         self._sending = -1  # number of the bucket that is being broadcast; -1: none
 
     def gathered(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Names and values, one at a time, whole."""
+        """(name, complete value), one at a time."""
         raise NotImplementedError
 
     def publish_bucket(self, number: int) -> PublishedBucket | None:
-        """Bucket 0, 1, ... of the weights; None after the last. All senders gather, rank 0 publishes; an unchanged bucket is the same object."""
+        """Bucket 0, 1, ... of the weights; None after the last. All senders gather, rank 0 publishes; an unchanged bucket is not put again."""
         bucket = self._next_bucket(number)
         if bucket and [known.checksum for known in self._published[number : number + 1]] != [bucket.checksum]:
             published = PublishedBucket(ray.put(bucket), bucket.manifest, bucket.checksum, len(bucket.data))
@@ -42,9 +42,9 @@ class WeightSender:
         self._sending = -1
 
     def pack_bucket(self, number: int) -> PublishedBucket | None:
-        """As `publish_bucket`, for `send_bucket`."""
+        """As `publish_bucket`, but the bucket is kept for `send_bucket`."""
         if self._sending >= 0 and self._sending % IN_FLIGHT == number % IN_FLIGHT:
-            self.finish_sending()  # where a bucket between them was not sent, its memory is about to be filled again
+            self.finish_sending()  # the bucket that is being sent has the memory that is filled next
         bucket = self._next_bucket(number)
         if bucket is None:
             return None

@@ -1,4 +1,4 @@
-"""Calls to several actors at once, each answered by one of its replicas, within one deadline; and the circuit breaker."""
+"""Calls to several actors at once, within one deadline; each call is answered by one of the replicas of its actor."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-HEDGE_SHARE = 0.1  # of the deadline, then the next replica is asked beside a silent one (Dean and Barroso, The Tail at Scale, 2013)
-PAUSE_S = 0.1  # before dead replicas are tried again, which Ray restarts meanwhile
+HEDGE_SHARE = 0.1  # of the deadline: after it a second replica is asked, too (hedged requests: Dean and Barroso, The Tail at Scale, 2013)
+PAUSE_S = 0.1  # before dead replicas are asked again: Ray restarts them meanwhile
 
 
 @dataclass(frozen=True)
 class Unanswered:
-    """In the place of an answer that did not come by the deadline."""
+    """Stands in for an answer that did not come by the deadline."""
 
     reason: str  # `silent`, or the class name of Ray's last error
 
@@ -39,7 +39,7 @@ class _Pending:
 
 def call_replicas(calls: Sequence[Call], deadline_s: float) -> list[Any]:
     """The answers, in the order of the calls; `Unanswered` where none came by the deadline. Raises what a call raised in its actor.
-    After a dead replica the next one is asked, after all of them the first again; beside a silent one, the next is asked as well."""
+    If a replica is dead, the next one is asked, and after the last one the first again. If a replica is slow, the next one is asked as well."""
     now = time.monotonic()
     end, hedge_s = now + deadline_s, HEDGE_SHARE * deadline_s
     pending = {number: _Pending(random.randrange(len(call.replicas)), now) for number, call in enumerate(calls)}

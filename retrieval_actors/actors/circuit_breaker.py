@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 @dataclass
 class CircuitBreaker:
-    """After the cool-down one search is the trial (M. Nygard, Release It!, 2007, chapter 5.3). A copy in another process starts closed."""
+    """After the cool-down one search is sent as a trial (M. Nygard, Release It!, 2007, chapter 5.3). A copy in another process starts closed."""
 
     failures_to_open: int = 3  # in a row, seen by one process
     cooldown_s: float = 30.0
@@ -22,7 +22,7 @@ class CircuitBreaker:
         return CircuitBreaker, (self.failures_to_open, self.cooldown_s, self.clock)
 
     def allows(self) -> bool:
-        """Whether a search may be sent. `record` must hear how it ended."""
+        """Whether a search may be sent. If so, call `record` with its outcome."""
         if self.failures < self.failures_to_open:
             return True
         if self.on_trial or self.seconds_left() > 0:
@@ -31,7 +31,7 @@ class CircuitBreaker:
         return True
 
     def record(self, answered: bool | None) -> None:
-        """None: the search ended with an error of the program or the query, which does not count."""
+        """`answered`: None for an error of the program or the query, which does not count as a failure."""
         self.on_trial = False
         if answered is None:
             return
@@ -40,5 +40,5 @@ class CircuitBreaker:
             self.opened_at = self.clock()
 
     def seconds_left(self) -> float:
-        """Of the cool-down."""
+        """Seconds left of the cool-down."""
         return max(0.0, self.opened_at + self.cooldown_s - self.clock())

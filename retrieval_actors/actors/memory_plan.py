@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from retrieval_actors.knowledge_base import LEXICAL, KnowledgeBase
 
-PROCESS_BYTES = 120 * 2**20  # of a shard actor beside its files: Python, Ray, FAISS and numpy (measured)
+PROCESS_BYTES = 120 * 2**20  # memory of a shard actor without its files: Python, Ray, FAISS and numpy (measured)
 LEXICAL_SHARD = -1  # number of the BM25 index over all shards
 
 
@@ -17,12 +17,12 @@ class ShardNeed:
     shard: int  # number of the shard, or LEXICAL_SHARD
     index: str  # `exact`, the FAISS factory string of the index that proposes candidates, or `BM25`
     passages: int
-    searched_bytes: int  # read by every search: vectors of an exact shard, otherwise the index
+    searched_bytes: int  # read by every search: the vectors of an exact shard, else its index
     replicas: int
 
     @property
     def resident_bytes(self) -> int:
-        """Of one replica; those on one node share the pages of the files."""
+        """Of one replica; replicas on one node share the memory pages of the files."""
         return self.searched_bytes + PROCESS_BYTES
 
 
@@ -62,7 +62,7 @@ class MemoryPlan:
 
 
 def plan_memory(bases: Sequence[KnowledgeBase], replicas: int, nodes: Sequence[int], hybrid: bool = False) -> MemoryPlan:
-    """`nodes`: bytes of memory that each node offers. `hybrid`: with the BM25 indexes."""
+    """`nodes`: bytes of memory that each node offers. `hybrid`: count the BM25 indexes, too."""
     needs = []
     for base in bases:
         name, sizes = base.card.name, {file: int(recorded["bytes"]) for file, recorded in base.manifest["files"].items()}

@@ -1,4 +1,4 @@
-"""The query cache of an embedder: embeddings of the queries that were asked last."""
+"""The query cache of an embedder: vectors of the most recent queries."""
 
 from __future__ import annotations
 

@@ -29,9 +29,9 @@ WINDOW_S = 60.0  # over which queries per second are counted
 class ShardHits:
     """What one index found for a batch of queries."""
 
-    scores: np.ndarray  # (queries, k) float32, descending; padded with -inf
-    positions: np.ndarray  # (queries, k) int64, in the knowledge base; padded with -1
-    passages: dict[int, tuple[str, str, str, bytes | None]]  # position -> id, text, title, and the picture on request; each once
+    scores: np.ndarray  # (queries, at most k) float32, descending; padded with -inf (BM25: 0)
+    positions: np.ndarray  # (queries, at most k) int64, in the knowledge base; padded with -1
+    passages: dict[int, tuple[str, str, str, bytes | None]]  # position -> (id, text, title, picture or None)
 
 
 class PassageRows:
@@ -42,7 +42,7 @@ class PassageRows:
         self._ends = np.cumsum([len(batch) for batch in self._batches])
 
     def hits(self, first: int, scores: np.ndarray, rows: np.ndarray, pictures: bool) -> ShardHits:
-        """The answer with its passages; `first`: position of row 0 in the knowledge base."""
+        """Adds the passages to scores and rows (-1: padding). `first`: position of row 0 in the knowledge base."""
         wanted = np.unique(rows[rows >= 0])
         numbers = np.searchsorted(self._ends, wanted, side="right")
         passages: dict[int, tuple[str, str, str, bytes | None]] = {}
@@ -63,7 +63,7 @@ class _Process:
 
 class ShardActor(_Process):
     def __init__(self, folder: str, fingerprint: str, number: int):
-        """Raises KnowledgeBaseError when the folder has another fingerprint, as after a rebuild."""
+        """Raises KnowledgeBaseError if the folder has another fingerprint, for example after a rebuild."""
         from threadpoolctl import threadpool_limits
 
         faiss.omp_set_num_threads(THREADS)
@@ -76,7 +76,7 @@ class ShardActor(_Process):
         return self._rows.hits(self._shard.first, *self._shard.search(vectors, k), pictures)
 
     def health(self) -> dict[str, float]:
-        """Process id, passages, and bytes of memory, pages that processes share split among them."""
+        """Process id, number of passages, and bytes of memory; shared pages are divided among the processes that share them (PSS)."""
         memory = psutil.Process().memory_full_info()
         return {"pid": os.getpid(), "passages": len(self._shard.table), "memory": getattr(memory, "pss", memory.rss)}
 
@@ -109,11 +109,11 @@ class EmbedderActor(_Process):
 
 
 class RerankerActor(_Process, Reranker):
-    """Answers `scores`."""
+    """A `Reranker` in a process of its own: call `scores`."""
 
 
 class SearchLog:
-    """Counts the searches of all processes, and holds the handle of its retrieval, so that another process on the cluster can find it."""
+    """Counts the searches of all processes, and stores the `Retriever`, so that other processes on the cluster can find it."""
 
     def __init__(self) -> None:
         self._totals: defaultdict[str, Counter[str]] = defaultdict(Counter)
@@ -137,9 +137,9 @@ class SearchLog:
         for kb, totals in self._totals.items():
             recent = self._recent[kb]
             p50, p99 = np.percentile([1e3 * seconds for _, _, seconds in recent] or [0.0], [50, 99]).tolist()
-            lately = sum(queries for when, queries, _ in recent if when > now - WINDOW_S)
+            in_window = sum(queries for when, queries, _ in recent if when > now - WINDOW_S)
             since = recent[0][0] if len(recent) == RECENT else self._started
-            rate = lately / min(WINDOW_S, max(now - since, 1e-3))
+            rate = in_window / min(WINDOW_S, max(now - since, 1e-3))
             counts = {key: totals[key] for key in ("searches", "queries", "errors")}
             found[kb] = {**counts, "queries_per_second": rate, "p50_ms": p50, "p99_ms": p99}
         return found

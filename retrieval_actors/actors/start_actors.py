@@ -1,4 +1,4 @@
-"""Starts the actors of the knowledge bases, and finds those that are running."""
+"""Starts the actors of the knowledge bases, and finds running ones."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def start_retrieval(
     models_of: Retriever | None = None,
 ) -> Retriever:
     """Verifies every folder, starts the actors, and returns when all of them have loaded.
-    `models_of`: another retrieval with the same models, which this one borrows. `announce` gets the memory plan before anything is read. Raises
-    KnowledgeBaseError, and ValueError for an unknown embedder or reranker."""
+    `models_of`: a running retrieval whose embedders and reranker are used, too. `announce` gets the memory plan before any file is read.
+    Raises KnowledgeBaseError, ValueError for an unknown embedder or reranker, RetrievalUnavailableError if an actor does not start."""
     bases = [open_configured(name, folder, config.hybrid) for name, folder in config.folders.items()]
     check_embedder_name(config.text_embedder)
     if config.reranker:
         check_reranker_name(config.reranker)
-    if config.gpus_per_embedder > (there := ray.cluster_resources().get("GPU", 0)):  # Ray would wait forever for them
-        found = f"retrieval.gpus_per_embedder={config.gpus_per_embedder:g}, Ray has {there:g} GPUs"
+    if config.gpus_per_embedder > (available := ray.cluster_resources().get("GPU", 0)):  # Ray would wait forever for them
+        found = f"retrieval.gpus_per_embedder={config.gpus_per_embedder:g}, Ray has {available:g} GPUs"
         raise KnowledgeBaseError(f"{found}: lower it, or set it to 0")
     resource = config.resource
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"] and (not resource or resource in node["Resources"])]

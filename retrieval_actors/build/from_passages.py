@@ -1,4 +1,4 @@
-"""From passages in memory to a knowledge base folder, and the files of such a folder: shards, lexical index, manifest."""
+"""Builds a knowledge base folder from passages in memory, and writes its files: shards, lexical index, manifest."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from retrieval_actors.index.bm25 import BM25Index
 from retrieval_actors.knowledge_base import CARD_KEYS, FORMAT, LEXICAL, MANIFEST, SCHEMA, KnowledgeBase, read_arrow, sha256_of
 from retrieval_actors.records import Passage
 
-Progress = Callable[[str, int, int], None]  # gets what is being done, how many are done, and of how many
+Progress = Callable[[str, int, int], None]  # called with (what is being done, how many are done, how many in all)
 RETRIEVER_NAMES = {"text": "Text Retriever", "text_image": "Text Image Retriever", "table": "Table Retriever"}  # by modality
 EMBEDDERS = {"text": "minilm", "text_image": "colour-layout+minilm", "table": "minilm"}  # modality -> default embedder
 PASSAGES_AT_ONCE = 512
@@ -72,9 +72,9 @@ def write_folder(
     progress: Progress | None = None,
     **card: str,
 ) -> KnowledgeBase:
-    """Writes the folder beside itself, or at `aside`, and puts it in place at the end: a kill leaves no half folder.
-    `chunks_of`: the passages from one position up to another. `skipped`: for skipped.jsonl. `card`: name, retriever_name, description, modality and
-    embedder. Raises ValueError for a wrong setting, and if `folder` holds anything but an older knowledge base."""
+    """Writes to a temporary folder, `aside`, and renames it to `folder` at the end: a kill leaves no half-written folder.
+    `chunks_of(first, last)`: the passages at positions [first, last). `skipped`: content of skipped.jsonl. `card`: name, retriever_name,
+    description, modality and embedder. Raises ValueError for a wrong setting, and if `folder` holds anything but an older knowledge base."""
     check_index_name(index, dimension)
     if folder.exists() and not (folder / MANIFEST).is_file() and any(folder.iterdir()):
         raise ValueError(f"{folder} exists and is no knowledge base: choose another folder, or remove it")
@@ -116,7 +116,7 @@ def passage_table(passages: Sequence[Passage]) -> pa.Table:
 
 
 def _write_shard(folder: Path, number: int, bounds: tuple[int, int], chunks: Iterable[Chunk], dimension: int, index: str) -> dict[str, Any]:
-    """Writes shard `number`, the passages from the first to the last of `bounds`, and returns its entry in the manifest."""
+    """Writes shard `number`, the passages at positions [first, last) = `bounds`, and returns its entry in the manifest."""
     first, last = bounds
     files = {"passages_file": f"passages-{number:05d}.arrow", "vectors_file": f"vectors-{number:05d}.npy"}
     entry: dict[str, Any] = {"first": first, "passages": last - first, **files}

@@ -1,4 +1,4 @@
-"""From a source of any size to a knowledge base folder: Ray Data reads and embeds it chunk by chunk, then it is written shard by shard.
+"""Builds a knowledge base folder from a source of any size: Ray Data reads and embeds it chunk by chunk, then the shards are written.
 
 Everything is read before anything is embedded: reading takes minutes and embedding hours, so a broken record or a repeated id shows early.
 """
@@ -52,7 +52,7 @@ class BuildSettings:
     lexical: bool = False
     """Add a lexical index (BM25), for hybrid search."""
     window_words: int = 0
-    """Split longer texts into windows of so many words; 0: not at all."""
+    """Split longer texts into windows of this many words; 0: do not split."""
     window_stride: int = 0
     """Words from the start of a window to the start of the next; 0: half a window."""
     limit: NonNegativeInt = 0
@@ -81,7 +81,7 @@ class Built:
 
 
 def work_plan(reading: Reading, settings: BuildSettings) -> dict[str, Any]:
-    """What decides the chunks and their vectors: if it differs, nothing of an earlier build can be used."""
+    """All that decides the chunks and their vectors: with another plan, an earlier build cannot be continued."""
     own = {key: getattr(settings, key) for key in ("modality", "embedder", "on_error")}
     return {**reading.described(), **own, "chunk_size": [settings.chunk_passages, CHUNK_BYTES]}
 
@@ -93,7 +93,7 @@ def build_from_source(
     progress: Progress = lambda *_: None,
     note: Callable[[str], None] = lambda line: None,
 ) -> Built:
-    """Builds the folder, or continues an interrupted build of it; `note` gets a line about that. Ray has to be running.
+    """Builds the folder, or continues an interrupted build of it; `note` is called with one line about that. Ray has to be running.
     Raises ValueError, one line, for a broken record (unless skipped), equal ids, a setting that does not fit, and an unavailable model."""
     with WorkFolder.beside(out, work_plan(reading, settings)) as (work, found):
         if found:
@@ -154,7 +154,7 @@ def read_parts(work: WorkFolder, reading: Reading, settings: BuildSettings, prog
 
 
 def embed_chunks(work: WorkFolder, chunks: Sequence[Chunk], embedder_name: str, settings: BuildSettings) -> Iterator[int]:
-    """Embeds the chunks that have no vectors yet, in a pool of actors. Yields how many passages have vectors, first those of an earlier build."""
+    """Embeds the chunks that have no vectors yet, in a pool of actors. Yields the number of passages with vectors, earlier builds included."""
     import ray.data
 
     workers, cpus = settings.workers, int(ray.cluster_resources().get("CPU", 1))
@@ -190,7 +190,7 @@ class EmbedChunk:
 
 
 def _outcomes(counts: Iterator[int]) -> Iterator[dict[str, Any]]:
-    """A row for each count of passages. The message of an error travels to the driver as a row, too, without Ray's traceback."""
+    """One row per count of passages. An error becomes a row, too: so the driver gets its message without Ray's traceback."""
     try:
         for passages in counts:
             yield {"passages": passages, "error": ""}
@@ -199,7 +199,7 @@ def _outcomes(counts: Iterator[int]) -> Iterator[dict[str, Any]]:
 
 
 def _run(rows: list[dict[str, int]], stage: Any, **options: Any) -> Iterator[int]:
-    """The counts of passages that `stage` yields for the rows, in tasks or actors of one CPU. Raises ValueError."""
+    """Runs `stage` on every row, in tasks or actors with one CPU each, and yields its counts of passages. Raises ValueError."""
     if not rows:
         return
     import ray.data

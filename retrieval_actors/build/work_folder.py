@@ -1,4 +1,4 @@
-"""The work folder of a build, beside its result: what is in it is not done again after a kill.
+"""The work folder of a build, next to its result: after a kill, the next build continues from it.
 
     plan.json                     what is built; another plan starts from scratch
     part-00003.json               a part of the source was read: passages of each chunk, counts, broken records that were skipped
@@ -6,7 +6,7 @@
     vectors-00003-000007.npy      their (passages, dimension) float32 unit vectors
     new/                          the knowledge base, until it is complete
 
-Chunks are cut by count and size only, so equal sources give equal chunks. Every file is written aside and renamed.
+Chunks are cut by count and size only, so equal sources give equal chunks. Every file is written under another name, then renamed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from retrieval_actors.sources.data_files import DataError
 from retrieval_actors.sources.read_passages import Reading
 from retrieval_actors.sources.source import in_chunks
 
-CHUNK_BYTES = 64 * 2**20  # of texts and pictures in a chunk; a larger passage is a chunk
+CHUNK_BYTES = 64 * 2**20  # of texts and pictures in a chunk; a larger passage is a chunk of its own
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,8 @@ class WorkFolder:
     @classmethod
     @contextmanager
     def beside(cls, out: Path, plan: dict[str, Any]) -> Iterator[tuple[WorkFolder, str]]:
-        """(the folder, one line about an earlier build in it). It is removed at the end, and after an error before anything was embedded; an
-        interruption leaves it. Raises FolderHeldError."""
+        """(the folder, one line about an earlier build in it). The folder is removed at the end, and after an error if nothing is embedded yet;
+        after an interruption it stays. Raises FolderHeldError."""
         path = out.parent / f".{out.name}.building"
         with hold(out):
             path.mkdir(parents=True, exist_ok=True)
@@ -67,7 +67,7 @@ class WorkFolder:
         recorded = self.path / "plan.json"
         before = json.loads(recorded.read_text(encoding="utf-8")) if recorded.is_file() else None
         if before == plan:
-            return f"going on with the build in {self.path}"
+            return f"continuing the build in {self.path}"
         shutil.rmtree(self.path)
         self.path.mkdir()
         with _aside(recorded) as file:
@@ -75,7 +75,7 @@ class WorkFolder:
         if before is None:
             return ""
         changed = [key for key in plan.keys() | before.keys() if plan.get(key) != before.get(key)]
-        return f"starting anew: {', '.join(sorted(changed))} changed since the build in {self.path} was interrupted"
+        return f"starting again: {', '.join(sorted(changed))} changed since the build in {self.path} was interrupted"
 
     def is_read(self, part: int) -> bool:
         return self._part_file(part).is_file()
@@ -143,7 +143,7 @@ class WorkFolder:
 
 @contextmanager
 def _aside(path: Path) -> Iterator[Path]:
-    """A path to write to, renamed to `path` at the end: half a file is never taken for a whole one."""
+    """A path to write to, renamed to `path` at the end: so no file is ever incomplete."""
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     yield aside
     aside.replace(path)

@@ -1,4 +1,4 @@
-"""What all embedders are and do, and loading a model from a folder, the local cache or the hub."""
+"""The base class of embedders, and loading a model from a folder, the local cache or the hub."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 Loaded = TypeVar("Loaded")
 HUB_SECONDS = 10
 PRECISIONS = {"fp32": "float32", "bf16": "bfloat16"}  # in a model's name -> torch dtype of weights and activations; vectors are float32
-Entry = tuple[bytes | None, str, str]  # (picture, text, owner for messages)
+Entry = tuple[bytes | None, str, str]  # (picture, text, the passage or query that it belongs to, for messages)
 
 
 class Embedder(ABC):
@@ -47,7 +47,7 @@ def device() -> torch.device:
 
 
 def split_precision(owner: str, name: str) -> tuple[str, str]:
-    """("a/b", "bf16") of "a/b@bf16"; fp32 where it names none. Raises ValueError for an unknown precision."""
+    """Splits "a/b@bf16" into ("a/b", "bf16"); fp32 if none is named. Raises ValueError for an unknown precision."""
     model, _, precision = name.partition("@")
     if precision not in ("", *PRECISIONS):
         raise ValueError(f"{owner}: unknown precision {precision!r}, use {' or '.join(PRECISIONS)}")
@@ -81,9 +81,9 @@ def load(owner: str, name_or_path: str, loader: Callable[..., Loaded], **options
             return loader(name_or_path, local_files_only=True, trust_remote_code=False, **options)
         except OSError as error:
             if local:
-                raise ValueError(f"{owner}: folder {name_or_path} holds no whole model ({str(error).splitlines()[0]})") from error
+                raise ValueError(f"{owner}: folder {name_or_path} holds no complete model ({str(error).splitlines()[0]})") from error
     try:
-        # The loaders retry for most of a minute; one request is enough to know.
+        # The loaders retry for most of a minute; one request shows whether the hub can be reached.
         HfApi().model_info(name_or_path, timeout=HUB_SECONDS)
     except Exception as error:  # the class for "no network" and "no such model" depends on the client's version
         advice = f"run `hf download {name_or_path}` once where there is a network, or name a folder with the model"

@@ -53,5 +53,5 @@ def check_embedder_name(name: str) -> tuple[str, str, str]:
 
 
 def model_of(name: str) -> str:
-    """Embedders with the same one share a process."""
+    """Name of the model behind an embedder; embedders with the same model share a process."""
     return name.removeprefix(LAYOUT)

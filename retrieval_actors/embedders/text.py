@@ -93,7 +93,7 @@ def padded_batches(encoded: Sequence[Sequence[int]], longest: int, pad_id: int) 
 
 
 def check_reranker_name(name: str) -> tuple[str, str]:
-    """(model, precision) of `cross-encoder:NAME_OR_PATH`, with `@bf16` or not. Raises ValueError for an unknown name; loads nothing."""
+    """(model, precision) of `cross-encoder:NAME_OR_PATH`, with or without `@bf16`. Raises ValueError for an unknown name; loads nothing."""
     model, precision = split_precision(f"reranker {name!r}", name.removeprefix(RERANKER))
     if not name.startswith(RERANKER) or not model:
         raise ValueError(f"unknown reranker {name!r}: use {RERANKER}NAME_OR_PATH")
@@ -101,7 +101,7 @@ def check_reranker_name(name: str) -> tuple[str, str]:
 
 
 class Reranker:
-    """Reads query and passage together, far slower than an index: for the best few of a search. The score is the model's one output."""
+    """Scores a query and a passage together by a cross-encoder. Far slower than an index, so only for the best few passages of a search."""
 
     def __init__(self, name: str, threads: int = 0):
         """`threads` > 0 sets the CPU threads of this process. Raises ValueError for an unknown or unavailable model, and for several outputs."""

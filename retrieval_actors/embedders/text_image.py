@@ -11,13 +11,13 @@ from retrieval_actors.embedders.embedder import Embedder, Entry, device, dtype_o
 from retrieval_actors.embedders.text import TextEmbedder, padded_batches
 from retrieval_actors.pictures import LAYOUT_DIMENSION, colour_layout, decode
 
-PICTURE_WEIGHT = 2.0  # of the colour layout against the caption, where there are both
+PICTURE_WEIGHT = 2.0  # of the colour layout; the caption has weight 1
 BATCH_SIZE = 32
 QUERY_INSTRUCTION = "Retrieve images or text relevant to the user's query."
 PASSAGE_INSTRUCTION = "Represent the user's input."
 LONGEST = 8192  # tokens; longer texts are cut, pictures never are
 LEAST_PIXELS, MOST_PIXELS = 4 * 32**2, 1800 * 32**2  # pictures are resized to 4 to 1,800 tokens of 32 x 32 pixels, keeping their shape
-NOTHING = "NULL"  # where there is neither text nor picture. All these are the published defaults of Qwen3-VL-Embedding.
+NOTHING = "NULL"  # the text, if there is neither text nor picture. From QUERY_INSTRUCTION on: the published defaults of Qwen3-VL-Embedding.
 PICTURES_AT_ONCE = 8
 
 

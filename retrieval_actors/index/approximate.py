@@ -12,16 +12,16 @@ import numpy as np
 
 from retrieval_actors.index.exact import exact_top_k, rescored
 
-RECALL = 0.97  # recall@10 that an index is tuned to; the queries are passages with noise
-PROBES = 256
+RECALL = 0.97  # recall@10 that an index is tuned to, with noisy passages as queries
+PROBES = 256  # queries for tuning
 NOISE = 0.5  # norm of the noise on a probe: cosine 0.9 to its passage
 POINTS_PER_LIST, ROUNDS = 48, 8  # of k-means: training vectors for each list, and iterations
-CANDIDATES = (16, 32, 64, 128, 256, 512)
-EFFORT = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+CANDIDATES = (16, 32, 64, 128, 256, 512)  # for each query
+EFFORT = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)  # values of nprobe, or of efSearch
 
 
 def check_index_name(index: str, dimension: int) -> None:
-    """Raises ValueError for what is neither `auto`, `exact` nor a FAISS factory string for this dimension."""
+    """Raises ValueError unless `index` is `auto`, `exact` or a FAISS factory string for this dimension."""
     try:
         if index not in ("auto", "exact"):
             faiss.index_factory(dimension, index, faiss.METRIC_INNER_PRODUCT)
@@ -31,8 +31,8 @@ def check_index_name(index: str, dimension: int) -> None:
 
 
 def choose_index(passages: int, dimension: int, memory_bytes: int) -> str:
-    """What `auto` stands for: exact up to 250,000 vectors in a quarter of the memory; inverted lists of 8-bit vectors up to ten million in half
-    of it; then product quantisation."""
+    """The index for `auto`: exact up to 250,000 vectors that fit in a quarter of the memory; inverted lists of 8-bit vectors up to ten million that
+    fit in half of it; else product quantisation."""
     if passages <= 250_000 and 4 * passages * dimension <= memory_bytes / 4:
         return "exact"
     lists = 2 ** max(0, round(np.log2(4 * max(1, passages) ** 0.5) - 1))
@@ -67,7 +67,7 @@ def _sample(vectors: np.ndarray, size: int, rng: np.random.Generator) -> np.ndar
 
 
 def proposed(index: faiss.Index, queries: np.ndarray, candidates: int) -> tuple[np.ndarray, np.ndarray]:
-    """The rows that the index proposes, and (queries + 1,) bounds between the queries."""
+    """(n,) int64 rows that the index proposes, query by query, and the (queries + 1,) bounds between the queries."""
     _, rows = index.search(np.ascontiguousarray(queries, np.float32), min(candidates, index.ntotal))
     return rows[rows >= 0], np.concatenate([[0], np.cumsum((rows >= 0).sum(1))])
 

@@ -18,16 +18,16 @@ import numpy as np
 K1, B = 0.9, 0.4  # as in Anserini for passages
 METHOD = "lucene"  # its weights are never negative: exactly the passages without a query word have score 0
 TOKENS: dict[str, Any] = {"token_pattern": r"(?u)\b\w+\b", "stopwords": "english", "show_progress": False}
-"""Words of one letter count. In scripts without spaces a run of letters is one word: use vectors there."""
+"""Words of one letter are indexed, too. In scripts without spaces a run of letters is one word: use vectors there."""
 SETTINGS_FILE = "lexical.json"
 RANK_CONSTANT = 60  # of reciprocal rank fusion, as in its paper
 
 
 class BM25Index:
-    """Use `build` or `load`."""
+    """Made by `build` or `load`."""
 
     def __init__(self, engine: Any, passages: int):
-        self._engine, self.passages = engine, passages  # bm25s' index, None if no passage has a word; how many there are
+        self._engine, self.passages = engine, passages  # `engine`: bm25s' index, None if no passage has a word
 
     @classmethod
     def build(cls, texts: Sequence[str], folder: Path) -> BM25Index:

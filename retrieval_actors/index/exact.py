@@ -15,7 +15,7 @@ NUMBERS_AT_ONCE = 1 << 22  # bound on candidates * dimension in one step of `res
 
 
 def exact_top_k(vectors: np.ndarray, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """(queries, k) float32 scores, descending, and (queries, k) int64 rows, of unit queries over (n, dimension) float32 unit vectors."""
+    """(queries, min(k, n)) float32 scores, descending, and int64 rows, of unit queries over (n, dimension) float32 unit vectors."""
     k = min(k, len(vectors))
     if not k or not len(queries):
         return np.zeros((len(queries), k), np.float32), np.zeros((len(queries), k), np.int64)

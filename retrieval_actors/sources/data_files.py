@@ -1,5 +1,5 @@
 """The reader of data files: JSON Lines, a JSON array, Parquet, and TSV or CSV with a header; in UTF-8, packed by gzip, bzip2 or not at all. The
-content decides, not the name (except for .tsv and .csv). Memory holds a record, or a whole array.
+content decides, not the name (except for .tsv and .csv). At most one record, or one array, is in memory at a time.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ def read_records(file: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def records(file: Path) -> Iterator[Located]:
-    """Every record as a dict, with a ValueError in place of a broken one, and of the rest of a file that cannot be read. NaN becomes None. Raises
-    DataError if there is no file to read."""
+    """(place, record as a dict); a ValueError stands in for a broken record, and for the rest of a file that cannot be read. NaN becomes None.
+    Raises DataError if there is no file to read."""
     place = "1"
     try:
         if file.is_dir():
@@ -53,7 +53,7 @@ def records(file: Path) -> Iterator[Located]:
         if isinstance(error, OSError) and error.errno:
             raise DataError(f"{file}: cannot be read ({error.strerror})") from None
         detail = " ".join(str(error).split()) or type(error).__name__
-        yield place, ValueError(f"the file cannot be read beyond this line ({detail}): is it whole?")
+        yield place, ValueError(f"the file cannot be read beyond this line ({detail}): is it complete?")
 
 
 def _reader(file: Path) -> Iterator[Located]:
@@ -111,18 +111,18 @@ def _array(text: str, line: int) -> Iterator[Located]:
         line, at, number = line + text.count("\n", at, end), end, number + 1
         place = f"{line} (element {number})"
         if at == len(text):
-            yield place, ValueError("the array has no end: is the file whole?")
+            yield place, ValueError("the array has no end: is the file complete?")
             return
         if text[at] == "]":
             if rest := text[at + 1 :].strip():
-                found = f"found {rest[:20]!r} behind the end of the array"
+                found = f"found {rest[:20]!r} after the end of the array"
                 yield str(line), ValueError(f"{found}; expected one array, or one object on each line")
             return
         try:
             record, end = DECODER.raw_decode(text, at)
         except (ValueError, RecursionError) as error:
             found = str(_not_json(error, f"line {line + text.count(chr(10), at, getattr(error, 'pos', at))}"))
-            yield place, ValueError(f"{found}; nothing behind it is read")
+            yield place, ValueError(f"{found}; nothing after it is read")
             return
         try:
             yield place, _checked(record, check_text(text[at:end]))
@@ -153,7 +153,7 @@ def _checked(record: Any, source: str) -> dict[str, Any]:
     return record
 
 
-def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _refuse_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         keys = [key for key, _ in pairs]
@@ -161,7 +161,7 @@ def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-DECODER = json.JSONDecoder(object_pairs_hook=_once_each, parse_constant=lambda name: None if name == "NaN" else float(name))
+DECODER = json.JSONDecoder(object_pairs_hook=_refuse_repeated_keys, parse_constant=lambda name: None if name == "NaN" else float(name))
 
 
 def _parquet_rows(file: Path) -> Iterator[Located]:
@@ -169,7 +169,7 @@ def _parquet_rows(file: Path) -> Iterator[Located]:
     try:
         table = pq.ParquetFile(file)
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{file}: not Parquet, or not whole ({str(error).splitlines()[0]}); write or fetch it anew") from None
+        raise DataError(f"{file}: not Parquet, or not complete ({str(error).splitlines()[0]}); write or download it again") from None
     with table:
         columns = [name for name in table.schema_arrow.names if not name.startswith("__index_level_")]
         if len(set(columns)) < len(columns):

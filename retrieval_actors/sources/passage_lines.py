@@ -65,7 +65,7 @@ class CaptionedPictures(Source):
     modality = "text_image"
 
     images: str = ""
-    """Folder that the paths are relative to, as seen from that of the captions; empty: that one itself."""
+    """Folder of the pictures, relative to that of the captions; empty: the same folder."""
 
     @classmethod
     def recognises(cls, path: Path, entry: dict[str, Any]) -> bool:
@@ -99,7 +99,7 @@ class MbeirCandidates(Source):
     modality = "text_image"
 
     images: str = ""
-    """Folder that `img_path` is relative to, as seen from that of SOURCE; empty: the nearest one above SOURCE that has `mbeir_images/`."""
+    """Folder that `img_path` is relative to, itself relative to that of SOURCE; empty: the nearest one above SOURCE with `mbeir_images/`."""
 
     @classmethod
     def recognises(cls, path: Path, entry: dict[str, Any]) -> bool:

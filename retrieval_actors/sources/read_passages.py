@@ -1,4 +1,4 @@
-"""From a path to its passages: find the source, read its records, normalise, split into windows."""
+"""Reads the passages of a path: finds the source, reads its records, normalises, splits into windows."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ def find_source(name: str, path: str | Path) -> type[Source]:
         raise DataError(": ".join(map(str, first[0])) if first else f"{files[0]}: holds no record; expected at least one")
     found = f"a first record with the keys {sorted(entry)}" if entry else "a folder without data files"
     known = "; ".join(f"source={source.name} ({source.form})" for source in SOURCES.values())
-    raise DataError(f"{path}: no source recognises it: {found}. Say under which key its texts are (text_from=KEY), or which it is: {known}")
+    raise DataError(f"{path}: no source recognises it: {found}. Name the key of its texts (text_from=KEY), or the source: {known}")
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What is read, and how; equal readings of equal files give equal passages."""
+    """A path and how to read it; equal readings of equal files give equal passages."""
 
     path: Path
     source: Source
@@ -79,7 +79,7 @@ class Reading:
             return [part for passage in self.source.passages(record, file, default_id) for part in self._split(passage)]
         except (ValueError, OSError) as error:
             return ValueError(" ".join(str(error).split()))
-        except (LookupError, TypeError, AttributeError, RecursionError) as error:  # a user's own source without checks
+        except (LookupError, TypeError, AttributeError, RecursionError) as error:  # a user's own source that checks nothing
             return ValueError(f"{type(error).__name__}: {error}; expected {self.source.form}")
 
     def described(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a source of passages is: data files, and the passages of a record in them. To add one: docs/05_knowledge_bases.md."""
+"""The base class of sources: their data files, and the passages of each record. To add one: docs/05_knowledge_bases.md."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Source:
 
     @classmethod
     def recognises(cls, path: Path, entry: dict[str, Any]) -> bool:
-        """Whether `source=auto` means this one. `entry`: the first record, empty if it is no object."""
+        """Whether `source=auto` picks this source. `entry`: the first record, empty if it is no object."""
         raise NotImplementedError
 
     def parts(self, path: Path) -> list[list[Path]]:
@@ -37,7 +37,7 @@ class Source:
         return [[file] for file in files]
 
     def passages(self, record: Any, file: Path, default_id: str) -> Iterable[Passage]:
-        """The passages of one record, none if it is left out; `default_id` is for one without. Raises ValueError or OSError, one line."""
+        """The passages of one record, none to leave it out. `default_id`: for a record without an id. Raises ValueError or OSError, one line."""
         raise NotImplementedError
 
 
@@ -87,7 +87,7 @@ def word_windows(text: str, words: int, stride: int) -> Iterator[str]:
 
 
 def in_chunks(items: Iterable[Item], size_of: Callable[[Item], int], most_size: float, most: float = math.inf) -> Iterator[list[Item]]:
-    """Runs of at most `most` items and, unless it is a single one, of at most `most_size` together."""
+    """Consecutive items in lists of at most `most` items and at most `most_size` in all; a larger item is a list of its own."""
     chunk: list[Item] = []
     chunk_size = 0
     for item in items:

@@ -22,7 +22,7 @@ class Tables(Source):
     modality = "table"
 
     words_per_chunk: int = 120
-    """Words of its rows at most; a longer row is a chunk. 0: no bound. MiniLM reads about 190 words, title and header included."""
+    """Words of rows in a chunk, at most; a longer row is its own chunk. 0: no limit. MiniLM reads about 190 words, title and header included."""
 
     @classmethod
     def recognises(cls, path: Path, entry: dict[str, Any]) -> bool:
@@ -55,6 +55,6 @@ def _cells(cells: Any, what: str) -> list[Any]:
 
 
 def _as_texts(column: Sequence[Any]) -> list[str]:
-    """Empty where there is no value. Whole numbers that a missing value made floats are whole again: 1901, not 1901.0."""
+    """Cells as texts, empty for null. Whole numbers that were stored as floats because of a null are whole again: 1901, not 1901.0."""
     whole = all(cell.is_integer() and abs(cell) < 2**53 for cell in column if isinstance(cell, float))
     return ["" if cell is None else " ".join(str(int(cell) if whole and isinstance(cell, float) else cell).split()) for cell in column]

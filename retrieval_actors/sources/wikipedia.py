@@ -15,7 +15,7 @@ from retrieval_actors.sources.data_files import DataError, records
 from retrieval_actors.sources.source import Source, id_of, text_of, word_windows
 
 NO_ARTICLE_TITLE = re.compile(r"(Lists? of |Index of |Outline of )|.*\(disambiguation( page)?\)\Z", re.IGNORECASE)
-POINTS_ELSEWHERE = re.compile(r"[^\n]{0,200}\b(may|can|could|might)( also)? refer to\b[^\n]{0,40}:?\s*(\n|\Z)", re.IGNORECASE)
+DISAMBIGUATION = re.compile(r"[^\n]{0,200}\b(may|can|could|might)( also)? refer to\b[^\n]{0,40}:?\s*(\n|\Z)", re.IGNORECASE)
 """First line of a disambiguation page."""
 
 
@@ -50,7 +50,7 @@ class Wikipedia(Source):
 
     def passages(self, record: dict[str, Any], file: Path, default_id: str) -> Iterable[Passage]:
         page_id, title, text = id_of(record, "id"), *(html.unescape(text_of(record, key)) for key in ("title", "text"))
-        if NO_ARTICLE_TITLE.match(title) or POINTS_ELSEWHERE.match(text.strip()):
+        if NO_ARTICLE_TITLE.match(title) or DISAMBIGUATION.match(text.strip()):
             return
         for number, window in enumerate(word_windows(text, self.article_words, self.article_stride)):
             yield Passage(id=f"{page_id}#{number}", title=title, text=window)

@@ -1,5 +1,5 @@
-"""The interface of a generation engine: prompt token ids in, response token ids and their log-probs out. Requests are submitted at any time; every
-call of `collect` goes on with all of them."""
+"""The interface of a generation engine: prompt token ids in, response token ids and their log-probs out. Requests can be submitted at any time;
+every call of `collect` advances all of them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Request:
-    """One prompt, and how many independent responses to it."""
+    """One prompt, and the number of independent responses (siblings) wanted."""
 
     prompt_ids: np.ndarray  # (tokens,) int32
     image: Image | None
@@ -39,7 +39,7 @@ class Request:
     sampling: Sampling = Sampling()
 
     def check_context(self, context: int) -> None:
-        """Raises `ValueError` when prompt and response are longer than the model's context, or nothing is asked for."""
+        """Raises `ValueError` when prompt and response are longer than the model's context, or no response is asked for."""
         prompt, room = len(self.prompt_ids), self.sampling.max_new_tokens
         if self.siblings < 1 or room < 1:
             raise ValueError(f"a request for {self.siblings} responses of up to {room} tokens; expected at least one of each")
@@ -50,13 +50,13 @@ class Request:
 
 @dataclass(frozen=True)
 class Response:
-    """One sibling of the request with this ticket, as soon as it has ended; the others may still be running."""
+    """A finished sibling of the request with this ticket; the others may still be running."""
 
     ticket: int
     sibling: int
     ids: np.ndarray  # (tokens,) int32, with the end token where one was sampled
     logprobs: np.ndarray
-    """(tokens,) float32, nats: at `temperature`, among the `allowed` tokens; at temperature 1 without limits, and when greedy, among all."""
+    """(tokens,) float32, nats: at `temperature`, over the `allowed` tokens; over all tokens at temperature 1 without limits, and if greedy."""
     finish_reason: FinishReason
     policy_version: int
     temperature: float = 1.0
@@ -72,7 +72,7 @@ class Response:
 
 @dataclass
 class EngineStats:
-    """Counted since the engine was made; slots are summed over decode steps."""
+    """Totals since the engine was made; slots are summed over decode steps."""
 
     sampled_tokens: int = 0
     prefill_s: float = 0.0
@@ -90,22 +90,22 @@ class Engine(Protocol):
         """Returns the ticket of the request. Raises `ValueError` for a prompt that can never fit."""
 
     def collect(self, wait_s: float = 0.0) -> list[Response]:
-        """Decode a little, and return the responses that have ended. An engine of another process is waited for up to `wait_s` seconds."""
+        """Run some decode steps, and return the finished responses. Waits up to `wait_s` seconds for an engine in another process."""
 
     @property
     def unfinished(self) -> int:
-        """Responses that were asked for and not returned yet."""
+        """Number of responses that were asked for and not returned yet."""
 
     def abort(self, tickets: Iterable[int]) -> None:
-        """Drop these requests; works after any exception, too."""
+        """Drop these requests. Also works after an exception."""
 
     def update_weights(self, version: int, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Replace all parameters. Responses under way begin again from their prompts, with the same random stream. Raises `ValueError`, and keeps
-        the old weights, when a name or a shape does not fit."""
+        """Replace all parameters. Unfinished responses start again from their prompts, with the same random stream. Raises `ValueError`, and
+        keeps the old weights, when a name or a shape does not fit."""
 
 
 def generate(engine: Engine, requests: Sequence[Request]) -> list[list[Response]]:
-    """The responses to each request, in their order. For an engine with nothing else under way; an exception leaves nothing behind."""
+    """The responses to each request, in order. The engine must have no other requests. On an exception, all requests are dropped."""
     tickets: list[int] = []
     found: dict[tuple[int, int], Response] = {}
     try:

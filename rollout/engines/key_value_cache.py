@@ -1,4 +1,4 @@
-"""Responses under way, one in each slot, and the cache of their keys and values, within a budget of tokens: prompts in buckets by length."""
+"""Running responses, one in each slot, and their key-value cache with a budget in tokens: prompts are kept in buckets by length."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from rollout.engines.shared_prompt_attention import Block, Decode, LengthBucket,
 
 FEWEST_ROWS = 8  # of a matrix product: with fewer than four rows, CPU kernels add in another order
 SHORTEST_BUCKET = 64
-MOST_LANES = 8  # siblings that share one copy of their prompt; more siblings have more copies
+MOST_LANES = 8  # siblings that share one copy of their prompt; more siblings get more copies
 COLUMNS = 16  # response lengths are rounded up to a multiple of it
 
 
 @dataclass(eq=False)
 class Group:
-    """A request and its siblings; `outside`: those that are neither finished nor in a slot."""
+    """A request and its siblings; `pending`: numbers of the siblings that are neither finished nor in a slot."""
 
     ticket: int
     request: Request
-    outside: deque[int]
-    blocks: list[Block] = field(default_factory=list)  # empty before its prefill, and after its last sibling has left
+    pending: deque[int]
+    blocks: list[Block] = field(default_factory=list)  # empty before the prefill, and after the last sibling has finished
     logits: torch.Tensor | None = None  # (vocabulary,) float32, of the first token
     next_position: int = 0  # M-RoPE position of the first token
 
@@ -36,11 +36,11 @@ class RunningResponse:
     sibling: int
     block: Block
     lane: int
-    allowed: list[np.ndarray] = field(default_factory=list)  # as each token, where the sampling is limited
+    allowed: list[np.ndarray] = field(default_factory=list)  # ids for each token so far; empty without top-p and top-k
 
 
 class Slots:
-    """Arrays have one row per slot; `length` counts sampled tokens. A free slot is a hole until a row enters, or `close_holes` moves one there."""
+    """Arrays have one row per slot; `length` counts sampled tokens. A free slot is a hole until `enter` or `close_holes` puts a row there."""
 
     def __init__(self, slots: int):
         self.slots, self.rows = slots, dict[int, RunningResponse]()
@@ -53,7 +53,7 @@ class Slots:
         return self.slots - len(self.rows)
 
     def enter(self, row: RunningResponse) -> int:
-        """Returns its slot."""
+        """Put the row into a free slot; returns the slot."""
         request = row.group.request
         room = request.sampling.max_new_tokens
         more = room - self.ids.shape[1]
@@ -95,20 +95,20 @@ class KeyValueCache:
         return self._budget - sum(slab.places * slab.length for slab in (*self._buckets.values(), self._responses))
 
     def check_fits(self, prompt: int, room: int) -> None:
-        """Raises `ValueError` when a group with this prompt would not fit even alone."""
+        """Raises `ValueError` when a group with this prompt would not fit into an empty cache."""
         if (needed := bucket_length(prompt) + FEWEST_ROWS * columns(room)) > self._budget:
             too_long = f"a prompt of {prompt} tokens and responses of up to {room} need {needed} tokens of cache"
             raise ValueError(f"{too_long}, more than rollout.batch_tokens={self._budget}; raise it, or lower rollout.max_new_tokens")
 
     def open(self, group: Group, rows: int) -> bool:
-        """Reserve places for the group's prompt, and for its responses beside `rows` others; False: no room now."""
+        """Reserve places for the group's prompt, and for one more response than the `rows` running ones; False: no room now."""
         request = group.request
         if not self.make_room(rows + 1, request.sampling.max_new_tokens):
             return False
         lanes = min(MOST_LANES, 1 << (request.siblings - 1).bit_length())
         key = bucket_length(len(request.prompt_ids)), lanes
         bucket = self._buckets.setdefault(key, LengthBucket(self._empty, *key))
-        wanted = -(-min(len(group.outside), self._slots) // lanes)
+        wanted = -(-min(len(group.pending), self._slots) // lanes)
         if len(bucket.free) < wanted:
             self._grow(bucket, wanted - len(bucket.free))
         places = [bucket.take(len(request.prompt_ids)) for _ in range(min(wanted, len(bucket.free)))]
@@ -116,7 +116,7 @@ class KeyValueCache:
         return bool(group.blocks)
 
     def _grow(self, bucket: LengthBucket, missing: int) -> None:
-        """By `missing` places, or to twice the size, within the budget."""
+        """Add `missing` places, or double the bucket, within the budget; drops unused buckets if needed."""
         if self._left() < missing * bucket.length:
             self._buckets = {key: other for key, other in self._buckets.items() if len(other.free) < other.places or other is bucket}
         more = min(max(missing, bucket.places), self._left() // bucket.length)
@@ -124,7 +124,7 @@ class KeyValueCache:
             bucket.grow(bucket.places + more)
 
     def make_room(self, rows: int, room: int) -> bool:
-        """Reserve places for so many responses of up to `room` tokens; False: no room now."""
+        """Reserve places for `rows` responses of up to `room` tokens; False: no room now."""
         slab = self._responses
         length, places = max(slab.length, columns(room)), max(slab.places, rows, FEWEST_ROWS)
         if slab.places == places and slab.length == length:
@@ -136,7 +136,7 @@ class KeyValueCache:
         return True
 
     def decode(self, slots: Slots) -> Decode:
-        """For the next token of every row: where its keys and values go, and what it attends to. Closes the holes."""
+        """The attention of the next decode step: where keys and values of every row go, and what it attends to. Closes the holes."""
         for old, new in zip(*slots.close_holes(), strict=True):
             self._responses.tensor[:, :, new] = self._responses.tensor[:, :, old]
         heads, device = self._empty.shape[3], self._empty.device
@@ -178,7 +178,7 @@ class KeyValueCache:
 
 
 def bucket_length(prompt: int) -> int:
-    """The next of 64, 96, 128, 192, 256, 384, ...: few shapes, at most a third of a place is empty."""
+    """Rounds up to 64, 96, 128, 192, 256, 384, ...: few shapes, and above 64 at most a third of a place is empty."""
     power = 1 << max(prompt - 1, 1).bit_length()
     return max(SHORTEST_BUCKET, power * 3 // 4 if prompt <= power * 3 // 4 else power)
 

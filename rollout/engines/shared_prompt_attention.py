@@ -1,7 +1,7 @@
 """Attention of siblings to the prompt that they share, registered with transformers as `shared_prompt`.
 
 In a decode step the queries of all siblings meet one copy of their prompt's keys in one matrix product, each response's own keys in another; the
-two are joined by their softmax denominators ("Hydragen", Juravsky et al., arXiv 2402.05099). Shapes are fixed and masked, so that a row does not
+two are merged by their softmax denominators ("Hydragen", Juravsky et al., arXiv 2402.05099). Shapes are fixed and masked, so that a row does not
 depend on the rest of the batch (bit for bit on CPU in float32).
 """
 
@@ -19,7 +19,7 @@ from transformers.masking_utils import sdpa_mask
 
 
 class Slab:
-    """Keys and values of `places` x `length` tokens. All numbers in it are finite, so masked products are exactly 0."""
+    """Keys and values of `places` x `length` tokens. All its numbers are finite, so masked products are exactly 0."""
 
     def __init__(self, empty: torch.Tensor, length: int = 0):
         """`empty`: (layers, 2, 0, kv heads, 0, head size), with the dtype and the device of the model."""
@@ -52,7 +52,7 @@ class LengthBucket(Slab):
         super().__init__(empty, length)
         self.lanes = lanes
         self.free: list[int] = []
-        self.mask = empty.new_zeros(0, length)  # (places, length): 0 for prompt tokens, -inf behind them
+        self.mask = empty.new_zeros(0, length)  # (places, length): 0 for prompt tokens, -inf after them
 
     def grow(self, places: int) -> None:
         self.free += range(self.places, places)
@@ -61,7 +61,7 @@ class LengthBucket(Slab):
         self.mask = torch.cat([self.mask, self.mask.new_zeros(places - len(self.mask), self.length)])
 
     def take(self, prompt_tokens: int) -> int:
-        """The lowest free place: all places up to the highest in use are computed."""
+        """Returns the lowest free place, because attention is computed for all places up to the highest in use."""
         place = heapq.heappop(self.free)
         self.mask[place, :prompt_tokens] = 0
         self.mask[place, prompt_tokens:] = -torch.inf
@@ -82,7 +82,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Prefill:
-    """Attention within each of several prompts one behind another, without padding."""
+    """Attention within each of several prompts, which are concatenated without padding."""
 
     prompts: list[tuple[slice, list[Block]]]  # for each prompt: its tokens, and where its keys and values go
 
@@ -106,9 +106,9 @@ class Decode:
     rows: int
     responses: Slab
     write_at: torch.Tensor  # (rows * kv heads,): places of the new keys and values in the slab as (places * heads * length, d)
-    mask: torch.Tensor  # (rows * kv heads, 1, columns): 0 for response tokens, -inf behind them
+    mask: torch.Tensor  # (rows * kv heads, 1, columns): 0 for response tokens, -inf after them
     buckets: list[tuple[LengthBucket, torch.Tensor, slice]]
-    """Those in use; the mask of their first places (places * kv heads, 1, length): 0 for prompt tokens, -inf behind them; among all lanes."""
+    """(bucket in use; mask of its first places, (places * kv heads, 1, length): 0 for prompt tokens, -inf after them; its slice of all lanes)."""
     queries_of: torch.Tensor  # (lanes * kv heads of all buckets,): the (row, kv head) whose queries are there; arbitrary in empty lanes
     lane_of: torch.Tensor  # (rows * kv heads,): the lane of each row and kv head
 
@@ -149,7 +149,7 @@ class Decode:
 
 
 def attention(module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, scaling: float, **more: Any) -> Any:
-    """Called by the model's layers: ours in the engine, the library's SDPA in every other forward pass."""
+    """Called by the model's layers: `Prefill` or `Decode` in the engine, the library's SDPA in every other forward pass."""
     cached = more.pop("cached", None)
     if cached is None:
         return sdpa_attention_forward(module, query, key, value, mask, scaling=scaling, **more)

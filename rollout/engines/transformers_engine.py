@@ -1,6 +1,6 @@
-"""The default engine: continuous batching with a transformers model, one prefill and one copy of the prompt's keys and values for siblings.
+"""The default engine: continuous batching with a transformers model; siblings share the prefill and the keys and values of their prompt.
 
-Ids and log-probs do not depend on the rest of the batch, bit for bit (CPU, float32): matrix products have four rows and more, masks replace
+Ids and log-probs do not depend on the rest of the batch, bit for bit (CPU, float32): matrix products have at least four rows, masks replace
 varying shapes, and attention works in blocks of a fixed number of siblings.
 """
 
@@ -41,7 +41,7 @@ class TransformersEngine:
         self._features: dict[str, torch.Tensor] = {}  # of pictures, with these weights
         self._cache = KeyValueCache(policy.model, slots, batch_tokens)
         self._waiting: deque[Group] = deque()  # not prefilled
-        self._entering: deque[Group] = deque()  # prefilled, with siblings outside
+        self._entering: deque[Group] = deque()  # prefilled, with pending siblings
         self._ended: list[Response] = []
         self._tickets = 0
         self._banned = torch.tensor(policy.banned_token_ids, device=policy.device)
@@ -49,8 +49,8 @@ class TransformersEngine:
 
     @property
     def unfinished(self) -> int:
-        outside = sum(len(group.outside) for queue in (self._waiting, self._entering) for group in queue)
-        return outside + len(self._slots.rows) + len(self._ended)
+        pending = sum(len(group.pending) for queue in (self._waiting, self._entering) for group in queue)
+        return pending + len(self._slots.rows) + len(self._ended)
 
     def submit(self, request: Request) -> int:
         """Raises `ValueError` when prompt and response are longer than the model's context or than `batch_tokens`."""
@@ -67,23 +67,23 @@ class TransformersEngine:
                 self._leave(slot)
         for queue in (self._waiting, self._entering):
             for group in [group for group in queue if group.ticket in dropped]:
-                group.outside.clear()
-                self._give_back(group)
+                group.pending.clear()
+                self._release_blocks(group)
                 queue.remove(group)
         self._ended = [response for response in self._ended if response.ticket not in dropped]
 
     def update_weights(self, version: int, tensors: Mapping[str, torch.Tensor]) -> None:
         copy_into(self.policy.model, tensors)
         self.policy_version = version
-        self._begin_again()
+        self._restart_all()
 
-    def _begin_again(self) -> None:
-        """Everything under way goes back to its prompt."""
+    def _restart_all(self) -> None:
+        """Unfinished responses start again from their prompts."""
         begun = {group.ticket: group for group in (*self._waiting, *self._entering)}
         for row in self._slots.rows.values():
             begun[row.group.ticket] = row.group
-            row.group.outside.append(row.sibling)
-        self._waiting = deque(Group(ticket, group.request, deque(sorted(group.outside))) for ticket, group in sorted(begun.items()))
+            row.group.pending.append(row.sibling)
+        self._waiting = deque(Group(ticket, group.request, deque(sorted(group.pending))) for ticket, group in sorted(begun.items()))
         self._slots.rows.clear()
         self._entering.clear()
         self._cache.clear()
@@ -99,29 +99,29 @@ class TransformersEngine:
                 if self._slots.rows:
                     self._decode()
         except BaseException:  # leave nothing half done
-            self._begin_again()
+            self._restart_all()
             raise
         found, self._ended = self._ended, []
         return found
 
     def _enter(self) -> None:
-        """Let siblings into free slots, prefill their prompts, and sample their first tokens."""
+        """Prefill prompts, put siblings into free slots, and sample their first tokens."""
         slots, cache = self._slots, self._cache
         while slots.free and (self._entering or self._waiting):
-            if sum(len(group.outside) for group in self._entering) < slots.free:
+            if sum(len(group.pending) for group in self._entering) < slots.free:
                 self._prefill()
             entered: list[int] = []
             for group in list(self._entering):
                 room = group.request.sampling.max_new_tokens
-                while group.outside and slots.free and cache.make_room(len(slots.rows) + 1, room):
+                while group.pending and slots.free and cache.make_room(len(slots.rows) + 1, room):
                     block = next((block for block in group.blocks if block.free_lanes), None)
                     if block is None:
                         break
-                    row = RunningResponse(group, group.outside.popleft(), block, block.free_lanes.pop())
+                    row = RunningResponse(group, group.pending.popleft(), block, block.free_lanes.pop())
                     entered.append(slots.enter(row))
-                if not group.outside:
+                if not group.pending:
                     self._entering.remove(group)
-                    self._give_back(group)
+                    self._release_blocks(group)
             if not entered:
                 return
             logits = [slots.rows[slot].group.logits for slot in entered]
@@ -130,7 +130,7 @@ class TransformersEngine:
     def _prefill(self) -> None:
         """Run the prompts of waiting groups through the model, for as many siblings as there are free slots."""
         began, slots = time.perf_counter(), self._slots
-        free = slots.free - sum(len(group.outside) for group in self._entering)
+        free = slots.free - sum(len(group.pending) for group in self._entering)
         groups: list[Group] = []
         tokens = 0
         while len(groups) < len(self._waiting) and free > 0:
@@ -141,10 +141,10 @@ class TransformersEngine:
             if not self._cache.open(group, len(slots.rows)):
                 if groups or self._entering or slots.rows:
                     break
-                self._cache.clear()  # nothing is under way: free what earlier work reserved
+                self._cache.clear()  # no request is running: free what earlier ones reserved
                 continue
             groups.append(group)
-            free -= len(group.outside)
+            free -= len(group.pending)
         if not groups:
             return
         requests = [group.request for group in groups]
@@ -175,7 +175,7 @@ class TransformersEngine:
         self.stats.decode_s += time.perf_counter() - began
 
     def _embeddings(self, requests: Sequence[Request]) -> torch.Tensor:
-        """(1, tokens, hidden) of the prompts one behind another."""
+        """(1, tokens, hidden) of the concatenated prompts."""
         policy = self.policy
         ids = torch.from_numpy(np.concatenate([request.prompt_ids for request in requests]).astype(np.int64)).to(policy.device)
         embeddings = policy.model.get_input_embeddings()(ids)
@@ -197,7 +197,7 @@ class TransformersEngine:
     def _forward(self, embeddings: torch.Tensor, positions: np.ndarray, cached: Prefill | Decode) -> torch.Tensor:
         """Embeddings (1, tokens, hidden) and positions (3, tokens) -> (tokens, hidden)."""
         placed = torch.from_numpy(np.ascontiguousarray(positions)[:, None]).to(self.policy.device)
-        masks = dict.fromkeys(self._text.config.layer_types)  # so that the model makes none: this attention has its own
+        masks = dict.fromkeys(self._text.config.layer_types)  # all None, so that the model makes no masks: this attention has its own
         output = self._text(inputs_embeds=embeddings, position_ids=placed, attention_mask=masks, use_cache=False, cached=cached)
         return output.last_hidden_state[0]
 
@@ -244,11 +244,11 @@ class TransformersEngine:
     def _leave(self, slot: int) -> None:
         row = self._slots.rows.pop(slot)
         row.block.free_lanes.append(row.lane)
-        self._give_back(row.group)
+        self._release_blocks(row.group)
 
-    def _give_back(self, group: Group) -> None:
-        """Release the blocks that no sibling reads any more."""
-        if not group.outside:
+    def _release_blocks(self, group: Group) -> None:
+        """Free the blocks that no sibling reads any more."""
+        if not group.pending:
             for block in [block for block in group.blocks if len(block.free_lanes) == block.bucket.lanes]:
                 block.bucket.give_back(block.place)
                 group.blocks.remove(block)

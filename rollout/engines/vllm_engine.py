@@ -1,6 +1,6 @@
 """vLLM as the engine, for GPUs: its `LLM` in this process, one step of its scheduler at a time.
 
-Written against the documented API of vLLM 0.32 and never run. Unlike in the transformers engine, the ids of a seed depend on the batch, and
+Written against the documented API of vLLM 0.32 and never run. Unlike the transformers engine, responses to one seed depend on the batch, and
 log-probs are always at temperature 1 over the whole vocabulary, so training with any other sampling is refused.
 """
 
@@ -26,7 +26,7 @@ MEMORY = 0.6  # share of the GPU that vLLM may use
 
 
 class VllmEngine:
-    """`policy` makes the token ids and stays on the CPU; vLLM loads its weights a second time. `slots`: sequences at a time."""
+    """`policy` encodes and decodes, and stays on the CPU; vLLM loads the weights a second time. `slots`: responses at a time."""
 
     def __init__(self, policy: Policy, slots: int):
         try:

@@ -313,7 +313,7 @@ def test_a_checkpoint_of_another_shape_gives_its_weights_and_says_what_is_lost(o
             expected = weights(groups[0])
             groups[0].save(tmp_path / "checkpoint")
     lost = groups[1].load(tmp_path / "checkpoint")
-    assert "its weights are taken over, the moments of the optimizer begin at zero" in lost
+    assert "its weights are loaded, the moments of the optimizer start at zero" in lost
     assert f"learner.zero_stage={list(SHAPES.values())[written]['zero_stage']} (now" in lost
     assert_close(expected, weights(groups[1]), atol=0, rtol=0)
     assert groups[1].policy_version == 1

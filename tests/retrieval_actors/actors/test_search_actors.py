@@ -42,6 +42,6 @@ def test_a_shard_of_a_folder_that_was_replaced_does_not_start(tmp_path):
     first = write_knowledge_base(tmp_path / "kb", passages=[Passage(str(row), "old") for row in range(4)], vectors=vectors, **card)
     ShardActor(str(tmp_path / "kb"), first.fingerprint, 0)
     write_knowledge_base(tmp_path / "kb", passages=[Passage(str(row), "new") for row in range(4)], vectors=vectors, **card)
-    with pytest.raises(KnowledgeBaseError, match=r"kb\.json was replaced: its fingerprint is \w+, what was started has \w+; start again"):
+    with pytest.raises(KnowledgeBaseError, match=r"kb\.json was replaced: its fingerprint is \w+, the running one has \w+; start again"):
         ShardActor(str(tmp_path / "kb"), first.fingerprint, 1)
     assert KnowledgeBase.open(tmp_path / "kb").fingerprint != first.fingerprint

@@ -118,7 +118,7 @@ def test_a_broken_knowledge_base_does_not_hold_up_the_others(retriever):
         facts, plain = hasty.search_routed([("facts", QUERIES[0]), ("plain", QUERIES[0])], 2)
         assert time.monotonic() - started < 1.4
         assert not facts[0].error
-        assert plain[0].error.startswith("plain failed 2 times in a row and is not asked for")
+        assert plain[0].error.startswith("plain failed 2 times in a row and is not searched for")
     finally:
         for process in processes:
             os.kill(process, signal.SIGCONT)

@@ -103,7 +103,7 @@ def test_a_build_that_is_killed_goes_on_and_gives_the_same_manifest(whole, lines
 
     said: list[str] = []
     resumed = build_from_source(*planned(lines, out, ARGUMENTS), told, said.append)
-    assert said == [f"going on with the build in {work}"]
+    assert said == [f"continuing the build in {work}"]
     assert len(at_the_end) == resumed.chunks == 20
     assert {name: at_the_end[name] for name in before} == before, "chunks that were embedded are not embedded again"
     assert (resumed.resumed_chunks, resumed.embedded) == (len(before), 320 - 16 * len(before))
@@ -127,12 +127,12 @@ def test_another_source_or_setting_starts_anew_and_says_what_changed(tmp_path):
         return told
 
     assert found() == ("", False)
-    assert found() == ("going on with the build", True)
-    assert found("shards=5", "name=other", "workers=2") == ("going on with the build", True)
-    assert found("embedder=colour-layout+minilm") == ("starting anew: embedder changed since the build", False)
-    assert found("title_from=text", "limit=1") == ("starting anew: embedder, limit, source changed since the build", False)
+    assert found() == ("continuing the build", True)
+    assert found("shards=5", "name=other", "workers=2") == ("continuing the build", True)
+    assert found("embedder=colour-layout+minilm") == ("starting again: embedder changed since the build", False)
+    assert found("title_from=text", "limit=1") == ("starting again: embedder, limit, source changed since the build", False)
     source.write_text('{"text": "one"}\n')
-    assert found("title_from=text", "limit=1") == ("starting anew: files changed since the build", False)
+    assert found("title_from=text", "limit=1") == ("starting again: files changed since the build", False)
 
 
 def test_broken_records_are_refused_or_counted_and_listed(ray_cluster, tmp_path):

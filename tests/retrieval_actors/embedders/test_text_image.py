@@ -132,5 +132,5 @@ def test_a_model_of_another_kind_is_refused_with_the_kinds(tmp_path):
 def test_a_folder_without_weights_is_refused_by_name(folders, tmp_path):
     shutil.copytree(folders["clip"], tmp_path / "copy")
     (tmp_path / "copy" / "model.safetensors").unlink()
-    with pytest.raises(ValueError, match=r"copy holds no whole model"):
+    with pytest.raises(ValueError, match=r"copy holds no complete model"):
         build_embedder(f"transformers:{tmp_path / 'copy'}")

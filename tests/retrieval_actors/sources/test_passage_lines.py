@@ -52,7 +52,7 @@ def test_a_line_is_a_passage_and_ids_count_lines(tmp_path):
         ('{"text": "a", "id": [1]}', "'id' must be a text or a whole number, found .1."),
         ('{"text": "a", "image": "no.png"}', "image 'no.png' does not exist"),
         ('{"text": "a", "image": "../secret.png"}', "is outside the folder"),
-        ('{"text": "a", "image": "half.png"}', "image 'half.png' does not decode .*; expected a whole PNG or JPEG"),
+        ('{"text": "a", "image": "half.png"}', "image 'half.png' does not decode .*; expected a complete PNG or JPEG"),
     ],
 )
 def test_a_wrong_line_is_named_by_file_and_number(tmp_path, row, finding):
