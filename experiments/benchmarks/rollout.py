@@ -148,7 +148,7 @@ def gpu_rows(quick: bool) -> Iterator[BenchResult]:
 
 
 def memory_limit(policy: Any, requests: list[Request], slots: int) -> float:
-    """Tokens/s if a step took only as long as reading the weights, each prompt's keys and values once for its siblings, and half a response."""
+    """Tokens/s if a step only read the weights, the keys and values of each prompt once for its siblings, and half a response."""
     text = policy.model.config.get_text_config()
     per_token = 2 * text.num_hidden_layers * text.num_key_value_heads * (text.hidden_size // text.num_attention_heads) * 2
     prompt = float(np.mean([len(request.prompt_ids) for request in requests])) / SIBLINGS
