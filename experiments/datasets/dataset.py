@@ -30,7 +30,7 @@ class KnowledgeBaseSource:
     passages: Callable[[], Iterable[Passage]] | None = None  # None: the folder has to exist
 
     def ensure(self, progress: Progress | None = None) -> str:
-        """The folder, built now if need be. Raises KnowledgeBaseError for an incomplete folder, FolderHeldError while another process builds it."""
+        """The folder, built now if missing. Raises KnowledgeBaseError for an incomplete folder, FolderHeldError while another process builds it."""
         if self.passages is not None and not self.folder.exists():
             with hold(self.folder):
                 card: dict[str, Any] = {"retriever_name": self.retriever_name, "description": self.description, "modality": self.name}
@@ -61,8 +61,7 @@ def ensure_knowledge_bases(sources: Sequence[KnowledgeBaseSource], progress: Pro
 
 
 def made_of_records(path: Path, what: str, make: Callable[[str, dict[str, Any]], Made]) -> Iterator[Made]:
-    """`make(FILE:LINE, record)` of each record. Raises DataError with FILE:LINE for a ValueError, and for keys and types that `what` ("an OTT-QA
-    record") does not have."""
+    """`make(FILE:LINE, record)` of each record. Its errors about values, keys and types become a DataError with FILE:LINE and `what`."""
     for where, record in read_records(path):
         try:
             yield make(where, record)

@@ -1,5 +1,5 @@
-"""How sure a metric is: bootstrap intervals over questions (and seeds), paired differences, paired tests. Questions are drawn with
-replacement and turns stay with their question, as turns of one episode are not independent."""
+"""Uncertainty of metrics: bootstrap intervals over questions (and seeds), paired differences, paired tests. Questions are resampled with
+replacement, and turns stay with their question, as turns of one episode are not independent."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ RESAMPLES = 2000
 PERMUTATIONS = 10_000
 AT_ONCE = 1_000  # Permutations that are held in memory together
 Interval = dict[str, Any]
-"""{"value", "low", "high"}: an estimate with its 95 % bootstrap interval, NaN where nothing was measured; of a tested difference also "p" and
-"p_corrected"."""
+"""{"value", "low", "high"}: an estimate with its 95 % bootstrap interval, or NaN; of a tested difference also "p" and "p_corrected"."""
 
 
 def summarise(counts: Sequence[Counts], names: Iterable[str] = METRICS) -> dict[str, Interval]:
@@ -45,8 +44,7 @@ def paired_difference(before: Sequence[Counts], after: Sequence[Counts]) -> dict
 def tested_differences(
     pairs: Mapping[str, tuple[Sequence[Counts], Sequence[Counts]]], tested: Iterable[str]
 ) -> dict[str, dict[str, Interval]]:
-    """Name -> metric -> the second minus the first of the pair; for `tested` with `p` of a permutation test, and `p_corrected` for the number of
-    names (Holm)."""
+    """Name -> metric -> second minus first of the pair; `tested` metrics with `p` (permutation test) and `p_corrected` (Holm, over names)."""
     found = {name: paired_difference(*pair) for name, pair in pairs.items()}
     for metric in tested:
         p_values = {name: permutation_p(*pair, metric) for name, pair in pairs.items()}
