@@ -19,12 +19,7 @@ from experiments.tracking.run_folder import RunFolder, flat_yaml, run_folders
 
 SHOWN = ("f1_recall", "exact_match", "routing_accuracy", "stop_accuracy", "retrievals_per_question")  # They have a column and are tested
 FEWEST = 10  # Fewer shared questions give no paired differences
-UNIMPORTANT = (
-    "name",
-    "runs_folder",
-    "train.resume",
-    "learner.seed",
-)  # Settings without effect on results; `learner.seed` follows `train.seed`
+UNIMPORTANT = ("name", "runs_folder", "train.resume", "learner.seed")  # No effect on results; `learner.seed` follows `train.seed`
 STATES = {"FINISHED": "finished", "KILLED": "stopped", "FAILED": "failed"}
 
 

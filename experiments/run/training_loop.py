@@ -1,4 +1,4 @@
-"""The loop of a training: iterations, with validation, checkpoints, signs of collapse, and recovery from a lost learner rank."""
+"""The training loop: iterations, validation, checkpoints, signs of collapse, and recovery from a lost learner rank."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def iterate(run: Run, stop: Stop, watch: Watch, checkpoints: Checkpoints) -> Non
     if last or stop.requested or best or (settings.checkpoint_every and run.iteration % settings.checkpoint_every == 0):
         with run.timed("checkpoint"):
             checkpoints.save()
-            if last or stop.requested:  # while a lost learner can still be replaced
+            if last or stop.requested:  # here, a lost learner can still be replaced
                 checkpoints.wait()
 
 
@@ -95,7 +95,7 @@ class Recovery:
         self._run, self.restarts = run, 0
 
     def restart(self, lost: LearnerLostError, checkpoints: Checkpoints) -> None:
-        """Go on from the newest good checkpoint; a learner lost meanwhile is one more loss. Raises the last one when there were too many."""
+        """Restart from the newest good checkpoint; a loss during the restart counts, too. Raises the last loss after `train.max_restarts`."""
         run, before, known, most = self._run, self.restarts, self._run.totals, self._run.config.train.max_restarts
         if self.restarts < most:
             checkpoints.forget()
