@@ -87,8 +87,7 @@ def built_from(name: str, data: DataConfig, card: tuple[str, str], passages: Cal
 def split(
     questions: Sequence[Question], data: DataConfig, evaluation: EvaluationConfig
 ) -> tuple[list[Question], list[Question], list[Question]]:
-    """(train, validation, held-out), drawn by `data.seed`. Held-out questions come first, then validation; training gets the rest, at most
-    `data.train_questions`: none of a short file."""
+    """(train, validation, held-out), drawn by `data.seed`: held-out first, then validation; the rest, if any, up to `data.train_questions`."""
     shuffled = list(questions)
     random.Random(data.seed).shuffle(shuffled)
     held, kept = evaluation.questions, evaluation.questions + evaluation.validation_questions

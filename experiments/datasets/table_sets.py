@@ -3,8 +3,7 @@
 `ottqa`: OTT-QA's development questions over its tables and the passages that these link to. Gold steps come from the traces, which are string
 matches: for an answer in a passage, first the table cell that links to it. A trace with several cells gives no gold steps.
 `wikitables`: WikiTableQuestions, each with the title of its table in front, as the question alone does not identify the table. There is a gold
-step if the answer is a cell of the table; if it is computed (a count, a difference), only the final answer is judged.
-"""
+step if the answer is a cell of the table; if it is computed (a count, a difference), only the final answer is judged."""
 
 from __future__ import annotations
 

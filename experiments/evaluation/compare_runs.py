@@ -53,8 +53,7 @@ class Comparison:
 
 
 def find_runs(arguments: Sequence[str], runs_folder: Path) -> list[ComparedRun]:
-    """Run folders, names in `runs_folder`, or ids of MLflow runs whose folders are there; without arguments, all of `runs_folder`. Raises
-    RunConfigError for what cannot be found."""
+    """Runs by folder, name in `runs_folder`, or MLflow id; without arguments all of `runs_folder`. Raises RunConfigError for one not found."""
     local = run_folders(runs_folder)
     if not arguments and not local:
         raise RunConfigError(f"no runs in {runs_folder}/; make train makes one, or name the folders of runs")

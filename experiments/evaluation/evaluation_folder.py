@@ -32,8 +32,7 @@ FAILURES = ("failed_episodes", "search_errors", "unmeasured_episodes")
 
 
 def evaluation_folder(config: TrainConfig, policy: str, fingerprints: Mapping[str, str], questions: Iterable[Any]) -> Path:
-    """Creates and locks the folder. `fingerprints`: knowledge base -> hash of its content; `questions`: the held-out ones. Raises FolderHeldError
-    if another process writes there."""
+    """Creates and locks the folder. `fingerprints`: knowledge base -> content hash; `questions`: the held-out ones. Raises FolderHeldError."""
     tree = dataclasses.asdict(config)
     weights = sorted(file for file in Path(policy).glob("*") if file.suffix in (".safetensors", ".json"))
     read = [tree["rollout"]["prompts"], tree["data"]["path"], tree["data"]["heldout_path"]]
@@ -62,8 +61,7 @@ def _size_and_mtime(file: Path) -> list[int]:
 
 
 class Results:
-    """The results of one method, by question id; of a question that was asked again, the last line counts. A last line that a kill cut short is
-    removed, and its question asked again."""
+    """The results of one method by question id; the last line of a question counts. A last line that a kill cut short is removed."""
 
     def __init__(self, folder: Path, method: str):
         self.path = folder / f"{method.replace(':', '-')}.jsonl"

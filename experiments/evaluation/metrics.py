@@ -91,8 +91,7 @@ def needs_by_step(trajectory: Trajectory, matcher: NeedMatcher | None) -> list[l
 
 
 def _decisions(trajectory: Trajectory, matcher: NeedMatcher | None) -> Counts:
-    """Metrics of routing, stopping and format. If the method overruled a stop (`never_stop`), neither the stop nor the search in its place is
-    judged, as neither was the policy's decision."""
+    """Metrics of routing, stopping and format. A stop that the method overruled (`never_stop`) is not judged, nor is the search in its place."""
     needy = routed = needless = stopped = premature = plans = unjudged = well_formed = turns = 0
     for step, needs in zip(trajectory.steps, needs_by_step(trajectory, matcher), strict=True):
         if step.plan is None:

@@ -1,5 +1,4 @@
-"""The trajectory browser of the report: its compressed data, and the script in page/ that unpacks it. Passages and pictures are stored once
-each; the numbers of trajectories and of picture bytes are limited."""
+"""The trajectory browser of the report: compressed data, with each passage and picture once, and the script in page/ that unpacks it."""
 
 from __future__ import annotations
 

@@ -41,8 +41,7 @@ class Panel:
 
 
 def line_charts(panels: Sequence[Panel], name: str, columns: int = 1) -> str:
-    """SVG: panels row by row, each with a legend; empty where no panel has a point. The text is reproducible; `name` keeps the ids of several
-    charts on one page apart."""
+    """Reproducible SVG: panels row by row, with legends; empty without points. `name` keeps the ids of charts on one page apart."""
     panels = [panel for panel in panels if any(_finite(points) for points in panel.lines.values())]
     if not panels:
         return ""

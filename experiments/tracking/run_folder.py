@@ -65,8 +65,7 @@ class RunFolder:
 
     @classmethod
     def start(cls, config: TrainConfig) -> RunFolder:
-        """Make the folder of this run; unless the run is resumed, the start time is appended to the name of an earlier one.
-        Raises RunConfigError or FolderHeldError where another process still drives the run."""
+        """Make the folder; an earlier one is renamed, unless resumed. Raises RunConfigError or FolderHeldError if another process drives it."""
         folder = cls(Path(config.runs_folder) / config.name)
         hold(folder.path)
         if driver := driver_elsewhere(folder.path):

@@ -58,8 +58,7 @@ def thought_of(need: GoldStep) -> str:
 
 
 def reading(need: GoldStep, passages: Sequence[Passage]) -> str:
-    """The answer turn: quotes the passage that holds the answer, and copies the answer; `unknown` if no passage does. Of a fact stored in both
-    directions, it quotes the sentence that ends with the answer."""
+    """The answer turn: quotes the passage that holds the answer, if possible one that ends with it, and copies it; `unknown` if none does."""
     holding = [passage.text.rstrip(".") for passage in passages if holds_answer(passage, need)]
     if not holding:
         return answer_response("Not here.", UNKNOWN)
