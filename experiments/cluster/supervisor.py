@@ -71,7 +71,7 @@ class Failure:
 def fix_for(*said: str, hangs: bool = False, fatal: bool = False) -> str:
     """What to try; docs/12_troubleshooting.md says more. `said`: the reason, exit type and log lines of the failure."""
     memory = LESS_MEMORY if any(word in text for text in said for word in OUT_OF_MEMORY) else ""
-    again = "run it again with train.resume=auto, which goes on from the last checkpoint" if fatal else ""
+    again = "run it again with train.resume=auto, which resumes from the last checkpoint" if fatal else ""
     return "; ".join(filter(None, [memory, HANG if hangs else "", again])) or "nothing, unless it happens often"
 
 

@@ -85,7 +85,7 @@ def how_it_stopped(run: Run, stop: Stop) -> str:
     best = run.totals.best
     kept = f"the best policy so far, of iteration {best['iteration']}, is in {run.folder.policy}" if best else "no policy was validated yet"
     why = f": {stop.reason}; {kept}" if stop.reason else ""
-    return f"stopped after iteration {run.iteration}{why}; go on with train.resume=auto"
+    return f"stopped after iteration {run.iteration}{why}; resume with train.resume=auto"
 
 
 class Recovery:
@@ -105,7 +105,7 @@ class Recovery:
                 raise lost
             self.restarts += 1
             where = f"from {good.name}" if good else "from the beginning, as there is no checkpoint yet"
-            then = f"the learner group is started anew and goes on {where} ({self.restarts} of {most})"
+            then = f"the learner group is restarted {where} ({self.restarts} of {most})"
             run.supervisor.report(run.supervisor.describe(lost, fatal=False, then=then))
             run.supervisor.forget("learner rank")
             try:

@@ -159,7 +159,7 @@ class RunFolder:
     def next_start(self) -> str:
         """How a run that ends now can be continued."""
         good = self.complete_checkpoints()
-        return f"train.resume=auto goes on from {good[-1].name}" if good else "there is no checkpoint, so it has to begin again"
+        return f"train.resume=auto resumes from {good[-1].name}" if good else "there is no checkpoint, so it has to begin again"
 
     def finish_checkpoint(self, aside: Path, iteration: int, facts: dict[str, Any]) -> Path:
         """Make the folder `aside` the checkpoint of this iteration."""
