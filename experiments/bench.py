@@ -1,11 +1,11 @@
-"""`r1-router bench NAME [quick=true]`: run a benchmark: print a table, and write bench/NAME.json.
+"""`r1-router bench NAME [quick=true]`: run a benchmark, print a table and write bench/NAME.json.
 
 retrieval   exact search, actors, growth, 1M vectors, an HTTP server; then recall on real questions
-rollout     sampling siblings together
-learner     shared prefixes, DeepSpeed against a bare loop, a GPU where there is one; weights to the rollout workers
-rewards     needs recognised in natural language, on relations that the calibration was not fitted on
+rollout     sampling, log-probs, slots; whole episodes
+learner     shared prefixes, DeepSpeed against a bare loop, weights to the rollout workers; a GPU, if available
+rewards     the need matcher, on relations that its calibration was not fitted on
 serve       the service: overhead and throughput
-scale       the driver of a cluster of 1 to 64 nodes, simulated: its CPU and bytes for a trajectory
+scale       the driver of a simulated cluster of 1 to 64 nodes: CPU and bytes per trajectory
 """
 
 from __future__ import annotations

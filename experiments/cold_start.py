@@ -34,7 +34,7 @@ def training_turns(configuration: str) -> list[RecordedTurn]:
 
 
 def recorded_demonstrations(turns: Sequence[RecordedTurn], seed: int = 0) -> Iterator[Demonstration]:
-    """Endless: all turns again and again, in another order each time."""
+    """An endless stream: all turns, shuffled anew each time."""
     order, rng = list(turns), random.Random(seed)
     while True:
         rng.shuffle(order)
@@ -42,7 +42,7 @@ def recorded_demonstrations(turns: Sequence[RecordedTurn], seed: int = 0) -> Ite
 
 
 def demonstration(turn: RecordedTurn) -> Demonstration:
-    """The gold of the turn in its format, without a thought, as the data set has none: for the cold start."""
+    """The gold of the turn in the response format, without a thought, as the data set has none."""
     if turn.kind == "plan":
         names = {kb: name for name, kb in RETRIEVERS.items()}
         response = plan_response("", turn.target.query, names.get(turn.target.kb, STOP))
@@ -58,7 +58,7 @@ def main(arguments: list[str]) -> int:
     hold(config.out)
     if config.recorded:
         recorded = training_turns(config.recorded)
-        texts = (turn.system + turn.user + demonstration(turn).response for turn in recorded)  # prompts are long, and mostly system
+        texts = (turn.system + turn.user + demonstration(turn).response for turn in recorded)  # most of a prompt is its system message
         train(config, recorded_demonstrations(recorded, config.seed), texts, console)
     else:
         teacher = lifelike_demonstrations if config.lifelike else demonstrations

@@ -1,7 +1,7 @@
-"""`r1-router compare [RUN ...]`: compare runs: how surely they differ, and what makes that doubtful.
+"""`r1-router compare [RUN ...]`: compare runs: paired differences with intervals, and caveats.
 
-RUN is a run folder, a name in runs/, or the MLflow id of one of them; without any, all of runs/. The others are compared with the first.
-Curves over each other, and searches over many runs, are on MLflow's own page: select runs there and press Compare.
+RUN is a run folder, a name in runs/, or the MLflow id of one of them; by default all of runs/. The others are compared with the first.
+MLflow's own page shows curves and searches over many runs: select runs there and press Compare.
 
     r1-router compare laptop seed1 seed2
 """

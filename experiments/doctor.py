@@ -1,7 +1,7 @@
-"""`r1-router doctor [CONFIG.yaml] [key=value ...] [--json]`: check whether this machine or cluster has all that a run needs.
+"""`r1-router doctor [CONFIG.yaml] [key=value ...] [--json]`: check whether this machine or cluster has everything that a run needs.
 
-Ends with 0 when a run can start (warnings included), 1 when something has to be fixed, 2 when the configuration itself is wrong. Each check takes
-seconds at most; nothing is started, downloaded or written. `--json` prints the findings as JSON.
+Exit code 0: a run can start (perhaps with warnings); 1: something has to be fixed; 2: the configuration itself is wrong. Nothing is started,
+downloaded or stored. `--json` prints the findings as JSON.
 
     r1-router doctor laptop.yaml
 """

@@ -1,8 +1,8 @@
 """`r1-router evaluate POLICY_OR_RUN [CONFIG.yaml] [method=...] [dataset=...] [key=value ...]`: measure a policy on held-out questions.
 
-POLICY_OR_RUN is a policy folder, or a run folder: its configuration and best policy are then used. `method=` takes methods of rollout/methods with
-commas between them, or `every` (short for `evaluation.methods`); `dataset=` names a data set (short for `data.name`). Every question is asked once
-by each method and stored at once: a killed evaluation resumes where it was.
+POLICY_OR_RUN is a policy folder, or a run folder, whose configuration and best policy are used. `method=` (short for `evaluation.methods`) takes
+methods of rollout/methods, separated by commas, or `every`; `dataset=` is short for `data.name`. Each method answers every question; answers are
+stored as they come, so a killed evaluation resumes where it stopped.
 
     r1-router evaluate runs/laptop method=policy,all,direct dataset=2wiki
 """

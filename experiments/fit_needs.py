@@ -1,6 +1,6 @@
 """`r1-router fit-needs [embedder=NAME] [paraphrases=FILE.yaml] [output=FILE.json]`: fit the need matcher to an embedder.
 
-Fits the weights of rollout/need_matcher.py, and prints how well relations are recognised that the fit has not seen. Set
+Fits the weights of rollout/need_matcher.py, and prints how well it recognises relations that the fit has not seen. Set
 `reward.need_calibration=FILE.json` to use the result.
 
     r1-router fit-needs embedder=minilm output=need_calibration.json

@@ -42,7 +42,7 @@ class SearchSettings:
 
 
 def planned(source: str, out: str, arguments: Sequence[str]) -> tuple[Reading, Path, BuildSettings]:
-    """What is read, where to, and how. Raises ValueError, one line, for a setting that is unknown or does not fit."""
+    """(source, output folder, settings). Raises ValueError, one line, for a setting that is unknown or not allowed."""
     named = dict(argument.partition("=")[::2] for argument in arguments)
     name = named.get("source", "auto")
     kind = find_source(PassageLines.name if name == "auto" and "text_from" in named else name, source)

@@ -1,8 +1,8 @@
 """`r1-router study [CONFIG.yaml] [study.key=value ...] [key=value ...]`: train and measure several methods with several seeds.
 
-Cold start only, outcome GRPO, Step-GRPO, with a cost of retrieval, one step off: equal numbers of sampled turns, several seeds, every policy
-measured with every method on the same held-out questions; then a sweep of Step-GRPO's factors. Resumes where it was stopped. Writes results.json,
-tables.md and learning.svg into runs/study.
+Arms: cold start only, outcome GRPO, Step-GRPO, Step-GRPO with a cost of retrieval, and one step off, with equal numbers of sampled turns and
+several seeds. Every policy is measured with every method on the same held-out questions. Then a sweep of Step-GRPO's factors. Resumes where it
+stopped. Writes results.json, tables.md and learning.svg into runs/study.
 
     r1-router study study.seeds=[0,1,2] study.turns=12000
 """

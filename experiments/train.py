@@ -21,7 +21,7 @@ from experiments.run.whole_run import whole_run
 
 
 def check(arguments: list[str]) -> tuple[TrainConfig, Dataset | None, str]:
-    """(configuration, data set, policy), checked before anything long starts. No data set where recorded rollouts are learned from."""
+    """(configuration, data set, policy), checked before Ray starts; no data set with `train.replay_rollouts`. Raises RunConfigError."""
     config = load_config(arguments)
     check_start(config)
     policy = find_policy(config.train.policy)

@@ -1,7 +1,7 @@
-"""`r1-router upload [RUN ...] [tracking.KEY=value ...]`: upload run folders to MLflow, as far as they are not there.
+"""`r1-router upload [RUN ...] [tracking.KEY=value ...]`: upload to MLflow what it lacks of run folders.
 
-For runs whose MLflow could not be reached, or that were made on a machine without one. RUN is a run folder, or a name in runs/; without any, every
-run folder in runs/, those of studies as well. Settings that are not given are those of the run. A second upload changes nothing.
+For runs whose MLflow server was not reachable. RUN is a run folder, or a name in runs/; by default every run folder in runs/, studies included.
+Settings default to those of the run. A second upload changes nothing.
 
     r1-router upload laptop tracking.uri=http://mlflow:5000
 """

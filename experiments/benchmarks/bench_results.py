@@ -29,7 +29,7 @@ class BenchResult:
     ratio: float | None = None
     """value / baseline."""
     bar: float | None = None
-    """What `ratio` (or `value`, without a baseline) should reach, or, where the name says "at most", not exceed."""
+    """The least `ratio` (without a baseline: `value`) that is wanted; the most, where the name says "at most"."""
     holds: bool | None = None
     """None without a bar, and where hardware or data is missing."""
 

@@ -1,7 +1,7 @@
 """How fast the learner learns: shared prefixes against padded rows, DeepSpeed against a bare loop.
 
-Ratios are taken within one run, one thread a process, the variants in turn. Memory is that of a process of its own: the most it held during one
-update, less what it held before. What needs a GPU is in `learner_gpu.py`.
+Both sides of a ratio are measured in turn, in one run, with one thread per process. Peak memory is measured in a new process: its maximum
+during one update, minus what it held before. GPU benchmarks are in `learner_gpu.py`.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ from rollout.policy import Policy
 
 CONFIG = LearnerConfig()
 LOADS = {"turns of the default world": 3.0, "prompts of 512 tokens, responses of 32": 5.0}
-"""What is learned from -> the bar for the speed of shared prefixes."""
+"""Training data -> the speed that shared prefixes should reach, as a multiple of padded rows."""
 GROUP = 8
 SAME_UPDATE = 1e-4
-"""The two ways to compute a gradient may differ by this share of its norm."""
+"""Gradients of shared and padded rows may differ by this share of the norm."""
 
 
 def learner_rows(quick: bool) -> Iterator[BenchResult]:
@@ -112,7 +112,7 @@ def one_sample_rows(rows: Sequence[Row]) -> list[Row]:
 
 
 def padded_batches(rows: Sequence[Row], tokens: int) -> list[list[Row]]:
-    """Rows of one sample in their order, as many side by side as fit into so many tokens with their padding."""
+    """Batches of one-sample rows, in order, each of at most `tokens` tokens, padding included."""
     batches: list[list[Row]] = []
     longest = 0
     for row in rows:
@@ -127,7 +127,7 @@ def padded_batches(rows: Sequence[Row], tokens: int) -> list[list[Row]]:
 
 
 def padded_logprobs(policy: Policy, rows: Sequence[Row]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-probs and entropies (tokens,) of the responses, in the order of the rows; every row brings its own copy of its picture."""
+    """Log-probs and entropies (tokens,) of the responses, in the order of the rows; the picture is encoded again for every row."""
     examples = [Example(row.prompt_ids, row.responses[0].ids, row.image, "") for row in rows]
     logits, targets, _ = response_logits(policy, examples)
     logprobs = F.log_softmax(logits.float(), -1)
@@ -154,7 +154,7 @@ def tokens_of(rows: Sequence[Row], logprobs: torch.Tensor, entropy: torch.Tensor
 
 
 def memory_of(variant: str, load: str, quick: bool) -> int:
-    """Bytes that an update takes beyond weights and gradients, which lie there before; all samples of eight states in one pass."""
+    """Peak bytes that an update adds to weights and gradients; all samples of eight states in one pass."""
     torch.set_num_threads(1)
     policy = shipped_policy()
     rows = rows_of_load(policy, load, quick)
@@ -167,7 +167,7 @@ def memory_of(variant: str, load: str, quick: bool) -> int:
 
 
 def in_turn(variants: dict[str, Callable[[], Any]], times: int) -> dict[str, float]:
-    """Median seconds of each, measured one after the other, so that what else the machine does falls on all."""
+    """Median seconds of each variant, measured in turn, so that other load on the machine slows all of them."""
     rounds = [[timeit.timeit(run, number=1) for run in variants.values()] for _ in range(times)]
     return dict(zip(variants, map(statistics.median, zip(*rounds, strict=True)), strict=True))
 

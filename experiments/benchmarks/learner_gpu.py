@@ -1,7 +1,6 @@
-"""How well a GPU is used: the scorer over a model of the 3B shape with random weights in bfloat16, forward and backward.
+"""GPU utilisation: the scorer over a model of the 3B shape with random weights in bfloat16, forward and backward.
 
-MFU counts 6 FLOP for each weight and token that passes it (the vocabulary's matrix: the response tokens; attention itself: nothing), over
-790 TFLOP/s.
+MFU counts 6 FLOP per weight and token (for the output head: per response token; attention scores are not counted), relative to 790 TFLOP/s.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ def gpu_rows(quick: bool) -> Iterator[BenchResult]:
 
 
 def random_policy(text: dict[str, Any], vision: dict[str, Any], dtype: torch.dtype, device: str) -> Any:
-    """What the scorer needs of a policy, for prompts without pictures."""
+    """The parts of a policy that the scorer uses, for prompts without pictures."""
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
     config = Qwen2_5_VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=True)
@@ -57,11 +56,11 @@ def random_policy(text: dict[str, Any], vision: dict[str, Any], dtype: torch.dty
 
 
 def measured(scorer: Scorer, policy: Any, tokens: int, shared: bool, times: int) -> tuple[float, float, int, int]:
-    """Seconds of a micro-batch, FLOP as counted, tokens read, samples."""
+    """(seconds, FLOP, tokens read, samples) of one micro-batch."""
     draw = np.random.default_rng(0)
     length = PROMPT + (GROUP if shared else 1) * (RESPONSE - 1)
-    words = scorer.model.lm_head.weight.shape[0]
-    rows = [_row(draw, GROUP if shared else 1, words) for _ in range(tokens // length)]
+    vocabulary = scorer.model.lm_head.weight.shape[0]
+    rows = [_row(draw, GROUP if shared else 1, vocabulary) for _ in range(tokens // length)]
     (batch,) = cut(rows, tokens)
     inputs = inputs_of(packed(batch, policy), policy, policy.device)
     inside = sum(p.numel() for p in scorer.model.model.language_model.layers.parameters())
@@ -82,8 +81,8 @@ def measured(scorer: Scorer, policy: Any, tokens: int, shared: bool, times: int)
     return (time.perf_counter() - begin) / times, flop, read, len(rows) * (GROUP if shared else 1)
 
 
-def _row(draw: np.random.Generator, siblings: int, words: int) -> Row:
+def _row(draw: np.random.Generator, siblings: int, vocabulary: int) -> Row:
     def some(n: int) -> np.ndarray:
-        return draw.integers(0, words // 2, n).astype(np.int32)
+        return draw.integers(0, vocabulary // 2, n).astype(np.int32)
 
     return Row(some(PROMPT), None, tuple(Response(some(RESPONSE), np.zeros(RESPONSE, np.float32), 1.0, 1.0) for _ in range(siblings)))

@@ -1,4 +1,4 @@
-"""Scored turns to measure a learner with: those of the default world, and some of given lengths."""
+"""Scored turns for the learner benchmarks: of the default world, and of given lengths."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ from rollout.roll_out import roll_out
 
 
 def default_turns(policy: Policy, questions: int, group_size: int, seed: int = 0) -> list[ScoredTurn]:
-    """What `policy` says to questions of a fictional world, `group_size` siblings at each turn; rewards are drawn by lot, so that every group
-    teaches."""
+    """Turns that `policy` samples in a fictional world, `group_size` siblings each; rewards are random, so every group has variance."""
     atlas, rng = Atlas("train", seed, worlds=1), random.Random(seed)
     knowledge_bases, config = SlowKnowledgeBases(atlas, seconds=0.0), RolloutConfig(group_size=group_size)
     trajectories = roll_out(atlas.questions(questions), TransformersEngine(policy), knowledge_bases, config, seed)

@@ -1,4 +1,4 @@
-"""Whole episodes: is the engine kept busy while knowledge bases think, and how much faster is it than the library's generate?"""
+"""Whole episodes: is the engine busy while knowledge bases search, and how much faster is it than the library's generate?"""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from rollout.policy import Policy
 from rollout.records import Question
 from rollout.roll_out import EngineTimeline, EpisodeRun, roll_out
 
-ANSWERS_AFTER_S = 0.05
+SEARCH_S = 0.05
 
 
 class SlowKnowledgeBases:
-    """The knowledge bases of an atlas, searched by common words; a search takes `seconds`, however many queries it has."""
+    """The knowledge bases of an atlas, searched by word overlap; a search takes `seconds`, however many queries it has."""
 
-    def __init__(self, atlas: Atlas, seconds: float = ANSWERS_AFTER_S):
+    def __init__(self, atlas: Atlas, seconds: float = SEARCH_S):
         self._seconds = seconds
         self.catalog = [
             SimpleNamespace(name=kb, retriever_name=name, description=about, modality=kb) for kb, (name, about) in KNOWLEDGE_BASES.items()
@@ -52,7 +52,7 @@ def _words(text: str) -> frozenset[str]:
 
 
 def busy_rows(quick: bool) -> Iterator[BenchResult]:
-    """An iteration of 64 questions of one worker, in `branch` mode, and what its slots and its clock were used for."""
+    """One worker rolls out 64 questions (`quick`: 16) in `branch` mode: slots in use, and the share of time by phase."""
     torch.set_num_threads(1)
     policy = Policy.load(find_policy(TrainConfig().train.policy))
     atlas = Atlas("validation", worlds=1)
@@ -76,8 +76,8 @@ def busy_rows(quick: bool) -> Iterator[BenchResult]:
 
 
 def upstream_rows(quick: bool) -> Iterator[BenchResult]:
-    """Trajectories a second, over the same knowledge bases, against the library's ways to generate. What grows with the number of episodes has
-    all of them on both sides; one response at a time does not, and is measured on a few."""
+    """Trajectories a second, over the same knowledge bases, against the library's ways to generate. One response at a time is
+    measured on a few questions, as its rate does not depend on their number; both other ways get all of them."""
     torch.set_num_threads(1)
     path = find_policy(TrainConfig().train.policy)
     policy, library = Policy.load(path), Policy.load(path)  # the library keeps its own attention

@@ -1,4 +1,4 @@
-"""Speed of knowledge bases: exact and approximate search, through actors, and against an HTTP server, with one thread for each shard.
+"""Speed of knowledge bases: exact and approximate search, through actors and against an HTTP server, one thread per shard.
 
 Vectors are random: uniform directions, or clustered as those of real passages. `retrieval_quality` measures real questions.
 """
@@ -76,7 +76,7 @@ def clustered(rng: np.random.Generator, size: int, queries: int) -> tuple[np.nda
 
 
 def per_second(items: int, work: Callable[..., object], *arguments: Any, seconds: float = 2.0) -> float:
-    """Items a second of `work(*arguments)`, `items` in each call, over at least `seconds`, after one call to warm up."""
+    """Items a second of `work(*arguments)`, `items` in each call, over at least `seconds`, after one warm-up call."""
     work(*arguments)
     began, rounds, passed = time.perf_counter(), 0, 0.0
     while passed < seconds:

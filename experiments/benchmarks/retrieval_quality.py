@@ -32,7 +32,7 @@ PUBLISHED = {2: 51.8, 5: 61.9}
 PUBLISHED_LOOP = {2: 79.0, 5: 92.0}
 """IRCoT with bge-m3: several searches for a question, with queries written by a language model."""
 TEXT_EMBEDDER = "minilm@bf16" if torch.cpu._is_avx512_bf16_supported() else "minilm"
-"""In the faster precision for this CPU, at equal recall."""
+"""The precision that is faster on this CPU; recall is equal."""
 DEPTH = 100
 """Passages of each ranking that are fused."""
 
@@ -86,7 +86,7 @@ def two_wiki_rows(quick: bool, folder: Path) -> list[BenchResult]:
 
 
 def table_rows(quick: bool, folder: Path) -> list[BenchResult]:
-    """Questions whose gold table is among the 1 or 10 first tables; a table has the rank of its best chunk."""
+    """Share of questions whose gold table is among the first 1 or 10; a table has the rank of its best chunk."""
     questions = [record for _, record in read_records(folder / "questions_dev.jsonl")][: 100 if quick else None]
     needed = {record["gold_table_id"] for record in questions}
     path = folder / "tables.jsonl"
@@ -110,7 +110,7 @@ ALTERATIONS = {
     "a third brighter": {"brightness": 1.33},
     "all three": {"cropped": 0.05, "brightness": 1.33, "quality": 40, "scale": 0.5},
 }
-"""What happens to a picture between a camera and a question."""
+"""Changes between the stored picture and that of a question."""
 
 
 def altered(picture: bytes, cropped: float = 0.0, brightness: float = 1.0, quality: float = 95, scale: float = 1.0) -> bytes:

@@ -42,8 +42,8 @@ def rewards_rows(quick: bool) -> Iterator[BenchResult]:
 
 
 def cases(count: int, seed: int = 0) -> Iterator[tuple[Question, list[Exchange], bool]]:
-    """Drawn questions with one to three needs about one name, what was asked so far, and whether it met all needs. In the half where one
-    need is open, nothing was asked instead, another relation, the relation of another name, or it came back as `unknown`."""
+    """(question, exchanges so far, whether all needs are met): random questions with one to three needs about one name. Every second one
+    has an open need: not asked for, asked with another relation or another name, or answered `unknown`."""
     rng = random.Random(seed)
     kinds = [relations for relations in paraphrases(SECTION).values() if len(relations) > 3]
     for number in range(count):
@@ -74,7 +74,7 @@ def _exchange(query: str, need: GoldStep, rng: random.Random) -> Exchange:
 
 
 def _answer(query: str, rng: random.Random) -> str:
-    """A drawn year, number or name, as the query asks for."""
+    """A random year, number or name, whichever the query asks for."""
     kind = kind_asked_for(query)
     if kind in ("time", "number"):
         return str(rng.randint(1800, 1999) if kind == "time" else rng.randint(2, 10**6))

@@ -1,4 +1,4 @@
-"""`bench rollout`: the engine against three ways of transformers, its log-probs, its slots; the same on a GPU; then whole episodes.
+"""`bench rollout`: the engine against three ways to generate with transformers, its log-probs, its slots; a GPU; then whole episodes.
 
 Both sides have the same policy, prompts, sampling and thread, in one run.
 """
@@ -27,7 +27,7 @@ from rollout.policy import Policy
 SIBLINGS = 8
 SAMPLING = Sampling(max_new_tokens=64)
 TURNS = 5
-"""Of an episode with two steps: plan, answer, plan, answer, final."""
+"""Turns of an episode with two steps: plan, answer, plan, answer, final."""
 GPU_SLOTS = (64, 256, 512)
 BYTES_PER_SECOND = 4.3e12
 """Measured memory bandwidth of an H200."""
@@ -92,7 +92,7 @@ def logprob_rows(policy: Policy, engine: TransformersEngine, requests: Sequence[
 
 
 def _difference(policy: Policy, engine: TransformersEngine, requests: Sequence[Request]) -> float:
-    """Largest, over all tokens of the first two siblings."""
+    """The largest absolute difference, over all tokens of the first two siblings, in nats."""
     worst = 0.0
     for request, siblings in zip(requests, generate(engine, requests), strict=True):
         for response in siblings[:2]:
@@ -148,7 +148,7 @@ def gpu_rows(quick: bool) -> Iterator[BenchResult]:
 
 
 def memory_limit(policy: Any, requests: list[Request], slots: int) -> float:
-    """Tokens/s if a step took only as long as reading the weights, each prompt's keys and values once for its siblings, and half a response."""
+    """Tokens/s if a step only read the weights, the keys and values of each prompt once for its siblings, and half a response."""
     text = policy.model.config.get_text_config()
     per_token = 2 * text.num_hidden_layers * text.num_key_value_heads * (text.hidden_size // text.num_attention_heads) * 2
     prompt = float(np.mean([len(request.prompt_ids) for request in requests])) / SIBLINGS

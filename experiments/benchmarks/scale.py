@@ -1,4 +1,4 @@
-"""How many nodes one driver keeps busy: the loop of training with 1 to 64 simulated nodes."""
+"""How many nodes one driver keeps busy: the training loop with 1 to 64 simulated nodes."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def loop_rows(nodes: Sequence[int], cluster: SimulatedCluster) -> Iterator[Bench
         name = f"loop, {count} nodes, {found.trajectories:,} trajectories an iteration"
         shares = ", ".join(f"{phase} {1e6 * cpu / found.trajectories:,.0f}" for phase, (_, cpu) in found.phases.items())
         busy, carried = 1e6 * found.busy / found.trajectories, (found.read + found.written) / found.trajectories / 1e3
-        largest = count == nodes[-1]  # where few trajectories share what an iteration costs by itself, there is no bar
+        largest = count == nodes[-1]  # no bar for fewer nodes: the fixed cost of an iteration dominates
         cpu_name = f"{name}: CPU of the driver for one trajectory ({shares})"
         yield BenchResult.of(cpu_name, busy, "us", bar=CPU_US if largest else None, at_most=largest)
         yield BenchResult.of(f"{name}: bytes read and written by the driver for one", carried, "kB", bar=CARRIED_KB, at_most=True)

@@ -40,7 +40,7 @@ def serve_rows(quick: bool) -> Iterator[BenchResult]:
 
 @contextmanager
 def _service() -> Iterator[tuple[str, Any, float]]:
-    """Its URL, what it serves, and the seconds until it was ready."""
+    """(URL, `ServiceSpec`, seconds until it was ready)."""
     with tempfile.TemporaryDirectory(prefix="bench-serve-") as folder:
         places = [f"serve.port={free_port()}", f"serve.request_log={folder}/requests.jsonl", f"data.kb_folder={folder}/kbs"]
         sizes = ["data.worlds=1", "data.train_questions=8", "ray.num_cpus=8"]
@@ -95,7 +95,7 @@ class InProcess:
 
 
 async def _ask_all(url: str, bodies: Sequence[dict[str, Any]], clients: int) -> float:
-    """Seconds for all of them, by so many clients, each of which sends the next question when it has its answer."""
+    """Seconds until all are answered; each of the `clients` sends its next question when it has its answer."""
     waiting = list(bodies)
     async with httpx.AsyncClient(base_url=url, timeout=120, limits=httpx.Limits(max_connections=clients)) as client:
 

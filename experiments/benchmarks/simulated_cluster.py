@@ -1,8 +1,7 @@
-"""The whole loop of training with everything that computes simulated: `StepGRPO`, `RolloutWorkers`, `RewardCalls` and `LearnerGroup` are the real
-ones.
+"""The training loop with simulated workers: `StepGRPO`, `RolloutWorkers`, `RewardCalls` and `LearnerGroup` are the real classes.
 
-Rollout workers sleep and return made-up episodes, reward actors draw rewards, learner ranks fetch what they are to learn from and sleep as long as
-learning takes. So a laptop can have the driver of a cluster: its work is real, and so are the bytes that travel.
+Rollout workers sleep and return made-up episodes, reward actors draw random rewards, learner ranks fetch their turns and sleep as long as
+an update takes. So a laptop can measure the driver of a cluster: its work and the bytes that it moves are real.
 """
 
 from __future__ import annotations
@@ -37,21 +36,21 @@ from rollout.records import Question, ScoredTurn, Trajectory, TurnReward
 from rollout.timeline import Timeline
 
 WORKERS_PER_NODE = RANKS_PER_NODE = 4
-"""Of a simulated node: a machine with eight GPUs. Its ranks learn what its workers roll out in about the time that these take."""
+"""Of a simulated node, a machine with eight GPUs. Learning takes its ranks about as long as rolling out takes its workers."""
 QUESTIONS_PER_WORKER = 8
 ROLLED_OUT_PER_S = 6.524
-"""Trajectories of one rollout worker: "whole episodes", one core, in the table of docs/06_rollout_and_rewards.md."""
+"""Trajectories of one rollout worker, one core; named in docs/11_cluster.md."""
 LEARNED_TURNS_PER_S = 317.2
 """Of one learner rank: "turns of the default world: shared prefix", one core, in the table of docs/07_learner.md."""
 WEIGHT_TENSORS, TENSOR_NUMBERS = 5, 2**18
 """Five tensors of 1 MiB: as many bytes as the tiny policy has."""
 WORKER_PROCESSES = 2
-"""That all simulated workers share. The reward actors share one, the learner ranks another one."""
+"""Shared by all simulated rollout workers. The reward actors share one process, the learner ranks another one."""
 DEADLINE_S = 300.0
 
 
 class SimulatedCluster:
-    """The processes, for loops of any number of nodes, one after the other. `speed`: latencies are divided by it."""
+    """The shared processes of simulated loops, of any number of nodes, run in turn. `speed`: all latencies are divided by it."""
 
     def __init__(self, speed: float = 1.0):
         self.speed = speed
@@ -65,7 +64,7 @@ class SimulatedCluster:
 
 
 class RandomRewards:
-    """A reward actor that draws rewards, so that turns of a group differ and there is something to learn."""
+    """A reward actor that draws random rewards, so that every group has variance."""
 
     def __init__(self) -> None:
         gc.disable()
@@ -84,7 +83,7 @@ class RandomRewards:
 
 
 def scored_at_random(trajectory: Trajectory, number: int, random: np.random.Generator) -> Iterator[ScoredTurn]:
-    """Made-up trajectories are used many times; equal states would be compared, so each use has its `number` in its keys."""
+    """Made-up trajectories are reused. `number` in the state keys keeps two uses of one apart: equal keys would form one group."""
     episode = f"{trajectory.question.id}#{number}"
     for group in trajectory.groups:
         rewards = random.random(len(group.turns)).tolist()
@@ -94,8 +93,8 @@ def scored_at_random(trajectory: Trajectory, number: int, random: np.random.Gene
 
 
 class SleepingRanks(WeightSender):
-    """Learner ranks that sleep instead of learning: `speed` times as fast as was measured. Rank 0 has weights, which every update changes. What one
-    of them fetches, all of them have."""
+    """Learner ranks that sleep instead of learning, `speed` times as fast as was measured. Every update changes the weights of rank 0.
+    Rank 0 fetches the turns for all ranks."""
 
     def __init__(self, speed: float):
         gc.disable()
@@ -147,7 +146,7 @@ class Iteration:
 
 
 class CpuTimeline(Timeline):
-    """Counts the CPU time of the calling thread beside the clock's."""
+    """Also counts the CPU seconds of the calling thread."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -207,7 +206,7 @@ class SimulatedRank(SimulatedHandle):
 
 
 class InOrder(ShuffledQuestions):
-    """All questions again and again, in their order."""
+    """Every batch is all questions, in their order."""
 
     def next(self, n: int) -> list[Any]:
         assert n == len(self.questions)
@@ -216,7 +215,7 @@ class InOrder(ShuffledQuestions):
 
 @contextmanager
 def counted_bytes() -> Iterator[dict[str, int]]:
-    """Within it, all bytes that this process serialises for Ray, or deserialises: arguments, results, puts and gets."""
+    """Counts the bytes that this process serialises and deserialises for Ray in the block: arguments, results, puts and gets."""
     context = ray._private.worker.global_worker.get_serialization_context()
     serialize, deserialize = context.serialize, context.deserialize_objects
     counted = {"read": 0, "written": 0}
@@ -238,12 +237,12 @@ def counted_bytes() -> Iterator[dict[str, int]]:
 
 
 def simulated_questions(count: int, speed: float) -> Iterator[Question]:
-    """Their texts are the seconds that they take: of each worker's together as many as its measured rate says, divided by `speed`."""
+    """Questions whose text is their duration in seconds: a worker finishes them at its measured rate times `speed`."""
     for i in range(count):
         yield Question(f"q{i}", str((i % QUESTIONS_PER_WORKER + 1) / ROLLED_OUT_PER_S / speed), ())
 
 
 def expected_seconds(speed: float = 1.0) -> tuple[float, float]:
-    """Of an iteration whose driver takes no time: rolling out, learning."""
+    """(rollout, learning) of an iteration whose driver takes no time."""
     turns = WORKERS_PER_NODE * QUESTIONS_PER_WORKER * len(KINDS) * SIBLINGS
     return QUESTIONS_PER_WORKER / ROLLED_OUT_PER_S / speed, turns / (RANKS_PER_NODE * LEARNED_TURNS_PER_S) / speed

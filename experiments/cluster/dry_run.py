@@ -1,5 +1,5 @@
-"""What a run needs, and whether it is there: the report of `train.dry_run=true`, and a part of the doctor's.
-Nothing is started or written, and no GPU, weights or Ray are needed: the policy is built with its real shapes on the meta device."""
+"""What a run needs, and whether it is available: the report of `train.dry_run=true`, and a part of the doctor's.
+Nothing is started or written. No GPU, weights or Ray are needed: the policy is built with its real shapes on the meta device."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def dry_run(config: TrainConfig, console: Console) -> bool:
 
 
 def run_findings(config: TrainConfig, nodes: Sequence[placement.Node] | None, console: Console) -> Iterator[Finding]:
-    """Data, policy, memory, knowledge bases and room of a run; prints tables. `nodes`: of a cluster that runs; None: those that there will be."""
+    """Checks of data, policy, memory, knowledge bases and placement; prints tables. `nodes`: of the running cluster, or None."""
     dataset, findings = (None, []) if config.train.replay_rollouts else _check_data(config)
     yield from findings
     yield from _check_policy(config, console)
@@ -67,7 +67,7 @@ def _check_data(config: TrainConfig) -> tuple[Dataset | None, list[Finding]]:
 def _check_policy(config: TrainConfig, console: Console) -> Iterator[Finding]:
     try:
         shape = policy_shape(config.train.policy, config.learner)
-    except ValueError as error:  # it is not here; or adapters for layers that do not exist
+    except ValueError as error:  # its shapes are not here, or LoRA names layers that it does not have
         yield Finding("policy", "cannot be built", str(error))
         return
     yield from check_policy(shape, config.rollout.max_prompt_tokens + config.rollout.max_new_tokens)
@@ -113,7 +113,7 @@ def check_folder(source: KnowledgeBaseSource, hybrid: bool = False) -> Finding:
 
 
 def check_placement(config: TrainConfig, dataset: Dataset | None, nodes: Sequence[placement.Node] | None, console: Console) -> Finding:
-    """Whether the nodes have room for all processes: of the cluster that runs, else of `ray.cluster_file`, else, without GPUs, this machine."""
+    """Whether all processes fit on `nodes`; for None, on this machine if none needs a GPU, else on the nodes of `ray.cluster_file`."""
 
     def requests(nodes: Sequence[placement.Node]) -> list[placement.ResourceRequest]:
         placed = placement.on_nodes_of_roles(config, {name for node in nodes for name in node})
@@ -127,7 +127,7 @@ def check_placement(config: TrainConfig, dataset: Dataset | None, nodes: Sequenc
         nodes, where = [{"CPU": config.ray.num_cpus or max(os.cpu_count() or 1, 8), "memory": math.inf}], "this machine"
     elif nodes is None:
         if not file:
-            return Finding("placement", "not checked: ray.cluster_file is empty", "name the file of your cluster there", fatal=False)
+            return Finding("placement", "not checked: ray.cluster_file is empty", "set it to the file of your cluster", fatal=False)
         try:
             nodes, where = placement.cluster_file_nodes(file), Path(file).name
         except RunConfigError as error:

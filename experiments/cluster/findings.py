@@ -1,4 +1,4 @@
-"""What a check found, and what to do about it; and the tables of the doctor and the dry run."""
+"""The result of a check, with its fix; and the tables of the doctor and the dry run."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ SAMPLING_BYTES, LOGIT_BYTES = 16, 12  # of a float32 logit: in decoding (with pr
 
 
 def learner_memory(config: TrainConfig, policy: Any, parameters: int, trained: int, largest: int) -> dict[str, int]:
-    """Part -> bytes on the GPU of one rank. `policy`: the model's configuration; then parameters: all, trained, of the largest tensor."""
+    """Part -> bytes on the GPU of one rank. `policy`: the model's configuration; `largest`: parameters of the largest tensor."""
     from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs
     from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs
 

@@ -1,4 +1,4 @@
-"""What `r1-router kb status` shows: what a folder holds, and what the retrievals on this cluster do."""
+"""The lines of `r1-router kb status`: the contents of a folder, and the state of the retrieval actors on this cluster."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def retrieval_lines(name: str, log: Any) -> Iterator[str]:
 
 
 def find_running(kb: str) -> Retriever:
-    """The retrieval on this cluster that has the knowledge base."""
+    """The retriever on this cluster that has the knowledge base. Raises RunConfigError where none has it."""
     answers = [ray.get(log.retriever.remote(), timeout=ANSWER_SECONDS) for log in running_retrievals().values()]
     known = {card.name: retriever for retriever in answers if retriever for card in retriever.catalog}
     if kb not in known:

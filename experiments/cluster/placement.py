@@ -1,8 +1,8 @@
-"""Room for a run: what its processes request of Ray, checked by a placement group before anything is built or started.
+"""Resources of a run: what its processes request of Ray, checked by a placement group before anything is built or started.
 
-Ray waits without a message for what no node has. So a placement group with all processes is created first, and removed when it is ready; if it is
-not within `ray.join_s` (an autoscaler starts nodes for it meanwhile), the run is refused with one line that names what is missing. Where a node has
-the custom resource `learner`, `rollout`, `retrieval` or `rewards`, the processes of that role run on such nodes only."""
+Ray waits silently for resources that no node has. So a placement group of all processes is created first, and removed when it is ready. If
+it is not ready within `ray.join_s` (an autoscaler may start nodes for it), the run is refused with one line that names what is missing. Where
+a node has the custom resource `learner`, `rollout`, `retrieval` or `rewards`, the processes of that role run on such nodes only."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from retrieval_actors.knowledge_base import MANIFEST, KnowledgeBase
 
 CPUS_PER_ROLLOUT_WORKER, CPUS_PER_REWARD_ACTOR = 0.5, 0.1
 UNBUILT_SHARDS = 2  # of a knowledge base that the data set brings and that is built first
-WAIT_S = 30.0  # for a placement group to be ready; with `ray.join_s` it is tried again until then
+WAIT_S = 30.0  # for one placement group to be ready; tried again until `ray.join_s` is over
 SETTINGS = {  # role -> what lowers its requests
     "learner": "learner.num_learners or learner.gpus_per_learner",
     "rollout": "train.num_rollout_workers or train.gpus_per_rollout_worker",
@@ -60,7 +60,7 @@ class ResourceRequest:
 
     @property
     def bundle(self) -> dict[str, float]:
-        """Of one process, for a placement group."""
+        """Resources of one process, for a placement group."""
         wanted = {"CPU": float(self.cpus), "GPU": float(self.gpus), "memory": float(self.memory), **on_nodes_with(self.resource)}
         return {name: amount for name, amount in wanted.items() if amount}
 
@@ -71,7 +71,7 @@ def on_nodes_with(resource: str) -> dict[str, float]:
 
 
 def on_nodes_of_roles(config: TrainConfig, there: Collection[str]) -> TrainConfig:
-    """The configuration with the `resource` of every role, where it is empty and the cluster has it. `there`: resources of the cluster."""
+    """Fills the empty `resource` settings of every role whose resource the cluster has. `there`: resources of the cluster."""
     retrieval = config.retrieval
     learner, rollout, searches, rewards = (role if role in there else "" for role in ("learner", "rollout", "retrieval", "rewards"))
     on_gpu = retrieval.gpu_resource or retrieval.resource or rollout
@@ -88,7 +88,7 @@ def on_nodes_of_roles(config: TrainConfig, there: Collection[str]) -> TrainConfi
 
 
 def requests_of(config: TrainConfig, kbs: Sequence[KnowledgeBaseSource], evaluation_only: bool = False) -> list[ResourceRequest]:
-    """All processes of a run, or those of `r1-router evaluate`. `config`: of `on_nodes_of_roles`."""
+    """All processes of a run, or those of `r1-router evaluate`. `config`: from `on_nodes_of_roles`."""
     train, learner, resource = config.train, config.learner, config.rollout.resource
     workers = train.num_rollout_workers, CPUS_PER_ROLLOUT_WORKER
     evaluation = ResourceRequest("evaluation", *workers, config.evaluation_gpus, resource=resource)
@@ -125,7 +125,7 @@ def _retrieval(retrieval: RetrievalConfig, kbs: Sequence[KnowledgeBaseSource]) -
 
 
 def knowledge_bases_of(dataset: Dataset | None, evaluation_only: bool = False) -> list[KnowledgeBaseSource]:
-    """Those of training and of evaluation, each folder once."""
+    """The knowledge bases of training and of evaluation, each folder once."""
     if dataset is None:
         return []
     used = dataset.evaluation_kbs if evaluation_only else (*dataset.training_kbs, *dataset.evaluation_kbs)
@@ -143,7 +143,7 @@ def cluster_file_nodes(name: str | Path, workers: str = "min_workers") -> list[d
     nodes: list[dict[str, float]] = []
     for kind, node in cluster["available_node_types"].items():
         count = 1 if kind == cluster["head_node_type"] else max(node.get("min_workers", 0), node.get(workers, 0))
-        nodes += [{"memory": math.inf} | node["resources"]] * count  # a launcher that is not told finds out how much there is
+        nodes += [{"memory": math.inf} | node["resources"]] * count  # without a number the launcher uses all memory of the machine
     return nodes
 
 
@@ -153,7 +153,7 @@ def free_resources() -> list[dict[str, float]]:
 
 
 def missing(requests: Sequence[ResourceRequest], nodes: Sequence[Node]) -> str:
-    """The first request that the nodes have no room for, in one line; empty where totals are enough, which may be in too small pieces."""
+    """The first request that does not fit, in one line; empty where the totals are enough (each node may still have too little)."""
     for number, request in enumerate(requests, 1):
         allowed = [node for node in nodes if not request.resource or request.resource in node]
         of_nodes = f" on nodes with the resource {request.resource!r}" if request.resource else ""
@@ -173,7 +173,7 @@ def missing(requests: Sequence[ResourceRequest], nodes: Sequence[Node]) -> str:
 
 
 def placed_or_refused(config: TrainConfig, dataset: Dataset | None, console: Console, evaluation_only: bool = False) -> TrainConfig:
-    """Waits for room, for `ray.join_s` seconds; returns the configuration of `on_nodes_of_roles`. Raises RunConfigError where there is none."""
+    """Waits up to `ray.join_s` seconds until all processes fit; returns `on_nodes_of_roles`. Raises RunConfigError if they do not."""
     end = time.monotonic() + (config.ray.join_s or WAIT_S)
     while True:
         placed = on_nodes_of_roles(config, ray.cluster_resources())
@@ -182,7 +182,7 @@ def placed_or_refused(config: TrainConfig, dataset: Dataset | None, console: Con
         waits = config.ray.join_s or not problem
         if waits and _fits(wanted, max(1.0, min(WAIT_S, end - time.monotonic()))):
             break
-        problem = problem or "no room for all processes: there is enough in all, but in too small pieces; lower the largest, or add nodes"
+        problem = problem or "no room for all processes: the totals are enough, but not on single nodes; lower the largest, or add nodes"
         if not waits or time.monotonic() >= end:
             raise RunConfigError(problem)
         console.print(f"waiting for room, {end - time.monotonic():.0f} s left: {problem}", style="dim", soft_wrap=True, markup=False)

@@ -1,4 +1,4 @@
-"""The policy of a run without its weights, on PyTorch's meta device; and checks of its tokenizer and chat template.
+"""The policy of a run without weights, on PyTorch's meta device; and checks of its tokenizer and chat template.
 Shapes come from the `config.json` of the policy's folder or of the local hub cache; those of published Qwen2.5-VL models lie beside this file."""
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SHAPES = Path(__file__).parent / "policy_shapes"
 
 @dataclass
 class PolicyShape:
-    """A policy as far as `learner.ranks.deepspeed_engine.prepare` and the checks look at it."""
+    """The parts of a policy that `learner.ranks.deepspeed_engine.prepare` and the checks use."""
 
     name: str
     folder: Path | None  # None: only its shapes are known here
@@ -52,7 +52,7 @@ def policy_shape(path: str, learner: LearnerConfig) -> PolicyShape:
 
 
 def check_policy(shape: PolicyShape, context: int) -> Iterator[Finding]:
-    """Weights, tokenizer, chat template and picture tokens, as far as they are here. `context`: tokens of the longest prompt and response."""
+    """Checks of the files that are here: weights, tokenizer, chat template, pictures. `context`: tokens of the longest prompt and response."""
     longest = shape.model.config.get_text_config().max_position_embeddings
     fix = "" if context <= longest else "lower rollout.max_prompt_tokens or rollout.max_new_tokens"
     yield Finding("context", f"{context:,} of {longest:,} tokens", fix)
@@ -65,7 +65,7 @@ def check_policy(shape: PolicyShape, context: int) -> Iterator[Finding]:
         processor = Qwen2VLImageProcessorPil.from_pretrained(shape.folder)
         policy = Policy(shape.model, AutoTokenizer.from_pretrained(shape.folder), processor)
     except (OSError, ValueError) as error:
-        yield Finding("tokenizer", str(error).splitlines()[0], f"tokenizer and image processor belong into {shape.folder}")
+        yield Finding("tokenizer", str(error).splitlines()[0], f"tokenizer and image processor belong in {shape.folder}")
         return
     weights = any((shape.folder / f"model.safetensors{end}").is_file() for end in ("", ".index.json"))
     fix = "" if weights else f"weights have to be safetensors: hf download {shape.name}"
@@ -74,7 +74,7 @@ def check_policy(shape: PolicyShape, context: int) -> Iterator[Finding]:
 
 
 def _encoding(policy: Policy) -> Finding:
-    """A question with a picture has to become tokens that the model knows: its text, and as many placeholders as the vision tower makes vectors."""
+    """Encodes a question with a picture: all tokens are in the vocabulary, and there is one placeholder per vector of the vision tower."""
     out, tokenizer, config = io.BytesIO(), policy.tokenizer, policy.model.config
     PillowImage.new("RGB", (56, 56)).save(out, "PNG")
     picture, rows = Image.of(out.getvalue()), config.get_text_config().vocab_size

@@ -1,4 +1,4 @@
-"""Whether Ray can be started here, or joined where RAY_ADDRESS says. Ray itself would report the same after minutes, or never."""
+"""Whether Ray can be started here, or joined at RAY_ADDRESS. Ray itself reports the same problems after minutes, or never."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from experiments.config import TrainConfig
 
 SOCKET_BYTES = 107  # the longest path of a Unix socket, under Linux
 TEMPORARY_MIB = 100  # what Ray and its logs need of the disk for temporary files
-IS_ALIVE = "/ray.rpc.NodeInfoGcsService/CheckAlive"  # without arguments, needs the right token, is answered with the head's version
+IS_ALIVE = "/ray.rpc.NodeInfoGcsService/CheckAlive"  # takes no arguments, needs the right token; the reply has the head's version
 ADDRESSES = "expected HOST:PORT of a head (`ray start --head` prints it), auto, local, or nothing"
 
 
@@ -53,7 +53,7 @@ def check_temporary_files() -> Finding:
     excess, reason = len(os.fsencode(longest)) - SOCKET_BYTES, unwritable(folder)
     found = f"{named}: {reason}"
     if excess > 0:
-        found = f"{named} is {excess} bytes too long: Ray's sockets lie below it, and a socket's path has {SOCKET_BYTES}"
+        found = f"{named} is {excess} bytes too long: Ray's sockets lie below it, and a socket's path has at most {SOCKET_BYTES}"
     if excess > 0 or reason:
         return Finding("temporary files", found, "set RAY_TMPDIR to a folder of a short path that can be written, such as RAY_TMPDIR=/tmp")
     free = shutil.disk_usage(existing(folder)).free / 2**20
@@ -70,7 +70,7 @@ def check_head(address: str) -> Finding:
     from ray._private.gcs_utils import create_gcs_channel
 
     logging.getLogger("ray").setLevel(logging.ERROR)
-    named = f"RAY_ADDRESS={address}" if joined_address() else "the Ray that is said to run here"
+    named = f"RAY_ADDRESS={address}" if joined_address() else "the Ray of this machine"
     if address == "auto":
         maybe_enable_token_auth_if_token_available(warn_if_disabled=False)  # as ray.init does
     elif not re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[^\s/:\[\]]+):\d+", address):
@@ -92,9 +92,9 @@ def check_head(address: str) -> Finding:
             return Finding("Ray", f"{named}: the cluster wants another token", token)
         if code is grpc.StatusCode.UNAVAILABLE:
             fix = "start a head there (ray start --head), correct RAY_ADDRESS, or unset it to start Ray with each run"
-            return Finding("Ray", f"nobody answers at {named} ({reason})", fix)
-        found = "somebody listens there, and does not answer" if code is grpc.StatusCode.DEADLINE_EXCEEDED else "that is no Ray head"
-        fix = f"{ADDRESSES}; a Ray client's port (10001) and the dashboard's (8265) are others"
+            return Finding("Ray", f"nothing answers at {named} ({reason})", fix)
+        found = "a process listens there, but does not answer" if code is grpc.StatusCode.DEADLINE_EXCEEDED else "no Ray head"
+        fix = f"{ADDRESSES}; not the port of Ray clients (10001) or of the dashboard (8265)"
         return Finding("Ray", f"{named}: {found} ({reason})", fix)
     version = re.search(rb"\d+\.\d+[\w.]*", reply)
     found = version[0].decode() if version else "unknown"

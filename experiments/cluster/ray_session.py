@@ -1,4 +1,4 @@
-"""Ray for one command: started here and ended with it, or, in a submitted job, the cluster that is already there."""
+"""Ray for one command: started and ended by it, or, where RAY_ADDRESS is set (as in a submitted job), the running cluster."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from experiments.cluster.placement import requests_of
 from experiments.cluster.ray_checks import check_head, joined_address, start_findings
 from experiments.config import TrainConfig
 
-REPORT_S, GRACE_S, START_S = 10.0, 3.0, 180.0  # between two lines of progress; from a signal to the end; until Ray is given up
+REPORT_S, GRACE_S, START_S = 10.0, 3.0, 180.0  # between progress lines; from a signal to the end; until Ray times out
 LOGS = "look at the newest session_*/logs in Ray's temporary folder (/tmp/ray); RAY_ADDRESS has to be set as on a node of that cluster"
 QUIET = {  # environment of this process and, through it, of every actor
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -34,7 +34,7 @@ say = partial(print, flush=True)
 
 
 def cpus_asked_for(config: TrainConfig) -> int:
-    """CPUs that the actors of a run reserve. On a machine with fewer they share: Ray counts them, it does not pin them."""
+    """CPUs that the actors of a run reserve. A machine with fewer works too: Ray counts CPUs, but does not pin processes to them."""
     return int(sum(request.count * request.cpus for request in requests_of(config, []))) + 4
 
 

@@ -1,4 +1,4 @@
-"""Reports processes and nodes that a run loses, and errors that reach the driver: as a line, and a file in `failures/` of the run folder."""
+"""Reports lost processes, lost nodes and errors of the driver: one line each, and a file in `failures/` of the run folder."""
 
 from __future__ import annotations
 
@@ -69,18 +69,18 @@ class Failure:
 
 
 def fix_for(*said: str, hangs: bool = False, fatal: bool = False) -> str:
-    """What to try; docs/12_troubleshooting.md says more. `said`: by the process and of its end."""
+    """What to try; docs/12_troubleshooting.md says more. `said`: the reason, exit type and log lines of the failure."""
     memory = LESS_MEMORY if any(word in text for text in said for word in OUT_OF_MEMORY) else ""
-    again = "run it again with train.resume=auto, which goes on from the last checkpoint" if fatal else ""
+    again = "run it again with train.resume=auto, which resumes from the last checkpoint" if fatal else ""
     return "; ".join(filter(None, [memory, HANG if hangs else "", again])) or "nothing, unless it happens often"
 
 
 class Supervisor:
-    """Knows the actors of a run from `watch` on; `check_actors` reports after every iteration who is gone, `describe` what was raised."""
+    """Watches the actors of a run: `check_actors`, called after every iteration, reports lost ones; `describe` explains an exception."""
 
     def __init__(self, folder: Path, console: Console):
         self.folder, self.console, self.iteration = folder, console, 0
-        self.timeline = Timeline()  # of what the run does, apart from what the algorithm does within an iteration
+        self.timeline = Timeline()  # phases of the run; those within an iteration are the algorithm's
         self._algorithm: Any = None
         self._roles: Callable[[], Mapping[str, Any]] = dict
         self._last_seen: dict[str, Mapping[str, Any]] = {}  # role -> its actor in Ray's table, when it was last seen alive
@@ -103,7 +103,7 @@ class Supervisor:
         self.check_actors()
 
     def forget(self, beginning: str) -> None:
-        """Roles whose names begin so were reported already, and are being replaced."""
+        """Drop the roles whose names begin so: they were reported, and are being replaced."""
         self._last_seen = {role: seen for role, seen in self._last_seen.items() if not role.startswith(beginning)}
 
     def progress(self) -> dict[str, Any]:
@@ -157,7 +157,7 @@ class Supervisor:
         return replace(failure, phase=[*recent, failure.phase][0], log=log, fix=fix, fatal=fatal, traceback=trace)
 
     def _failure(self, role: str, reason: str, then: str = "", seen: Mapping[str, Any] | None = None, ended: bool = True) -> Failure:
-        """Now; or when the process that was last seen there ended."""
+        """A failure at this time or, with `seen` and `ended`, at the time when that process ended."""
         when, exit, log = end_of(seen) if seen and ended else (time.time(), "", ())
         within, version = "", 0
         if self._algorithm:
@@ -169,7 +169,7 @@ class Supervisor:
         return replace(failure, process=seen["Pid"], node=seen["Address"]["IPAddress"], fix=fix_for(exit, *log))
 
     def _role_of(self, error: BaseException) -> str:
-        """`program` where no actor is behind it."""
+        """The role that raised `error`; `program` where it was no actor."""
         if isinstance(error, LearnerLostError):
             return f"learner rank {error.ranks[0]}" if error.ranks else "learner"
         raised_in = re.search(r"\(pid=(\d+), ip=", str(error)) if isinstance(error, RayTaskError) else None

@@ -1,5 +1,4 @@
-"""The commands of `r1-router`, and what `--help` prints: the docstring of a command, and the fields of its settings.
-Both are read from the source, so that help imports no command: torch and Ray take seconds."""
+"""The commands of `r1-router`, and their `--help`: docstring and settings, read from the source, as importing torch and Ray takes seconds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What all commands share: `python -m experiments.NAME`, errors in one line, exit codes, signals, no proxy for loopback."""
+"""Shared by all commands: `python -m experiments.NAME`, one-line errors, exit codes, signals, no proxy for loopback."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def command(main: Callable[[list[str]], int]) -> Callable[[list[str]], int]:
 
 def report(error: Exception, name: str) -> int:
     """Print one line; write the traceback of an unexpected error into a file. Returns the exit code."""
-    cause = getattr(error, "cause", None) or error  # of an error that Ray brings from an actor
+    cause = getattr(error, "cause", None) or error  # Ray wraps the error of an actor
     text = " ".join(str(cause).split())
     if is_expected(error):
         Console().print(f"error: {text}", style="red", soft_wrap=True)
@@ -67,7 +67,7 @@ def report(error: Exception, name: str) -> int:
 
 
 def is_expected(error: Exception) -> bool:
-    """One of ours, an error that names a file, or a ValueError that our own code raised."""
+    """One of `ONE_LINE_ERRORS`, an OSError that names a file, or a ValueError that our own code raised."""
     if isinstance(error, ONE_LINE_ERRORS) or (isinstance(error, OSError) and error.filename):
         return True
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)

@@ -1,4 +1,4 @@
-"""Progress on the screen. Of a run: a line for each iteration, and on a terminal a status line below. Of other long work: bars."""
+"""Progress on the screen. Runs: a line for each iteration and, on a terminal, a status line below. Other long work: bars."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def bars(console: Console) -> Iterator[Callable[[str, int, int], None]]:
     with progress.Progress(*columns, console=console, transient=True, disable=hidden, speed_estimate_period=600) as shown:
 
         def report(what: str, done: int, total: int) -> None:
-            if what not in tasks:  # what an earlier build did counts for no speed
+            if what not in tasks:  # the work of an earlier build does not count as speed
                 tasks[what] = shown.add_task(what, completed=done, total=total or None)
             shown.update(tasks[what], completed=done, total=total or None)
 

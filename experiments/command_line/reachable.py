@@ -24,7 +24,7 @@ def existing(folder: Path) -> Path:
 
 def unwritable(folder: Path) -> str:
     """Why nothing can be written into `folder`, or into the nearest one above it that exists; empty: it can."""
-    place = existing(folder)  # a file is written: permissions say nothing of a full disk, nor of the superuser
+    place = existing(folder)  # a file is written, as permissions do not show a full disk
     try:
         with tempfile.TemporaryFile(dir=place) as file:
             file.write(bytes(2**20))
@@ -37,7 +37,7 @@ def held_port(host: str, port: int) -> socket.socket:
     """A socket that holds this port against all but Ray Serve, which shares it (SO_REUSEPORT). Raises RunConfigError that names the holder."""
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        with socket.socket(family) as probe:  # without SO_REUSEPORT: it fails beside anybody who listens
+        with socket.socket(family) as probe:  # without SO_REUSEPORT: fails if any process listens
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
         ours = socket.socket(family)
@@ -50,11 +50,11 @@ def held_port(host: str, port: int) -> socket.socket:
         if error.errno == errno.EADDRINUSE:
             fix = "end it, or set serve.port to another port"
             raise RunConfigError(f"serve.port={port} on {host} is taken by {holder_of(port)}; {fix}") from None
-        raise RunConfigError(f"serve.host={host} serve.port={port}: {error.strerror}; set them to what this user may use") from None
+        raise RunConfigError(f"serve.host={host} serve.port={port}: {error.strerror}; choose a port that this user may use") from None
 
 
 def holder_of(port: int) -> str:
-    """Describes the process that listens on a port; of Ray's own, the command that started that Ray."""
+    """Describes the process that listens on a port; for a process of Ray, the command that started Ray."""
     with suppress(psutil.Error):
         for connection in psutil.net_connections("tcp"):
             if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid:
@@ -64,4 +64,4 @@ def holder_of(port: int) -> str:
                 )
                 process = next((one for one in started if one.pid > 1), process)
                 return f"process {process.pid} ({command_of(process)})"
-    return "a process that is not shown: a service that is starting, or one of another user"
+    return "an unknown process: a service that is starting, or one of another user"

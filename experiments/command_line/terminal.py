@@ -1,4 +1,4 @@
-"""Printing: a terminal shows text from files, models and errors, and never obeys it."""
+"""Safe printing: control characters in text from files, models and errors are shown, never sent to the terminal."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from rich.console import ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.text import Text
 
-COMMANDS = re.compile(
+CONTROL_CHARACTERS = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e007f]"
 )
 """Control characters other than tab and line feed, invisible and direction marks, and halves of surrogate pairs."""
 
 
 def visible(text: str) -> str:
-    """`text` with characters that a terminal would obey, or cannot print, escaped: `\\x1b`, `\\r`, `\\u202e`."""
-    return COMMANDS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    """`text` with control and unprintable characters escaped: `\\x1b`, `\\r`, `\\u202e`."""
+    return CONTROL_CHARACTERS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def markdown_cell(text: str) -> str:
-    """The same for a cell of a table in Markdown, which is one line and has no bars."""
+    """`visible` text for a cell of a Markdown table: on one line, with `/` for `|`."""
     return visible(text.replace("\n", " ")).replace("|", "/")
 
 

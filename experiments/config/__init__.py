@@ -46,7 +46,7 @@ def load_config(arguments: list[str]) -> TrainConfig:
 
 
 def with_derived(config: TrainConfig) -> TrainConfig:
-    """The configuration with what rollout workers need to know of the data and the reward: they see `rollout` alone."""
+    """Copies the settings of data and reward that rollout workers need into `rollout`, the only section that they see."""
     beside = Path(config.data.folder) / config.rollout.prompts
     prompts = str(beside) if not Path(config.rollout.prompts).is_file() and beside.is_file() else config.rollout.prompts
     gains = config.rollout.gold_gains or "information_gain" in config.reward.terms
@@ -59,7 +59,7 @@ def resolved_yaml(config: TrainConfig) -> str:
     return yaml.dump(dataclasses.asdict(config), Dumper=_ExactDumper, allow_unicode=True, sort_keys=False)
 
 
-class _ExactDumper(yaml.SafeDumper):  # other forms than double quotes do not keep every line break
+class _ExactDumper(yaml.SafeDumper):  # only double quotes keep every line break
     def represent_str(self, data: str) -> yaml.ScalarNode:
         return self.represent_scalar("tag:yaml.org,2002:str", data, style=None if data.isprintable() else '"')
 

@@ -1,5 +1,5 @@
-"""Settings as people write them, `key=value` or YAML, become typed dataclasses, checked by pydantic.
-A text setting is the text as it was written: in such a field `0042`, `yes`, `1e3` and `a: b` are four texts, whatever YAML makes of them."""
+"""Turns `key=value` settings and YAML into typed dataclasses, checked by pydantic.
+A text setting is the text as written: in such a field `0042`, `yes`, `1e3` and `a: b` are four texts, whatever YAML makes of them."""
 
 from __future__ import annotations
 
@@ -57,9 +57,9 @@ def check_keys(tree: dict[str, Any], schema: Any, section: str = "") -> None:
 
 
 def is_setting(argument: str) -> bool:
-    """Whether it is `key=value`, and not a path with an equals sign that exists, or whose folder does. ./name=value is always a path."""
+    """Whether it is `key=value`. A path with an equals sign that exists, or whose folder exists, is none; ./name=value is always a path."""
     key, equals, _ = argument.partition("=")
-    exists = os.path.exists(argument) or os.path.exists(os.path.dirname(argument))  # false, too, for what can be no path
+    exists = os.path.exists(argument) or os.path.exists(os.path.dirname(argument))  # also false for what cannot be a path
     return bool(equals) and not ("/" in key or key.startswith(".") or exists)
 
 
@@ -89,8 +89,8 @@ def from_yaml(text: str | bytes, source: str) -> Any:
 
 
 def typed(schema: type[Settings], tree: Any, partial: bool = False, section: str = "") -> Settings:
-    """The settings of a tree. `partial`: it is one layer of several, so rules between settings do not count yet. `section`: what messages put
-    before keys. Raises RunConfigError for the first value that pydantic refuses."""
+    """The settings of a tree. `partial`: one layer of several, so rules between settings are not checked yet. `section`: prefix of keys in
+    messages. Raises RunConfigError for the first value that pydantic refuses."""
     try:
         settings: Any = ADAPTER(typing.cast(Any, schema)).validate_python(tree)
     except ValidationError as error:
@@ -106,12 +106,11 @@ def typed(schema: type[Settings], tree: Any, partial: bool = False, section: str
 
 
 def merged(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """One tree on top of another, by OmegaConf: dictionaries are joined, anything else is replaced. Text goes through as bytes, in which OmegaConf
-    looks for no ${...}."""
+    """`over` on top of `under`, by OmegaConf: dictionaries are joined, other values replaced. Text goes as bytes, so ${...} is not resolved."""
     both = [OmegaConf.create(_leaves(tree, lambda leaf: leaf.encode() if isinstance(leaf, str) else leaf)) for tree in (under, over)]
     try:
         tree = OmegaConf.to_container(OmegaConf.merge(*both))
-    except TypeError:  # keys and values in one, a list in the other: pydantic says which it expects
+    except TypeError:  # a dictionary in one, a list in the other: pydantic reports which it expects
         return under | over
     return _leaves(tree, lambda leaf: leaf.decode() if isinstance(leaf, bytes) else leaf)
 

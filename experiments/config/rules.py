@@ -1,4 +1,4 @@
-"""Which settings go together. Types, ranges and allowed words stand with the settings themselves, and pydantic checks them."""
+"""Rules between settings. Types, ranges and allowed words are declared with the settings themselves, and pydantic checks them."""
 
 from __future__ import annotations
 

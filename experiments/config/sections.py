@@ -15,14 +15,14 @@ from rollout.config import RolloutConfig
 
 @dataclass
 class LoopConfig:
-    """Section `train`: how long, how much at a time, from which policy."""
+    """Section `train`: length, batch sizes, placement, checkpoints, initial policy."""
 
     iterations: PositiveInt = 400
     """Iterations at most; one is roll out, score, learn, broadcast."""
     minutes: NonNegativeFloat = 0.0
-    """No iteration starts after so many minutes of training (without evaluations); 0: no limit."""
+    """Minutes of training (without evaluations) after which no iteration starts; 0: no limit."""
     turns: NonNegativeInt = 0
-    """No iteration starts after so many sampled turns, so that methods can be compared at equal numbers; 0: no limit."""
+    """Sampled turns after which no iteration starts, to compare methods at equal numbers; 0: no limit."""
     questions_per_iteration: PositiveInt = 16
     """Questions (offline: recorded turns) of one iteration, over all workers."""
     num_rollout_workers: PositiveInt = 2
@@ -30,13 +30,13 @@ class LoopConfig:
     gpus_per_rollout_worker: Annotated[float, Field(ge=0, le=1)] = 0.0
     """GPUs that Ray reserves for each; 0: sample on the CPU."""
     gpus_per_evaluation_worker: Annotated[float, Field(ge=0, le=1)] | None = None
-    """The same for each evaluation worker (there are as many, each with its own policy); null: as a rollout worker."""
+    """The same for each evaluation worker (as many as rollout workers, with their own policy); null: as for a rollout worker."""
     placement: Literal["apart", "colocated"] = "apart"
     """`apart`: learners have their own GPUs. `colocated`: every GPU has one learner and one rollout worker, each with its share of it."""
     dry_run: bool = False
     """Check everything, print the placement and the GPU memory it needs, and end: no GPU, no weights, no Ray."""
     overlap: Annotated[int, Field(ge=0, le=1)] = 0
-    """0: roll out, then learn. 1: roll out the next batch meanwhile, one policy version behind; needs `learner.sampler_cap`."""
+    """0: roll out, then learn. 1: roll out the next batch while learning, one policy version behind; needs `learner.sampler_cap`."""
     trace: bool = False
     """Write a timeline of every iteration into the run folder (`trace-000001.json`), for ui.perfetto.dev or chrome://tracing."""
     evaluate_every: NonNegativeInt = 25
@@ -46,11 +46,11 @@ class LoopConfig:
     keep_last: PositiveInt = 2
     """How many of the newest checkpoints are kept."""
     keep_best: NonNegativeInt = 1
-    """How many of those with the best validation score are kept besides. The best policy itself is in `policy/` in any case."""
+    """How many with the best validation score are kept as well. The best policy itself is always in `policy/`."""
     max_restarts: NonNegativeInt = 3
     """How often a run restarts its learner group from the last checkpoint when a rank is lost; 0: never."""
     resume: str = "none"
-    """`none`: start anew. `auto`: resume from the newest intact checkpoint of this run, if there is one. Or a checkpoint folder."""
+    """`none`: start a new run. `auto`: resume from the newest intact checkpoint of this run, if there is one. Or a checkpoint folder."""
     dump_rollouts: str = ""
     """Folder for the trajectories and scored turns of every iteration; empty: not written."""
     replay_rollouts: str = ""
@@ -68,7 +68,7 @@ class DataConfig:
     """Section `data`: which questions, and where they come from."""
 
     name: str = "atlas"
-    """`atlas` (fictional worlds, made on the spot), `real_atlas`, `2wiki`, `ottqa`, `wikitables`; the paper's `paper_2wiki`, `infoseek`, `webqa`,
+    """`atlas` (generated fictional worlds), `real_atlas`, `2wiki`, `ottqa`, `wikitables`; the paper's `paper_2wiki`, `infoseek`, `webqa`,
     `dynvqa`, `openwikitable`, `tabfact`; `recorded_steps` (offline); `questions` (a file of your own); or MODULE:FUNCTION. See docs/04_data.md."""
     path: str = ""
     """Folder or file of the data set; empty: its place in `data.folder`."""
@@ -83,7 +83,7 @@ class DataConfig:
     seed: NonNegativeInt = 0
     """Seed of the worlds, or of the choice of held-out questions."""
     train_questions: PositiveInt = 2048
-    """Different training questions at most."""
+    """Distinct training questions, at most."""
     worlds: PositiveInt = 4
     """`atlas`: worlds of each split."""
     countries: PositiveInt = 24
@@ -99,7 +99,7 @@ class EvaluationConfig:
     validation_questions: PositiveInt = 96
     """Questions that choose the best policy."""
     temperature: NonNegativeFloat = 0.0
-    """Of sampling; 0: greedy."""
+    """Sampling temperature; 0: greedy."""
     baselines: list[str] = field(default_factory=lambda: ["random", "all", "oracle"])
     """Methods measured with the trained policy beside its own routing: `random`, `all` (every knowledge base), `oracle`, ... of rollout/methods."""
     start_baselines: list[str] = field(default_factory=lambda: ["oracle"])
@@ -117,11 +117,11 @@ class TrackingConfig:
     """Section `tracking`; see docs/09_tracking.md."""
 
     mlflow: bool = True
-    """Log to MLflow as well; the run folder has everything in any case."""
+    """Log to MLflow as well; the run folder always has everything."""
     uri: str = "sqlite:///mlflow.db"
     """MLflow's store: a local database, or the address of a server."""
     experiment: str = "r1-router"
-    """Name of the experiment, created if need be."""
+    """Name of the experiment, created if missing."""
     parent: str = ""
     """Name of a sweep: MLflow shows all its runs under one parent run."""
     model: str = "r1-router"

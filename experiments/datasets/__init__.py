@@ -1,4 +1,4 @@
-"""What a run trains and is measured on: the data sets by the name in `data.name`, each one small file here and a line in `DATASETS`."""
+"""The data sets of training and evaluation, by `data.name`: each is one small file here and a line in `DATASETS`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = ["EMBEDDERS", "Dataset", "KnowledgeBaseSource", "ensure_knowledge_base
 
 
 def load_atlas(data: DataConfig, evaluation: EvaluationConfig) -> Dataset:
-    """Validation and held-out worlds share their knowledge bases with each other, and nothing with the training worlds."""
+    """Validation and held-out worlds share knowledge bases; training worlds have their own, and no name in common with them."""
     train, heldout = (Atlas(split, data.seed, data.worlds, data.countries) for split in ("train", "heldout"))
     validation = Atlas("validation", data.seed, data.worlds, data.countries, beside=heldout)
     counts = {train: data.train_questions, validation: evaluation.validation_questions, heldout: evaluation.questions}
@@ -35,7 +35,7 @@ def load_atlas(data: DataConfig, evaluation: EvaluationConfig) -> Dataset:
 
 
 def _atlas_sources(purpose: str, atlases: Sequence[Atlas], data: DataConfig) -> tuple[KnowledgeBaseSource, ...]:
-    """The name of the folder holds a checksum of its content and format, so that it is built anew for another world or format."""
+    """The folder name has a checksum of content and format, so another world or format is built into another folder."""
 
     def passages(kb: str) -> list[Passage]:
         return [replace(passage, id=f"{atlas.split}-{passage.id}") for atlas in atlases for passage in atlas.passages(kb)]
@@ -62,8 +62,7 @@ DATASETS: dict[str, Callable[[DataConfig, EvaluationConfig], Dataset]] = {
 
 
 def training_dataset(config: TrainConfig) -> Dataset:
-    """The data set of a run. Raises RunConfigError where it has no training questions, and what `load_dataset` and the check of its knowledge bases
-    raise."""
+    """The data set of a run. Raises RunConfigError if it has no training questions, KnowledgeBaseError, and what `load_dataset` raises."""
     dataset = load_dataset(config.data, config.evaluation, config.retrieval.folders)
     if why := no_training_questions(dataset, config.data):
         raise RunConfigError(why)

@@ -30,7 +30,7 @@ class KnowledgeBaseSource:
     passages: Callable[[], Iterable[Passage]] | None = None  # None: the folder has to exist
 
     def ensure(self, progress: Progress | None = None) -> str:
-        """The folder, built now if need be. Raises KnowledgeBaseError for an incomplete folder, FolderHeldError while another process builds it."""
+        """The folder, built now if missing. Raises KnowledgeBaseError for an incomplete folder, FolderHeldError while another process builds it."""
         if self.passages is not None and not self.folder.exists():
             with hold(self.folder):
                 card: dict[str, Any] = {"retriever_name": self.retriever_name, "description": self.description, "modality": self.name}
@@ -61,8 +61,7 @@ def ensure_knowledge_bases(sources: Sequence[KnowledgeBaseSource], progress: Pro
 
 
 def made_of_records(path: Path, what: str, make: Callable[[str, dict[str, Any]], Made]) -> Iterator[Made]:
-    """`make(FILE:LINE, record)` of each record. Raises DataError with FILE:LINE for a ValueError, and for keys and types that `what` ("an OTT-QA
-    record") does not have."""
+    """`make(FILE:LINE, record)` of each record. Its errors about values, keys and types become a DataError with FILE:LINE and `what`."""
     for where, record in read_records(path):
         try:
             yield make(where, record)
@@ -88,8 +87,7 @@ def built_from(name: str, data: DataConfig, card: tuple[str, str], passages: Cal
 def split(
     questions: Sequence[Question], data: DataConfig, evaluation: EvaluationConfig
 ) -> tuple[list[Question], list[Question], list[Question]]:
-    """(train, validation, held-out), drawn by `data.seed`. Held-out questions come first, then validation; training gets the rest, at most
-    `data.train_questions`: none of a short file."""
+    """(train, validation, held-out), drawn by `data.seed`: held-out first, then validation; the rest, if any, up to `data.train_questions`."""
     shuffled = list(questions)
     random.Random(data.seed).shuffle(shuffled)
     held, kept = evaluation.questions, evaluation.questions + evaluation.validation_questions

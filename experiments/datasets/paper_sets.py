@@ -45,13 +45,13 @@ def load_paper_set(name: str, data: DataConfig, evaluation: EvaluationConfig) ->
     missing = sum(question.image is None for question in questions) if name in PICTURED else 0
     note = (
         f"{name}: {missing} of {len(questions)} pictures are not in data.image_folder={data.image_folder!r} (expected IMAGE_ID.jpg or .png); "
-        "those questions are asked without, and their figures are not the paper's"
+        "those questions are asked without a picture, so results do not compare with the paper's"
     )
     return Dataset((), (), questions, notes=(note,) if missing else ())
 
 
 def _answers(record: dict[str, Any]) -> tuple[tuple[str, ...], tuple[float, float] | None]:
-    """All right answers and, of a numeric question of InfoSeek, the lowest and the highest right number."""
+    """All right answers and, for a numeric question of InfoSeek, the lowest and the highest right number."""
     if "answer_eval" not in record:
         answer = record["answer"]
         return tuple(map(str, answer)) if isinstance(answer, list) else (str(answer),), None

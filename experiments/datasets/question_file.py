@@ -34,8 +34,8 @@ def load_questions(data: DataConfig, evaluation: EvaluationConfig) -> Dataset:
     known = {(question.text, question.image) for question in questions}
     shared = sum((question.text, question.image) in known for question in heldout)
     note = (
-        f"{shared} of the {len(heldout)} questions of data.heldout_path={data.heldout_path} are also in data.path={data.path}: figures on them "
-        "tell what was learned by heart, not how new questions are answered; with data.heldout_path empty, questions of data.path are held out"
+        f"{shared} of the {len(heldout)} questions of data.heldout_path={data.heldout_path} are also in data.path={data.path}: results on them "
+        "show memorisation, not how new questions are answered; with data.heldout_path empty, questions of data.path are held out"
     )
     return Dataset(train, validation, heldout, notes=(note,) if shared else ())
 
@@ -67,7 +67,7 @@ def read_image(path: str, folder: Path) -> Image:
 
 
 def _question(where: str, record: dict[str, Any], folder: Path) -> Question:
-    """`where` is its id where the record has none. Raises ValueError."""
+    """`where` (FILE:LINE) is the id of a record without one. Raises ValueError."""
     _refuse_unknown_keys("question", record, QUESTION_KEYS)
     text, steps, image = _text(record, "text"), record.get("gold_steps"), record.get("image")
     if steps is not None and not isinstance(steps, list):

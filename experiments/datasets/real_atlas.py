@@ -1,7 +1,7 @@
 """`real_atlas`: the countries of this world, as pictures of their flags, tables of their facts, and passages of the World Factbook.
 Questions are made by template, with their gold steps, up to a chain of flag -> capital (table) -> time zone (text). Splits are by country;
-the knowledge bases hold all countries. A fact that is asked for is in one knowledge base only (but for some that repeat a name: Panama,
-Panama City): the passage of a capital does not name its country."""
+the knowledge bases hold all countries. Each fact is in one knowledge base only, except where names repeat (Panama, Panama City): the passage
+of a capital does not name its country."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CARDS = {
 TABLES = {"people and money": ("capital", "currency", "demonym"), "geography": ("region", "subregion", "area")}
 DISTRACTORS = ("Location", "Climate", "Terrain", "Industries", "National symbol(s)")  # Fields of the Factbook that nothing asks for
 MONTHS = "January|February|March|April|May|June|July|August|September|October|November|December"
-IN_TEXT = {  # Field of the Factbook -> the fact that is asked for, and where it stands
+IN_TEXT = {  # Field of the Factbook -> the fact that questions ask for, and its pattern
     "Elevation": ("highest point", re.compile(r"highest point: ([^;(]+?) -?[\d,.]+ m\b")),
     "National holiday": ("national holiday", re.compile(rf"(?<![\w-])(\d{{1,2}} (?:{MONTHS}))\b")),
 }
@@ -140,7 +140,7 @@ def _country(name: str, iso2: str, flag: bytes, entry: dict[str, Any], records: 
 
 
 def _photographed(flag: bytes) -> Image:
-    """Smaller, and as JPEG: not the picture of the knowledge base."""
+    """A smaller JPEG of the flag: another file than the one in the knowledge base."""
     picture = decode(flag)
     small = picture.resize((SHOWN_WIDTH, max(1, SHOWN_WIDTH * picture.height // picture.width)))
     written = io.BytesIO()

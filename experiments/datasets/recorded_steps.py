@@ -20,7 +20,7 @@ ORIGIN = "Origin question:"
 
 
 def read_recorded_steps(path: str | Path, image_folder: str | Path | None = None) -> tuple[list[list[RecordedTurn]], int]:
-    """The turns of each line of the file, and how many pictures are missing in `image_folder`, by file name: their turns are text only.
+    """The turns of each line of the file, and the number of pictures missing in `image_folder`: their turns are text only.
     Raises DataError with FILE:LINE for a line of another form, and for a picture that does not decode."""
     missing = 0
 
@@ -57,7 +57,7 @@ def _turn(where: str, place: int, last: bool, step: dict[str, Any], image: Image
 
 
 def load_recorded_steps(data: DataConfig, evaluation: EvaluationConfig) -> Dataset:
-    """Whole trajectories are held out: turns of one trajectory know each other's answers."""
+    """Whole trajectories are held out, as prompts of later turns hold the answers of earlier ones."""
     path = Path(data.path or Path(data.folder) / "r1router/grpo_dataset_valid_new.jsonl")
     trajectories, missing = read_recorded_steps(path, data.image_folder or None)
     random.Random(data.seed).shuffle(trajectories)

@@ -1,11 +1,9 @@
 """Questions over the tables of encyclopedia articles: `ottqa` and `wikitables`.
 
-`ottqa`: OTT-QA's development questions over its tables and the passages that they link to. Gold steps are made from their traces, which are string
-matches: an answer in a passage needs the table that names it first. Where a trace names several cells, there are no gold steps.
-
-`wikitables`: WikiTableQuestions, with the title of the table in front, because the question alone does not say which is meant. There is a gold step
-where the answer is a cell of the table; where it is computed (a count, a difference), only the final answer is judged.
-"""
+`ottqa`: OTT-QA's development questions over its tables and the passages that these link to. Gold steps come from the traces, which are string
+matches: for an answer in a passage, first the table cell that links to it. A trace with several cells gives no gold steps.
+`wikitables`: WikiTableQuestions, each with the title of its table in front, as the question alone does not identify the table. There is a gold
+step if the answer is a cell of the table; if it is computed (a count, a difference), only the final answer is judged."""
 
 from __future__ import annotations
 
@@ -23,8 +21,8 @@ from rollout.records import GoldStep, Question
 TABLES = ("Table Retriever", "tables from encyclopedia articles, with their titles")
 TEXTS = ("Text Retriever", "first paragraphs of encyclopedia articles about people, places, teams and works")
 _WORD = r"(?!(?:that|who|which|whose|where|with|on)\b)[\w'-]+"
+# The beginning of a question, up to the words that describe its subject instead of naming it.
 ASKED_OF = re.compile(rf"((?:what|which|who|when|where|how)(?: {_WORD}){{1,7}} (?:of|for|by|in|at|from|to)) (?:the|an?) ", re.IGNORECASE)
-"""The beginning of a question, up to the words that describe what it is about instead of naming it."""
 GoldPassages = dict[str, tuple[str, ...]]  # Question id -> ids of its gold table and passages
 
 
@@ -57,13 +55,13 @@ def _linked_steps(record: dict[str, Any]) -> tuple[GoldStep, ...] | None:
 
 
 def query_about(cell: str, question: str) -> str:
-    """The question about a known entry: "What is the height of the player that scored twice ?", Foo Bar -> "What is the height of Foo Bar?"."""
+    """The question, about `cell`: "What is the height of the player that scored twice ?", Foo Bar -> "What is the height of Foo Bar?"."""
     asked = ASKED_OF.match(question)
     return f"{asked[1]} {cell}?" if asked else f"About {cell}: {question}"
 
 
 def load_wikitables(data: DataConfig, evaluation: EvaluationConfig) -> Dataset:
-    """Held-out questions are of the test split, whose tables do not occur in the training split."""
+    """Held-out questions come from the test split, whose tables do not occur in the training split."""
     folder = Path(data.path or Path(data.folder) / "wikitablequestions")
     tables = {
         record["table_id"]: (record["title"], {str(cell).strip().lower() for row in record["rows"] for cell in row})

@@ -11,7 +11,7 @@ from retrieval_actors.sources.read_passages import read_source
 from rollout.records import GoldStep, Question
 
 CARD = ("Text Retriever", "first paragraphs of encyclopedia articles about people, films, places and works")
-QUERIES = {  # Relation -> what somebody would ask; of those that are people, "Who is the {relation} of {subject}?"
+QUERIES = {  # Relation -> query; `gold_query` has the queries of other relations
     "award received": "What award did {subject} receive?",
     "cause of death": "How did {subject} die?",
     "country": "In which country is {subject}?",
@@ -36,8 +36,8 @@ def gold_query(relation: str, subject: str) -> str:
 
 
 def read_two_wiki(folder: str | Path) -> tuple[list[Question], dict[str, tuple[str, ...]]]:
-    """The questions of `questions.jsonl`, with a gold step for each evidence triple (subject, relation, object), and for each id the ids of its
-    gold passages in `corpus.jsonl`. Raises DataError with FILE:LINE for a record without them."""
+    """The questions of `questions.jsonl`, with a gold step for each evidence triple (subject, relation, object); and question id -> ids of its
+    gold passages in `corpus.jsonl`. Raises DataError with FILE:LINE for a record without these fields."""
     gold_passages = {}
 
     def question(where: str, record: dict[str, Any]) -> Question:

@@ -1,4 +1,4 @@
-"""What MLflow's own comparison of runs lacks: paired differences on the same questions, and what makes a comparison doubtful."""
+"""Comparison of runs beyond MLflow's own: paired differences on the same questions, and caveats."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from experiments.tracking.mlflow_connection import identity
 from experiments.tracking.run_folder import RunFolder, flat_yaml, run_folders
 
 SHOWN = ("f1_recall", "exact_match", "routing_accuracy", "stop_accuracy", "retrievals_per_question")  # They have a column and are tested
-FEWEST = 10  # With fewer shared questions there is no comparison
-UNIMPORTANT = ("name", "runs_folder", "train.resume", "learner.seed")  # Settings that mean nothing; `learner.seed` follows `train.seed`
+FEWEST = 10  # Fewer shared questions give no paired differences
+UNIMPORTANT = ("name", "runs_folder", "train.resume", "learner.seed")  # No effect on results; `learner.seed` follows `train.seed`
 STATES = {"FINISHED": "finished", "KILLED": "stopped", "FAILED": "failed"}
 
 
@@ -53,8 +53,7 @@ class Comparison:
 
 
 def find_runs(arguments: Sequence[str], runs_folder: Path) -> list[ComparedRun]:
-    """Run folders, names in `runs_folder`, or ids of MLflow runs whose folders are there; without arguments, all of `runs_folder`. Raises
-    RunConfigError for what cannot be found."""
+    """Runs by folder, name in `runs_folder`, or MLflow id; without arguments all of `runs_folder`. Raises RunConfigError for one not found."""
     local = run_folders(runs_folder)
     if not arguments and not local:
         raise RunConfigError(f"no runs in {runs_folder}/; make train makes one, or name the folders of runs")
@@ -83,7 +82,7 @@ def _read(path: Path, name: str) -> ComparedRun:
     state = STATES[outcome] if outcome else "finished" if "after" in summary else "unfinished"
     iterations = int(summary.get("iterations") or len(metrics))
     turns = int(summary.get("turns") or sum(row.get("turns", 0) for row in metrics))
-    rows = folder.read_trajectories("after") if "after" in summary else []  # until a resumed run ends, they are those of an earlier end
+    rows = folder.read_trajectories("after") if "after" in summary else []  # of a resumed run that has not ended yet: from its earlier end
     questions = {row["question_id"]: {key: row[key] for key in ("text", "answers", "counts")} for row in rows}
     return ComparedRun(name, flat_yaml(path / "config.yaml"), summary, read_fingerprints(path), iterations, turns, state, questions)
 
@@ -112,11 +111,11 @@ def _shared_questions(one: ComparedRun, other: ComparedRun) -> list[str]:
 
 
 def caveats(runs: Sequence[ComparedRun], shared: Mapping[str, int]) -> list[str]:
-    """What makes the comparison doubtful, beside the settings, a line each. `shared`: as in `Comparison`."""
+    """One line for each reason to doubt the comparison, settings apart. `shared`: as in `Comparison`."""
     first, measured, lines = runs[0], [run for run in runs if run.after], []
     for run in runs:
         if run.state != "finished" or not run.after:
-            what = "its results are those of an earlier end" if run.after else "it has no results on held-out questions"
+            what = "its results are from before it was resumed" if run.after else "it has no results on held-out questions"
             lines.append(f"{run.name} is {run.state} after {run.iterations} iterations: {what}")
     for run in [run for run in measured if run is not first and first.after]:
         common, asked = shared[run.name], (len(run.questions), len(first.questions))
@@ -130,7 +129,7 @@ def _facts(run: ComparedRun) -> dict[str, str]:
     kbs, splits = run.fingerprints.get("knowledge_bases", {}), run.fingerprints.get("dataset", {}).get("splits", {})
     found = {f"knowledge bases for {purpose}": ", ".join(f"{kb} {digest[:8]}" for kb, digest in of.items()) for purpose, of in kbs.items()}
     commit, changes, _ = str(run.summary.get("git_commit") or run.fingerprints.get("git_commit") or "–").partition("+")
-    found["version of the code"] = commit[:10] + (" with changes that no commit has" if changes else "")
+    found["version of the code"] = commit[:10] + (" with uncommitted changes" if changes else "")
     return {"training questions": splits["training"]["fingerprint"], **found} if splits else found
 
 

@@ -32,9 +32,9 @@ from rollout.records import RecordedTurn, Trajectory
 
 SAMPLED, ORACLE, EVERY = "sampled", "oracle", "every"
 TESTED = ("f1_recall", "exact_match", "routing_accuracy", "retrievals_per_question")  # With p values, corrected for the number of methods
+# The result of a recorded turn whose prompt is too long.
 LEFT_OUT = {"family": "", "error": "left out: its prompt is longer than rollout.max_prompt_tokens", "failed_episodes": 1, "counts": {}}
-"""The line of a recorded turn whose prompt is too long."""
-QUESTIONS_AT_ONCE = 16  # A killed evaluation repeats at most so many questions for each worker
+QUESTIONS_AT_ONCE = 16  # Of a worker; a killed evaluation repeats at most these
 
 
 @dataclass(frozen=True)
@@ -72,14 +72,14 @@ def evaluate(config: TrainConfig, policy: str, console: Console) -> None:
 
 
 def routable(names: Iterable[str], heldout: Iterable[Any]) -> list[str]:
-    """Without `oracle` where no held-out question has gold steps to follow."""
+    """`names`, without `oracle` if no held-out question has gold steps."""
     gold = any(getattr(item, "gold_steps", None) is not None for item in heldout)
     return [name for name in names if gold or name != ORACLE]
 
 
 def measured_methods(config: TrainConfig, dataset: Dataset) -> list[MeasuredMethod]:
-    """Those of `evaluation.methods`, each once; by default the policy and `evaluation.baselines`. Raises RunConfigError for those that are unknown
-    or cannot be measured; `oracle` is only left out unless it is named."""
+    """The methods of `evaluation.methods`, each once; by default the policy and `evaluation.baselines`. Raises RunConfigError for an unknown method
+    and one that cannot be measured. Without gold steps, `oracle` is an error only if `evaluation.methods` names it; else it is left out."""
     if config.rollout.mode == "offline":
         return [_measured_method("policy", config)]
     kbs = [source.name for source in dataset.evaluation_kbs]
@@ -115,7 +115,7 @@ def _measured_method(name: str, config: TrainConfig) -> MeasuredMethod:
 def measure(
     evaluator: Evaluator, method: MeasuredMethod, dataset: Dataset, retriever: Retriever, folder: Path, progress: Progress
 ) -> Results:
-    """Every held-out question, answered by the method. Questions that are in the folder are asked again only if one of their searches failed."""
+    """Every held-out question, answered by the method. Stored questions are asked again only if one of their searches failed."""
     results, retrievers = Results(folder, method.name), names_of(retriever)
     matcher = need_matcher(method.rollout.need_calibration)
     left, total = frozenset(results.left(map(id_of, dataset.heldout))), len(dataset.heldout)

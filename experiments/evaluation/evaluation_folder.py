@@ -1,10 +1,10 @@
 """The folder of an evaluation, written question by question.
 
-settings.yaml         what decides the results: policy, data, rollout, knowledge bases
+settings.yaml         the settings that affect results: policy, data, rollout, knowledge bases
 <method>.jsonl        a line for each question: its counts, its answer, its steps
 summary.json          every metric with its interval, and paired tests between the methods
 
-Its name ends in a checksum of the settings: the same evaluation resumes where it was stopped, another one gets another folder.
+The folder name ends in a checksum of settings.yaml: the same evaluation resumes where it stopped, another one gets another folder.
 """
 
 from __future__ import annotations
@@ -32,12 +32,11 @@ FAILURES = ("failed_episodes", "search_errors", "unmeasured_episodes")
 
 
 def evaluation_folder(config: TrainConfig, policy: str, fingerprints: Mapping[str, str], questions: Iterable[Any]) -> Path:
-    """Made and locked. `fingerprints`: knowledge base -> hash of its content; `questions`: the held-out ones. Raises FolderHeldError where
-    another process writes there."""
+    """Creates and locks the folder. `fingerprints`: knowledge base -> content hash; `questions`: the held-out ones. Raises FolderHeldError."""
     tree = dataclasses.asdict(config)
     weights = sorted(file for file in Path(policy).glob("*") if file.suffix in (".safetensors", ".json"))
     read = [tree["rollout"]["prompts"], tree["data"]["path"], tree["data"]["heldout_path"]]
-    decisive = {  # not which methods are measured, nor how many workers do it
+    decisive = {  # without the methods and the number of workers
         "files": {path: _size_and_mtime(Path(path)) for path in read if path and Path(path).is_file()},
         "policy": {"path": str(policy), "files": {file.name: _size_and_mtime(file) for file in weights}},
         "data": {key: value for key, value in tree["data"].items() if key != "kb_folder"},
@@ -62,8 +61,7 @@ def _size_and_mtime(file: Path) -> list[int]:
 
 
 class Results:
-    """What one method did, by question; where a question was asked again, the last line counts. A line that was cut short when the process
-    was killed is dropped, and its question asked again."""
+    """The results of one method by question id; the last line of a question counts. A last line that a kill cut short is removed."""
 
     def __init__(self, folder: Path, method: str):
         self.path = folder / f"{method.replace(':', '-')}.jsonl"
@@ -75,7 +73,7 @@ class Results:
             self.rows = {row["id"]: row for row in map(json.loads, whole.splitlines())}
 
     def add(self, rows: Sequence[dict[str, Any]]) -> None:
-        """On disk when this returns."""
+        """Append rows; they are on disk when this returns."""
         with self.path.open("a", encoding="utf-8") as file:
             file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
             file.flush()
@@ -96,8 +94,8 @@ class Results:
 
 
 def result_row(trajectories: Sequence[Trajectory], counts: Sequence[Counts], matcher: NeedMatcher | None = None) -> dict[str, Any]:
-    """The line of one question. Of several episodes the counts are averaged and the first is written out: each step with the knowledge bases that
-    were right to name (`gold`; []: to stop; null: not known). Failures and the error of the first failed episode: only where there are some."""
+    """The line of one question. Counts are averaged over its episodes; steps are those of the first episode, with the knowledge bases that were
+    right to name (`gold`; []: to stop; null: not known). Failures, and the error of the first failed episode, are stored if there are any."""
     first, asked = trajectories[0], trajectories[0].question
     steps = [
         {
@@ -122,7 +120,7 @@ def result_row(trajectories: Sequence[Trajectory], counts: Sequence[Counts], mat
 
 
 def failures_of(trajectories: Sequence[Trajectory]) -> dict[str, int]:
-    """`failed_episodes` were broken off and count as wrong; `unmeasured_episodes` had searches that failed (`search_errors`)."""
+    """`failed_episodes` ended early and count as wrong; `unmeasured_episodes` had failed searches (`search_errors` of them)."""
     failed = sum(bool(t.error) and not t.search_errors for t in trajectories)
     errors = [t.search_errors for t in trajectories]
     return dict(zip(FAILURES, (failed, sum(errors), sum(map(bool, errors))), strict=True))

@@ -1,4 +1,4 @@
-"""The evaluation workers: Ray actors that answer questions with a policy of their own, beside the one that is trained."""
+"""The evaluation workers: Ray actors that answer questions with their own copy of a policy, apart from the policy in training."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Evaluation:
 
 
 class EvaluationWorker:
-    """Holds a policy of its own: evaluation never touches the weights that are trained."""
+    """Holds its own policy: evaluation never touches the weights in training."""
 
     def __init__(self, policy: str, config: RolloutConfig, device: str, dtype: str, deadline_s: float):
         torch.set_num_threads(config.threads)
@@ -89,7 +89,7 @@ class Evaluator:
 
     @contextmanager
     def holding(self, weights: PublishedWeights) -> Iterator[None]:
-        """Measure these weights in the block; they are not kept in the object store after it."""
+        """Measure these weights in the block; after it, no reference keeps them in the object store."""
         before, self.weights = self.weights, weights
         try:
             yield

@@ -45,7 +45,7 @@ def count(
     """The metrics of one episode, along its trunk; of a recorded turn, by its first response. `retrievers`: retriever name, as the policy
     writes it -> knowledge base. `gold_passages`: ids of the passages that hold the answer; without them a gold step whose answer is in a
     passage is a piece of evidence. Each knowledge base gets a count `kb/NAME`, its share of the searches. An episode with a failed search
-    counts nowhere; one that was broken off counts as wrong."""
+    has no counts; one that ended early counts as wrong."""
     if trajectory.search_errors:
         return {}
     if trajectory.groups and trajectory.groups[0].state.target is not None:
@@ -91,8 +91,7 @@ def needs_by_step(trajectory: Trajectory, matcher: NeedMatcher | None) -> list[l
 
 
 def _decisions(trajectory: Trajectory, matcher: NeedMatcher | None) -> Counts:
-    """What the plan turns decided, and how many turns were well-formed. A stop that the method overruled (`never_stop`) is not judged, nor is the
-    route of the search that was made in its place: neither was the policy's decision."""
+    """Metrics of routing, stopping and format. A stop that the method overruled (`never_stop`) is not judged, nor is the search in its place."""
     needy = routed = needless = stopped = premature = plans = unjudged = well_formed = turns = 0
     for step, needs in zip(trajectory.steps, needs_by_step(trajectory, matcher), strict=True):
         if step.plan is None:

@@ -22,7 +22,7 @@ COSTS = ("tokens_per_question", "seconds_per_question", "retrievals_per_right_an
 
 
 def known(result: Interval | None) -> bool:
-    """Whether it was measured: NaN of `Interval` is None in a summary that was read."""
+    """Whether it was measured: a value of NaN, or None in a stored summary, was not."""
     return result is not None and result.get("value") is not None and result["value"] == result["value"]
 
 
@@ -92,7 +92,7 @@ def failures_of_run(summary: Mapping[str, Any]) -> list[str]:
 
 
 def before_after_table(summary: Mapping[str, Any]) -> Table:
-    """Of a finished run, as the next two."""
+    """Of a finished run."""
     before, after, difference = summary["before"], summary["after"], summary["difference"]
     title = f"before and after, {before['questions']} held-out questions, 95 % intervals"
     table = results_table(title, "metric", ("before", "after", "difference"))
@@ -126,7 +126,7 @@ def print_results(console: Console, summary: Mapping[str, Any]) -> None:
 
 
 def print_methods(console: Console, comparison: Mapping[str, Any], title: str) -> None:
-    """All tables of an evaluation: the first method by family, the methods side by side, what they cost, how surely they differ."""
+    """All tables of an evaluation: the first method by family, the methods side by side, what they cost, and their differences."""
     methods = comparison["methods"]
     first = methods[comparison["against"]]
     table = results_table(title, "family", ("questions", *FAMILY_METRICS))

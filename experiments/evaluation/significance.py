@@ -1,5 +1,5 @@
-"""How sure a metric is: bootstrap intervals over questions (and seeds), paired differences, paired tests. Questions are drawn with
-replacement and turns stay with their question, as turns of one episode are not independent."""
+"""Uncertainty of metrics: bootstrap intervals over questions (and seeds), paired differences, paired tests. Questions are resampled with
+replacement, and turns stay with their question, as turns of one episode are not independent."""
 
 from __future__ import annotations
 
@@ -14,9 +14,7 @@ from rollout.nan_check import refuse_numbers
 RESAMPLES = 2000
 PERMUTATIONS = 10_000
 AT_ONCE = 1_000  # Permutations that are held in memory together
-Interval = dict[str, Any]
-"""{"value", "low", "high"}: an estimate with its 95 % bootstrap interval, NaN where nothing was measured; of a tested difference also "p" and
-"p_corrected"."""
+Interval = dict[str, Any]  # value, low and high: an estimate and its 95 % bootstrap interval, or NaN; if tested, p and p_corrected
 
 
 def summarise(counts: Sequence[Counts], names: Iterable[str] = METRICS) -> dict[str, Interval]:
@@ -36,8 +34,7 @@ def evaluation_summary(counts: Sequence[Counts], families: Sequence[str]) -> dic
 
 
 def paired_difference(before: Sequence[Counts], after: Sequence[Counts]) -> dict[str, Interval]:
-    """`after` minus `before`, the same questions in the same order. Both are resampled together, so what questions share cancels out.
-    Raises ValueError when the two differ in length."""
+    """`after` minus `before`, question by question: both are resampled together. Raises ValueError when the two differ in length."""
     before, after = paired(before, after)
     return {name: interval(columns(after, name), columns(before, name)) for name in METRICS}
 
@@ -45,8 +42,7 @@ def paired_difference(before: Sequence[Counts], after: Sequence[Counts]) -> dict
 def tested_differences(
     pairs: Mapping[str, tuple[Sequence[Counts], Sequence[Counts]]], tested: Iterable[str]
 ) -> dict[str, dict[str, Interval]]:
-    """Name -> metric -> the second minus the first of the pair; for `tested` with `p` of a permutation test, and `p_corrected` for the number of
-    names (Holm)."""
+    """Name -> metric -> second minus first of the pair; `tested` metrics with `p` (permutation test) and `p_corrected` (Holm, over names)."""
     found = {name: paired_difference(*pair) for name, pair in pairs.items()}
     for metric in tested:
         p_values = {name: permutation_p(*pair, metric) for name, pair in pairs.items()}
@@ -64,8 +60,7 @@ def paired(before: Sequence[Counts], after: Sequence[Counts]) -> tuple[list[Coun
 
 
 def columns(counts: Sequence[Counts], name: str) -> np.ndarray:
-    """(questions, 2) float64: numerator and denominator of a metric; zeros where it was not counted. Raises `NotFiniteError`: NaN would
-    pass for "not measured"."""
+    """(questions, 2) float64: numerator and denominator of a metric; 0 where it was not counted. Raises NotFiniteError for NaN and infinity."""
     counted = np.array([found.get(name, (0.0, 0.0)) for found in counts], dtype=np.float64).reshape(-1, 2)
     if not np.isfinite(counted).all():
         numbers = {f"question {place + 1}": sum(pair) for place, pair in enumerate(counted)}

@@ -1,5 +1,4 @@
-"""The trajectory browser of the report: its data, packed small, and the page/ script that unpacks it. Passages and pictures are stored once
-each, and no more of everything than a page can hold."""
+"""The trajectory browser of the report: compressed data, with each passage and picture once, and the script in page/ that unpacks it."""
 
 from __future__ import annotations
 
@@ -26,7 +25,7 @@ SCRIPT = (PAGE / "browser.js").read_text(encoding="utf-8")
 STYLE = (PAGE / "browser.css").read_text(encoding="utf-8")
 MARKUP = (PAGE / "browser.html").read_text(encoding="utf-8")
 SHOWN_AT_MOST = 6000  # Trajectories
-PICTURE_BYTES_AT_MOST = 12 * 2**20  # Of all pictures together; later ones are left out
+PICTURE_BYTES_AT_MOST = 12 * 2**20  # Of all pictures; later ones are left out
 ANSWERS_AT_MOST = 5  # Gold answers of a question that are shown; a numeric range has thousands
 THINK = re.compile(r"\s*<think>(.*?)</think>", re.S)
 LABELS = {"after": "after training", "before": "before training"}
@@ -69,8 +68,8 @@ def browser_data(folder: RunFolder, kbs: Sequence[str]) -> dict[str, Any]:
 
 
 def outcome(row: Row) -> str:
-    """`right` (F1-Recall 1), `partly`, `wrong`, `failed` (the episode or a search failed, or no answer could be parsed), `open` (the gold answer is
-    not known). Recorded plan turns are right where they decided as the gold turn does."""
+    """`right` (F1-Recall 1), `partly`, `wrong`, `failed` (the episode or a search failed, or no answer could be parsed), `open` (no gold answer is
+    known). Recorded plan turns are `right` or `wrong` by their decision."""
     if row["error"] or any(passage["error"] for step in row["steps"] for passage in step["passages"]):
         return "failed"
     if not row["answers"]:

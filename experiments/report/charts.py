@@ -1,6 +1,5 @@
-"""Line charts, drawn with matplotlib: SVG within HTML pages, and SVG files. The background is transparent and axes are mid-grey, so one SVG
-is readable on light and dark pages. `inline_svg` writes colours as CSS variables (`--series-0`, `--soft`), which a page may define for
-either theme."""
+"""Line charts, drawn with matplotlib: SVG within HTML pages, and SVG files. With a transparent background and mid-grey axes, one SVG is readable
+on light and dark pages. `inline_svg` writes colours as CSS variables (`--series-0`, `--soft`), which a page may define for either theme."""
 
 from __future__ import annotations
 
@@ -42,8 +41,7 @@ class Panel:
 
 
 def line_charts(panels: Sequence[Panel], name: str, columns: int = 1) -> str:
-    """SVG: panels row by row, each with a legend; empty where no panel has a point. The same chart gives the same text, and `name` makes the ids
-    within it its own."""
+    """Reproducible SVG: panels row by row, with legends; empty without points. `name` keeps the ids of charts on one page apart."""
     panels = [panel for panel in panels if any(_finite(points) for points in panel.lines.values())]
     if not panels:
         return ""
@@ -62,10 +60,10 @@ def line_charts(panels: Sequence[Panel], name: str, columns: int = 1) -> str:
 
 
 def inline_svg(svg: str, label: str) -> str:
-    """The chart as an element of a page, as wide as its place; empty for no chart. `label` is read to those who do not see it."""
+    """The chart as an element of a page, as wide as its container; empty for no chart. `label`: text for screen readers."""
     if not svg:
         return ""
-    svg = re.sub(r"<defs>\s*<style.*?</defs>", "", svg[svg.index("<svg") :], count=1, flags=re.S)  # it would be that of the whole page
+    svg = re.sub(r"<defs>\s*<style.*?</defs>", "", svg[svg.index("<svg") :], count=1, flags=re.S)  # it would apply to the whole page
     svg = re.sub(r' id="([^"]+)"', lambda found: found[0] if f"#{found[1]}" in svg else "", svg)  # a page may hold many charts
     svg = re.sub(r"(\d\.\d\d)\d+", r"\1", svg)  # hundredths of a point are enough, and half the bytes
     svg = re.sub("#[0-9a-f]{6}", lambda found: f"var({VARIABLES[found[0]]}, {found[0]})" if found[0] in VARIABLES else found[0], svg)

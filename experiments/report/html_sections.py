@@ -30,7 +30,7 @@ def head(summary: Summary, name: str) -> str:
 
 
 def warnings(summary: Summary) -> str:
-    """Signs of collapse. Empty for a run that was not watched."""
+    """Signs of collapse. Empty where the summary has no `warnings`."""
     if "warnings" not in summary:
         return ""
     lines = [
@@ -133,7 +133,7 @@ def compared(summary: Summary) -> bool:
 
 
 def html_table(table: Table) -> str:
-    """Of Rich's table: its text, and green and red."""
+    """Rich's table as HTML: its text; green and red cells get the classes `good` and `bad`."""
 
     def cell(found: Any) -> str:
         kind = {"green": "good", "red": "bad"}.get(str(getattr(found, "style", "")), "")

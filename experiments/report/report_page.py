@@ -1,4 +1,4 @@
-"""`r1-router report RUN [RUN ...]`: write report.html of a run again: all that it measured, on one page that needs no other file."""
+"""`r1-router report RUN [RUN ...]`: write report.html of a run again, one page with all results that needs no other file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Choosing the best policy: the one that does best on validation questions, which are neither trained on nor reported."""
+"""Chooses the best policy by validation questions, which are neither trained on nor reported."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from experiments.run.checkpoints import note_failed_save
 from experiments.run.run_state import Run
 from rollout.weight_buckets import PublishedWeights
 
-CHOSEN_BY = ("f1_recall", "routing_accuracy", "format_rate")  # the first that could be measured decides
+CHOSEN_BY = ("f1_recall", "routing_accuracy", "format_rate")  # the first of them that was measured decides
 
 
 def keep_if_best(run: Run) -> dict[str, float]:
-    """Measure the current policy, and save it to `policy/` unless an earlier one was better (not equal). Returns the `validation_...` metrics."""
+    """Measure the current policy, and save it to `policy/` unless an earlier one was better. Returns the `validation_...` metrics."""
     figures, measured = dict[str, Interval](), 1.0
     if run.dataset.validation:
         run.progress.phase("validate")

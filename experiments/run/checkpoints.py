@@ -1,4 +1,4 @@
-"""Checkpoints of a run: everything that is needed to continue, complete or not there. They are written in the background."""
+"""Checkpoints of a run: everything that is needed to continue, written in the background under another name, then renamed."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from learner.objective.advantages import turn_advantages
 from learner.ranks.checkpoint_files import CorruptCheckpointError, facts_of, refuse_damaged
 
 LEARNER = "learner_group"  # folder of the learner within a checkpoint
-POLL_S = 0.2  # between two looks whether the learners have written
+POLL_S = 0.2  # between two checks whether the learners have finished writing
 
 
 class Checkpoints:
-    """To be used in a `with` block, which ends when the last checkpoint is written; after KeyboardInterrupt at once."""
+    """The end of its `with` block waits until the last checkpoint is written, except after KeyboardInterrupt."""
 
     def __init__(self, run: Run):
         self._run, self._iteration = run, 0
@@ -39,12 +39,12 @@ class Checkpoints:
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         if kind is None:
             self.wait()
-        elif issubclass(kind, Exception):  # the exception of the block is the one to raise
+        elif issubclass(kind, Exception):  # an error of the checkpoint must not hide that of the block
             self._join()
 
     def save(self) -> None:
-        """Copy weights, optimizer, random states, position in the questions and the totals; write them in the background, after the last one.
-        An OSError (a full disk) is counted and reported, and training continues; anything else is raised."""
+        """Copy weights, optimizer, random states, position in the questions and totals, and write them in the background, after the last
+        checkpoint. An OSError (a full disk) is counted and reported, and training continues; any other error is raised."""
         self.wait()
         run, algorithm = self._run, self._run.actors.algorithm
         self._iteration = run.iteration
@@ -122,8 +122,8 @@ def note_failed_save(run: Run, what: str, error: OSError) -> None:
 
 
 def resume(run: Run) -> None:
-    """Continue from the checkpoint that `train.resume` names, if there is one; with `auto` from the newest good one. Raises RunConfigError for one
-    that is incomplete, corrupt, or made with other knowledge bases, NotFiniteError for one that holds NaN."""
+    """Continue from the checkpoint that `train.resume` names; with `auto` from the newest good one, if any. Raises RunConfigError for one that is
+    incomplete, corrupt, or made with other knowledge bases, NotFiniteError for one that holds NaN."""
     setting, good = run.config.train.resume, None
     if setting == "auto":
         good = newest_good(run.folder, run.warn)
@@ -143,7 +143,7 @@ def resume(run: Run) -> None:
 
 
 def restore(run: Run, checkpoint: Path | None) -> None:
-    """Set the run back to this checkpoint; None: to its beginning, with an algorithm that is in its initial state. Raises as `resume`."""
+    """Set the run back to this checkpoint; None: to the beginning, where the algorithm has to be new. Raises as `resume`."""
     totals, iteration = Totals(seconds=run.totals.seconds), 0
     if checkpoint:
         facts = _facts(checkpoint)
@@ -162,7 +162,7 @@ def restore(run: Run, checkpoint: Path | None) -> None:
 
 
 def newest_good(folder: RunFolder, warn: Callable[[str], None]) -> Path | None:
-    """The newest checkpoint whose checksums are right; `warn` gets a line for each corrupt one that is newer."""
+    """The newest checkpoint with correct checksums; `warn` gets a line for each newer, corrupt one."""
     for checkpoint in reversed(folder.complete_checkpoints()):
         try:
             refuse_corrupt(checkpoint)

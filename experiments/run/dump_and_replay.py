@@ -1,4 +1,4 @@
-"""Rollouts without learning, or learning from recorded rollouts, so that either can be worked on alone:
+"""Rollouts without learning, and learning from recorded rollouts:
 python -m experiments.train laptop.yaml train.rollout_only=true train.dump_rollouts=rollouts train.iterations=5
 python -m experiments.train laptop.yaml train.replay_rollouts=rollouts
 """
@@ -33,14 +33,14 @@ from rollout.records import ScoredTurn, Trajectory, summary_of
 
 
 def dump(config: TrainConfig, iteration: int, trajectories: Sequence[Trajectory], turns: Sequence[ScoredTurn]) -> None:
-    """Write what an iteration rolled out below `train.dump_rollouts`; a resumed run writes an iteration again."""
+    """Write the rollouts of an iteration into `train.dump_rollouts`; a resumed run overwrites iterations."""
     place = Path(config.train.dump_rollouts) / f"iteration-{iteration:06d}"
     shutil.rmtree(place, ignore_errors=True)
     write_rollouts(place, trajectories, turns)
 
 
 def dumped_iterations(folder: str) -> list[Path]:
-    """The iterations that `dump` wrote, in their order. Raises RunConfigError when there is none."""
+    """The iteration folders that `dump` wrote, in order. Raises RunConfigError when there is none."""
     if found := sorted(Path(folder).glob("iteration-??????")):
         return found
     raise RunConfigError(f"train.replay_rollouts is {folder!r}: no iteration-000001, ... there; expected what train.dump_rollouts wrote")
@@ -67,7 +67,7 @@ class PartialRun:
 
 
 def roll_out_only(config: TrainConfig, dataset: Dataset, policy: str, console: Console) -> int:
-    """Roll out the questions of `train.iterations` iterations, all with the start policy. Returns the exit code."""
+    """Roll out the questions of `train.iterations` iterations, all with the initial policy. Returns the exit code."""
     with start_ray(config), Progress(console, config.name, config.train.iterations, 0) as progress:
         run, actors = PartialRun(config, progress), start_run_actors(config, dataset, policy, progress)
         algorithm, deadline_s = actors.algorithm, config.learner.deadline_s
@@ -77,7 +77,7 @@ def roll_out_only(config: TrainConfig, dataset: Dataset, policy: str, console: C
             with Stop() as stop:
                 while run.iteration < config.train.iterations and not stop.requested:
                     began = time.monotonic()
-                    made = algorithm.gather(learned_at=run.iteration)  # part of the seed: no two iterations draw alike
+                    made = algorithm.gather(learned_at=run.iteration)  # part of the seed, so that iterations sample differently
                     algorithm.questions.settle(made.asked)
                     seconds = {"rollout": time.monotonic() - began}
                     run.add(rollout=rollout_metrics(made.summaries), reward=reward_metrics(made.turns.summary), seconds=seconds)
@@ -90,7 +90,7 @@ def roll_out_only(config: TrainConfig, dataset: Dataset, policy: str, console: C
 
 
 def learn_only(config: TrainConfig, policy: str, console: Console) -> int:
-    """Learn from recorded rollouts in their order: with policy and settings of the recorded run, the result is its own, bit for bit."""
+    """Learn from recorded rollouts, in order. With the policy and settings of the recorded run the result is the same, bit for bit."""
     recorded = dumped_iterations(config.train.replay_rollouts)[: config.train.iterations]
     first, _ = read_rollouts(recorded[0])
     if config.rollout.mode == "chain" and any(len(group.turns) > 1 for trajectory in first for group in trajectory.groups):

@@ -19,7 +19,7 @@ from learner.deadline import results
 
 
 def measure_start(run: Run) -> None:
-    """What the policy can do before training; a resumed run knows it already."""
+    """Measure the initial policy, unless the summary of a resumed run has the result."""
     if "before" in run.folder.summary():
         return
     before, baselines = measure(run, "before", run.config.evaluation.start_baselines)
@@ -35,7 +35,7 @@ def measure_end(run: Run) -> None:
 
 
 def measure(run: Run, when: str, routings: list[str]) -> tuple[Evaluation, dict[str, Any]]:
-    """The policy of the evaluation workers, on the held-out questions; and routing -> summary. Writes the episodes, rewards included."""
+    """(evaluation on the held-out questions, routing -> summary) of the evaluator's policy. Writes the episodes with their rewards."""
     actors, heldout, gold, detail = run.actors, run.dataset.heldout, run.dataset.gold_passages, run.progress.detail
     with run.timed(f"evaluate_{when}"):
         run.progress.phase(f"evaluate {when}")
@@ -55,7 +55,7 @@ def measure(run: Run, when: str, routings: list[str]) -> tuple[Evaluation, dict[
 
 
 def write_summary(run: Run, **measured: Any) -> None:
-    """`measured`: what is new of `before`, `after`, `difference`, `baselines`, ...; what was written of the start stays."""
+    """`measured`: new results (`before`, `after`, `difference`, `baselines`, ...). Stored results of the start are kept."""
     totals = run.totals
     known = {key: value for key, value in run.folder.summary().items() if key in ("before", "start_baselines")}
     counted = {name: getattr(totals, name) for name in ("best", "warnings", "failed_saves", "search_errors")}
@@ -71,7 +71,7 @@ def run_facts(config: TrainConfig, totals: Totals, iterations: int, policy_versi
 
 
 def report_so_far(folder: RunFolder, run: Run | None, say: Callable[..., None]) -> None:
-    """Write the report so far, if there are iterations; raises nothing. `run`: None where it never began, or has written its summary."""
+    """Write the report so far, if there are iterations; raises nothing. `run`: None leaves the summary as it is."""
     try:
         if run is not None:
             write_summary(run)

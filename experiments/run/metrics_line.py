@@ -1,7 +1,7 @@
 """The line of metrics.jsonl for one iteration.
 
-A metric has one name everywhere: where it is measured (`learner/iteration_data.py`, `learner/learner_group.py`), in metrics.jsonl, in MLflow and
-in the report. Those of a kind share a prefix: `seconds_PHASE`, `workers_...`, `use_KB` (of plan turns), `retrieval_...`, `validation_...`."""
+A metric has one name where it is measured (`learner/iteration_data.py`, `learner/learner_group.py`), in metrics.jsonl, in MLflow and in the
+report. Prefixes: `seconds_PHASE`, `workers_...`, `use_KB` (share of plan turns), `retrieval_...`, `validation_...`."""
 
 from __future__ import annotations
 
@@ -10,17 +10,14 @@ from collections.abc import Mapping
 from typing import Any
 
 COUNTS = ("policy_version", "trajectories", "turns", "judged_turns", "sampled_tokens")  # integers; RLlib makes everything a float
-OF_THE_LINE = (
-    "seconds",
-    "tokens_per_second",
-)  # of the learner; in the line `seconds_learn`, and the sampled tokens per second of the rollout
+NOT_COPIED = ("seconds", "tokens_per_second")  # of the learner: the line has `seconds_learn`, and the rollout's `tokens_per_second`
 
 
 def metrics_line(result: Mapping[str, Any]) -> dict[str, Any]:
     """`result`: what `StepGRPO.train` returns."""
     rollout, reward, learner, seconds, workers = (result.get(part, {}) for part in ("rollout", "reward", "learner", "seconds", "workers"))
     line = {"iteration": int(result["training_iteration"]), "finished": round(time.time(), 3)}
-    line |= {name: value for name, value in learner.items() if name not in OF_THE_LINE}
+    line |= {name: value for name, value in learner.items() if name not in NOT_COPIED}
     line |= {**reward, **rollout} | {f"seconds_{phase}": value for phase, value in seconds.items()}
     line |= {f"workers_{name}": value for name, value in workers.items()}
     if "rollout" in seconds:

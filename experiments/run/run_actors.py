@@ -38,14 +38,14 @@ class SharedServices:
 class RunActors(SharedServices):
     algorithm: StepGRPO
     reward_actors: Sequence[Any]
-    shared: bool  # the services belong to several runs, and stay when this one is over
+    shared: bool  # several runs use the services, so `close` keeps them
 
     def fingerprints(self) -> dict[str, str]:
-        """Of the training knowledge bases: a checkpoint belongs to them."""
+        """Training knowledge base -> fingerprint; a checkpoint can only be resumed with the same ones."""
         return {card.name: card.fingerprint for card in self.retriever.catalog}
 
     def by_role(self) -> dict[str, Any]:
-        """Role -> actor handle. An actor of both retrievers has one role: the shorter."""
+        """Role -> actor handle. An actor that both retrievers share has its training role."""
         found = {f"rollout worker {number}": handle for number, handle in self.algorithm.workers.handles.items()}
         found |= {f"learner rank {number}": handle for number, handle in enumerate(self.algorithm.learner_group.ranks)}
         found |= {f"reward actor {number}": handle for number, handle in enumerate(self.reward_actors)}
@@ -80,7 +80,7 @@ def start_run_actors(
     config = placement.placed_or_refused(config, dataset, progress.console)
     folders = _folders(dataset, progress)
     progress.phase("start retrieval, rewards, rollout workers, learner")
-    # On GPUs the evaluator starts last, as in the plan: Ray fills the fullest GPU first, where small shares would take the room of larger ones.
+    # On GPUs the evaluator starts last: Ray fills the fullest GPU first, where its small shares could take the place of larger ones.
     evaluator = None if config.evaluation_gpus else Evaluator(policy, config)
     retrievers = _start_retrievers(config, folders, progress)
     learning = _start_learning(config, dataset, policy, retrievers[0])
@@ -89,7 +89,7 @@ def start_run_actors(
 
 
 def start_shared_services(config: TrainConfig, dataset: Dataset, policy: str, progress: Progress) -> SharedServices:
-    """For `start_run_actors`, run after run. Raises RunConfigError where there is no room for a run beside them."""
+    """The services of several runs in turn. Raises RunConfigError if the services and one run do not fit."""
     config = placement.placed_or_refused(config, dataset, progress.console)
     folders = _folders(dataset, progress)
     progress.phase("start retrieval, evaluation workers")
@@ -102,7 +102,7 @@ def _folders(dataset: Dataset, progress: Progress) -> tuple[dict[str, str], dict
 
 
 def _start_retrievers(config: TrainConfig, folders: Sequence[dict[str, str]], progress: Progress) -> tuple[Retriever, Retriever]:
-    """For training and for evaluation: one, or two that share their models where the knowledge bases are different."""
+    """Retrievers of training and evaluation: the same one, or, for different knowledge bases, two that share models."""
 
     def start(folders: dict[str, str], models_of: Retriever | None = None) -> Retriever:
         retrieval = replace(config.retrieval, folders=folders)

@@ -1,4 +1,4 @@
-"""A run in progress: its configuration, its actors, where it writes, how far it is, and the totals that every checkpoint keeps."""
+"""The state of a run: configuration, actors, folder, iteration, and the totals that every checkpoint stores."""
 
 from __future__ import annotations
 

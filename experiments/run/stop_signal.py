@@ -1,4 +1,4 @@
-"""Stopping a training between two iterations."""
+"""Stops a training between two iterations."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 
 
 class Stop:
-    """In its `with` block SIGTERM and Ctrl-C end the training after the current iteration; a second signal at once (KeyboardInterrupt)."""
+    """In its `with` block SIGTERM and Ctrl-C end the training after the current iteration; a second signal raises KeyboardInterrupt."""
 
-    requested, reason = False, ""  # `reason`: where it was not a signal
+    requested, reason = False, ""  # `reason`: empty for a signal
 
     def request(self, reason: str) -> None:
         self.requested, self.reason = True, self.reason or reason

@@ -1,4 +1,4 @@
-"""The loop of a training: iterations, with validation, checkpoints, signs of collapse, and recovery from a lost learner rank."""
+"""The training loop: iterations, validation, checkpoints, signs of collapse, and recovery from a lost learner rank."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def iterate(run: Run, stop: Stop, watch: Watch, checkpoints: Checkpoints) -> Non
     if last or stop.requested or best or (settings.checkpoint_every and run.iteration % settings.checkpoint_every == 0):
         with run.timed("checkpoint"):
             checkpoints.save()
-            if last or stop.requested:  # while a lost learner can still be replaced
+            if last or stop.requested:  # here, a lost learner can still be replaced
                 checkpoints.wait()
 
 
@@ -85,7 +85,7 @@ def how_it_stopped(run: Run, stop: Stop) -> str:
     best = run.totals.best
     kept = f"the best policy so far, of iteration {best['iteration']}, is in {run.folder.policy}" if best else "no policy was validated yet"
     why = f": {stop.reason}; {kept}" if stop.reason else ""
-    return f"stopped after iteration {run.iteration}{why}; go on with train.resume=auto"
+    return f"stopped after iteration {run.iteration}{why}; resume with train.resume=auto"
 
 
 class Recovery:
@@ -95,7 +95,7 @@ class Recovery:
         self._run, self.restarts = run, 0
 
     def restart(self, lost: LearnerLostError, checkpoints: Checkpoints) -> None:
-        """Go on from the newest good checkpoint; a learner lost meanwhile is one more loss. Raises the last one when there were too many."""
+        """Restart from the newest good checkpoint; a loss during the restart counts, too. Raises the last loss after `train.max_restarts`."""
         run, before, known, most = self._run, self.restarts, self._run.totals, self._run.config.train.max_restarts
         if self.restarts < most:
             checkpoints.forget()
@@ -105,7 +105,7 @@ class Recovery:
                 raise lost
             self.restarts += 1
             where = f"from {good.name}" if good else "from the beginning, as there is no checkpoint yet"
-            then = f"the learner group is started anew and goes on {where} ({self.restarts} of {most})"
+            then = f"the learner group is restarted {where} ({self.restarts} of {most})"
             run.supervisor.report(run.supervisor.describe(lost, fatal=False, then=then))
             run.supervisor.forget("learner rank")
             try:

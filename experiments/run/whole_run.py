@@ -26,7 +26,7 @@ from experiments.tracking.run_folder import RunFolder
 def whole_run(
     config: TrainConfig, dataset: Dataset, policy: str, console: Console, stop: Stop, shared: SharedServices | None = None
 ) -> int:
-    """Returns the exit code. `shared`: services of a study, which measures the policies itself, and gets the errors that end the run."""
+    """Returns the exit code. `shared`: services of a study, which measures the policies itself; errors are then raised."""
     folder, totals, run, actors, outcome = RunFolder.start(config), Totals(), None, None, "FAILED"
     for note in () if shared else dataset.notes:
         console.print(note, style="yellow", soft_wrap=True)

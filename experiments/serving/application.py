@@ -1,4 +1,4 @@
-"""The Ray Serve application: read from the command line, built (also by `serve deploy`), and run until the end."""
+"""The Ray Serve application: reads the command line, builds the application (also for `serve deploy`), and runs it."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def prepare(arguments: list[str], progress: Progress | None = None, starts_ray: 
 
 
 def check(settings: ServeSettings) -> None:
-    """Raises RunConfigError for settings that would let anybody in, or nobody."""
+    """Raises RunConfigError for an open address without an API key, and for a key that HTTP cannot carry."""
     if not is_loopback(settings.host) and not settings.key():
         found, fix = f"serve.host is {settings.host!r}", f"{API_KEY_VARIABLE}, or listen on 127.0.0.1"
         raise RunConfigError(f"{found}, which others can reach; expected an API key: set serve.api_key or {fix}")
@@ -93,7 +93,7 @@ def check(settings: ServeSettings) -> None:
 
 
 def newest_subject(runs: str = "runs") -> str:
-    """The folder of the run that wrote a policy last; the shipped policy when there is none."""
+    """The run folder with the newest policy; the shipped policy if there is none."""
     policies = sorted(Path(runs).glob("*/policy/config.json"), key=lambda path: path.stat().st_mtime)
     whole = [path.parents[1] for path in policies if (path.parents[1] / "config.yaml").is_file()]
     return str(whole[-1]) if whole else TrainConfig().train.policy
@@ -104,7 +104,7 @@ def _absolute(path: str) -> str:
 
 
 def build(args: dict[str, list[str]]) -> Application:
-    """For the file of `serve deploy`, which says where Serve listens: hence an API key is needed unless `arguments` say `serve.host=127.0.0.1`."""
+    """Builder for `serve deploy`. Its file sets the address, so an API key is needed unless `arguments` have `serve.host=127.0.0.1`."""
     return application(prepare(["serve.host=0.0.0.0", *args["arguments"]], starts_ray=False)[0])
 
 
@@ -149,8 +149,8 @@ def application(spec: ServiceSpec) -> Application:
 
 @contextmanager
 def serving(spec: ServiceSpec, progress: Callable[[str], None] = lambda line: None) -> Iterator[str]:
-    """Yields the address of the service, once ready, on the Ray that runs; at the end of the block running questions are answered, then Serve ends.
-    Raises RunConfigError when it does not become ready, or another service runs there."""
+    """Starts the service on the running Ray and yields its address once it is ready. The end of the block waits for running questions, then stops
+    Serve. Raises RunConfigError if the service does not become ready, or another one runs on this cluster."""
     settings = spec.settings
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     running = serve.status()

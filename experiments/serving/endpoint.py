@@ -1,5 +1,5 @@
-"""The deployment that speaks HTTP: admits questions while there is room, and sends each to a router replica, and to another one if that dies.
-It is small (no torch) and starts at once, so that `/health` can report how far the others are."""
+"""The HTTP deployment: admits questions while slots are free, and sends each to a router replica, or to another one if that replica dies.
+It is small (no torch) and starts at once, so that `/health` can report the progress of the other deployments."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from rollout.records import Image
 DATA_URL = re.compile(r"\s*data:[^,]*;\s*base64\s*,", re.I)
 URL_SAFE = bytes.maketrans(b"-_", b"+/")
 RETRY_S = 0.25  # before a question is asked again whose replica has died
-HOLD_S = 600  # within which all replicas have to load a policy
+HOLD_S = 600  # for all replicas to load a policy
 
 
 class Endpoint:
@@ -65,11 +65,11 @@ class Endpoint:
                 reason = str(error.cause).strip().splitlines()[0][:300]
                 raise Refusal(422, "policy_does_not_load", f"policy {policy.folder}: {reason}", "policy") from None
             except (RayError, RayServeException, TimeoutError):
-                raise unavailable("replica_unavailable", "a router replica is away; nothing has changed, try again") from None
+                raise unavailable("replica_unavailable", "a router replica did not answer; nothing has changed, try again") from None
             self._policy = policy
 
     async def drain(self) -> None:
-        """Admits nothing new; returns when all running questions have ended, at most `drain_s` seconds later."""
+        """Refuse new questions; return when all running ones have ended, after `drain_s` seconds at most."""
         self.status, self.progress = "draining", "no new questions are taken"
         end = time.monotonic() + self.settings.drain_s
         while self.under_way and time.monotonic() < end:
@@ -85,7 +85,7 @@ class Endpoint:
 
     @contextmanager
     def slot(self) -> Iterator[None]:
-        """Room for one question. Raises Refusal where there is none, and while nothing can be answered."""
+        """Holds one slot in the block. Raises Refusal when no slot is free or the service is not ready."""
         if self.status != "ready":
             raise unavailable(self.status, f"the service is {self.status}: {self.progress}")
         if self.under_way >= self.room:
@@ -109,8 +109,8 @@ class Endpoint:
         return RouteJob(request, request_id, image, kbs, self._policy, seed % 2**63, deadline_s)
 
     async def events(self, job: RouteJob) -> AsyncGenerator[dict[str, Any], None]:
-        """The events of the question, up to `finished`. Raises Refusal when there is no answer. A question whose replica dies is asked again: with
-        its seed and policy version it takes the same path, so events that were already sent are skipped."""
+        """The events of the question, up to `finished`. Raises Refusal when there is no answer. A question whose replica dies is asked again: the
+        same seed and policy version give the same path, so events that were already sent are skipped."""
         end, sent = time.monotonic() + job.deadline_s, 0
         status = 408 if job.deadline_s < self.settings.deadline_s else 504  # 408: the request has set it
         late = Refusal(status, "deadline_exceeded", f"no answer within {job.deadline_s:g} s; ask for fewer steps, or later")
@@ -127,7 +127,7 @@ class Endpoint:
                         self.metrics.count(event)
                         yield event
                 return
-            except TimeoutError:  # the router gives up a second earlier, unless it is away
+            except TimeoutError:  # a living router gives up a second earlier
                 break
             except RayTaskError as error:
                 raise Refusal(500, "internal_error", "the router failed on this question; see its log") from error

@@ -1,4 +1,4 @@
-"""One episode as events for the caller, dictionaries: `planned`, `searched`, `answered` of each step, and at the end `finished`, the whole path."""
+"""One episode as events for the client: `planned`, `searched` and `answered` of each step, and at the end `finished` with the whole path."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ THOUGHT = re.compile(r"<think>(.*?)</think>", re.S)
 
 
 class PathData:
-    """Turns the events of one episode into data."""
+    """Converts the events of one episode to dictionaries."""
 
     def __init__(self, job: RouteJob):
         self._job, self._before = job, 0.0

@@ -26,7 +26,7 @@ EVENTS = {"content": {"text/event-stream": {}}, "description": "JSON, or with st
 
 
 async def _until_sent() -> AsyncIterator[AsyncExitStack]:
-    """Closed by FastAPI when the response has been sent, or its reader has gone."""
+    """FastAPI closes it when the response was sent, or the client has disconnected."""
     async with AsyncExitStack() as held:
         yield held
 
@@ -78,7 +78,7 @@ def _add_questions(app: FastAPI, endpoint: Any) -> None:
 
 
 async def _begin(endpoint: Any, request: Request, body: schemas.RouteRequest, held: AsyncExitStack) -> AsyncIterator[dict[str, Any]]:
-    """The events; without `stream` the first is the last. `held` gets the slot and the episode. Raises Refusal where there is no first event."""
+    """The events; without `stream`, only `finished`. `held` closes the slot and the episode. Raises Refusal if there is no first event."""
     held.enter_context(endpoint.slot())
     job = await endpoint.job(body, request.state.request_id)
     request.state.logged = {"kind": "image" if job.image else "text", "stream": bool(body.stream), "policy_version": job.policy.version}
@@ -98,7 +98,7 @@ async def _with_error(first: dict[str, Any], events: AsyncGenerator[dict[str, An
 
 
 async def _whole(request: Request, events: AsyncIterator[dict[str, Any]]) -> dict[str, Any]:
-    """The whole path, which is logged."""
+    """The `finished` event; adds its numbers to the request log."""
     event = await anext(events)
     request.state.logged |= {"retrievals": event["retrievals"], "answer_seconds": event["seconds"]}
     return {key: value for key, value in event.items() if key != "event"}

@@ -1,5 +1,5 @@
-"""What every request passes through: one form of addresses, admission (name, key, type, size), metrics, and the request log.
-Plain ASGI middleware, so that answers stream through untouched and a client that disconnects is noticed."""
+"""Middleware of every request: normalised addresses, admission (host name, key, type, size), metrics, and the request log.
+Plain ASGI, so that answers are streamed unchanged and a disconnected client is noticed."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from experiments.serving.schemas import PHASES, Refusal
 from experiments.serving.settings import is_loopback, key_digest
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-OPEN = ("/", "/health")  # answered without a key: the page has to load before a key can be typed, and load balancers have none
-BODY_SECONDS = 30  # within which a body has to arrive
+OPEN = ("/", "/health")  # need no key: the page loads before the user types one, and load balancers have none
+BODY_SECONDS = 30  # for the body to arrive
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)  # buckets of the histograms
 
 
@@ -72,7 +72,7 @@ class Metrics:
 
 
 class Addresses:
-    """Gives every request an id, treats HEAD as GET without the body, ignores repeated slashes, and adds headers that browsers obey."""
+    """Gives every request an id, answers HEAD as GET without the body, ignores repeated slashes, and adds security headers."""
 
     def __init__(self, app: Any):
         self._app = app
@@ -99,7 +99,7 @@ class Admission:
     """Refuses a request without the key, from another site, of another type than JSON, or with a body that is too large or too slow."""
 
     def __init__(self, app: Any, digest: str, max_body: int, only_local: bool, metrics: Metrics):
-        """`digest`: of the key, or empty. `max_body`: bytes. `only_local`: to loopback names only, not to a page whose name resolves here."""
+        """`digest`: of the key, or empty. `max_body`: bytes. `only_local`: refuse host names other than loopback (DNS rebinding)."""
         self._app, self._digest, self._max_body, self._only_local, self._metrics = app, digest, max_body, only_local, metrics
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:

@@ -1,4 +1,4 @@
-"""OpenAI's chat completions: the last user message is the question, the answer the content, the path the reasoning content."""
+"""OpenAI's chat completions: the last user message is the question, the content is the answer, the reasoning content is the path."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from experiments.serving.schemas import MAX_QUESTION_CHARS, ChatRequest, Options, Refusal, RouteRequest
 
 Events = AsyncIterator[dict[str, Any]]
-NOT_OFFERED = {  # parameters that would change the answer -> the values with which they do not
+NOT_OFFERED = {  # unsupported parameter -> values that are accepted, as they have no effect
     "n": (None, 1),
     "tool_choice": (None, "none", "auto"),
     "function_call": (None, "none", "auto"),

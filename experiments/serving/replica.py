@@ -29,14 +29,14 @@ from rollout.policy import Policy
 from rollout.records import Question
 from rollout.searches import Searcher
 
-RELEASE_AFTER_S = 30.0  # how long a replaced policy stays without a question: one may be on its way to it
-WAIT_S = 0.005  # how long one round waits for knowledge bases when there is nothing to generate; a new question waits at most as long
+RELEASE_AFTER_S = 30.0  # how long a replaced policy is kept without questions, as one may still arrive
+WAIT_S = 0.005  # the longest wait for searches when there is nothing to generate, and so of a new question
 LAST = ("finished", "failed")
 Send = Callable[[EpisodeEvent | Refusal], Any]
 
 
 class KnowledgeBases:
-    """Started once, shared by all router replicas, and still there when one of them dies."""
+    """Started once and shared by all router replicas; it outlives them."""
 
     async def __init__(self, retrieval: RetrievalConfig):  # type: ignore[misc]
         self._progress = "starting"
@@ -153,7 +153,7 @@ class EpisodeThread:
 
 
 def episode_config(served: RolloutConfig, request: RouteRequest) -> RolloutConfig:
-    """The settings of one episode: those of the service, but for what the request asks for."""
+    """The settings of one episode: those of the service, with the options of the request."""
     steps = served.max_steps if request.max_steps is None else request.max_steps
     tokens = min(request.max_tokens or served.max_new_tokens, served.max_new_tokens)
     config = replace(served, max_steps=steps, passages=request.k or served.passages, max_new_tokens=tokens)
@@ -161,7 +161,7 @@ def episode_config(served: RolloutConfig, request: RouteRequest) -> RolloutConfi
 
 
 class Router:
-    """Has one `EpisodeThread`, and while a newer policy takes over two: questions finish on the version that they began with."""
+    """Has one `EpisodeThread` per loaded policy: one, and two after a reload, as questions finish on the policy that they began with."""
 
     async def __init__(self, kbs: Any, rollout: RolloutConfig, policy: PolicyReference, on_gpu: bool):  # type: ignore[misc]
         """`kbs`: handle of the `KnowledgeBases` deployment."""
@@ -177,11 +177,11 @@ class Router:
         self._watching = asyncio.create_task(self._watch())
 
     async def ready(self) -> bool:
-        """Answers once the replica has loaded."""
+        """Returns once the replica has loaded."""
         return True
 
     async def hold(self, policy: PolicyReference) -> None:
-        """Load that policy, unless it is held, beside the one that answers now. Raises what loading raises."""
+        """Load the policy, unless it is loaded, beside the current one. Raises what loading raises."""
         async with self._loading:
             if policy not in self._threads:
                 engine = await asyncio.to_thread(load_engine, policy, self._config, self._device)
@@ -194,7 +194,7 @@ class Router:
         try:
             if job.policy not in self._threads:  # this replica started after a reload
                 await self.hold(job.policy)
-            async with aclosing(self._threads[job.policy].run(job)) as events:  # a caller that stops listening frees the place at once
+            async with aclosing(self._threads[job.policy].run(job)) as events:  # a caller that stops listening frees the slot at once
                 async for event in events:
                     data = path.event(event, time.perf_counter() - began)
                     if job.request.stream or data["event"] == "finished":

@@ -1,4 +1,4 @@
-"""Bodies of requests, answers and errors (FastAPI validates with them, and writes the OpenAPI description), and what a router replica is sent."""
+"""Schemas of requests, answers and errors, from which FastAPI validates and writes the OpenAPI description; and the job of a router replica."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -14,7 +14,7 @@ PHASES = {"planned": "plan", "searched": "search", "answered": "answer"}  # even
 
 
 def _whole_characters(text: Any) -> Any:
-    """Without halves of surrogate pairs: JavaScript clients send them when they cut a text inside an emoji."""
+    """Replaces halves of surrogate pairs, which JavaScript clients send when they cut a text inside an emoji."""
     return text.encode(errors="replace").decode() if isinstance(text, str) else text
 
 
@@ -64,14 +64,14 @@ class PolicyReference:
 
 @dataclass(frozen=True)
 class RouteJob:
-    """A question as a router replica gets it."""
+    """A question for a router replica."""
 
     request: RouteRequest
     request_id: str
     image: Image | None
     kbs: tuple[str, ...]  # that may be searched
     policy: PolicyReference
-    seed: int  # a request that is tried again gives the same answer
+    seed: int  # a retry gives the same answer
     deadline_s: float  # from now
 
 

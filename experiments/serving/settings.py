@@ -1,4 +1,4 @@
-"""Settings of the service: where it listens, who may use it, how much at a time, how large it grows."""
+"""Settings of the service: address, API key, replicas, limits."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class ServeSettings:
     replicas: PositiveInt = 1
     """Router replicas that always run; each holds the policy."""
     max_replicas: NonNegativeInt = 0
-    """Up to which Serve adds replicas under load; 0: as many as `replicas`."""
+    """Most replicas that Serve starts under load; 0: as many as `replicas`."""
     gpus_per_replica: NonNegativeFloat = 0.0
     """GPUs that Ray reserves for each; 0: CPU."""
     slots: PositiveInt = 32
@@ -62,5 +62,5 @@ def is_loopback(host: str) -> bool:
 
 
 def key_digest(key: str) -> str:
-    """What is kept and compared instead of the key itself; empty for no key."""
+    """SHA-256 of the key in hex, stored and compared instead of the key; empty for no key."""
     return hashlib.sha256(key.encode()).hexdigest() if key else ""

@@ -1,4 +1,4 @@
-"""What a study consists of: its arms, the points of its sweep, and the configuration of every training."""
+"""The plan of a study: its arms, the points of its sweep, and the configuration of every training."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ COLD_START, STEP_GRPO = "cold_start", "step_grpo"
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to train, or none; or one point of the sweep."""
+    """One way to train (or the untrained cold start), or one point of the sweep."""
 
     label: str = ""
-    settings: tuple[str, ...] = ()  # What differs from the base configuration, which is Step-GRPO
-    seed: int = 0  # Of a point; arms are trained with `study.seeds`
+    settings: tuple[str, ...] = ()  # Settings that differ from the base configuration, which is Step-GRPO
+    seed: int = 0  # Of a point of the sweep; arms are trained with `study.seeds`
 
 
 ARMS: Mapping[str, Arm] = {
@@ -31,7 +31,7 @@ ARMS: Mapping[str, Arm] = {
     "retrieval_cost": Arm("Step-GRPO, retrieval cost", ("reward.terms.step=1", "reward.terms.retrieval_cost=0.1")),
     "one_step_off": Arm("Step-GRPO, one step off", ("train.overlap=1", "learner.sampler_cap=2")),
 }
-POINTS: Mapping[str, Arm] = {  # One factor at a time. The default has three seeds: a smaller difference than theirs is not a finding.
+POINTS: Mapping[str, Arm] = {  # One factor at a time. The default has three seeds: differences smaller than between seeds prove nothing.
     "default": Arm(),
     # alpha is the weight of the query (its text and its names, 2 to 3), beta that of routing; together 1, in the default 0.5 each.
     "beta-0.2": Arm(settings=("reward.query_weight=0.32", "reward.entity_weight=0.48", "reward.routing_weight=0.20")),
@@ -51,15 +51,15 @@ class StudySettings:
     """Settings `study.KEY=VALUE` of the command."""
 
     arms: list[str] = field(default_factory=lambda: list(ARMS))
-    """Of `studies/plan.py`; the others are compared with `cold_start` and `step_grpo`."""
+    """Arms of `studies/plan.py`; all are compared with `cold_start` and `step_grpo`."""
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
-    """Every arm is trained once with each; it is the seed of its measurements, too."""
+    """Every arm is trained and measured once with each seed."""
     turns: int = 12_000
-    """Turns that every training samples (it ends with the iteration in which they are reached); in the sweep half as many."""
+    """Sampled turns after which a training ends (with the current iteration); in the sweep half as many."""
     sweep: list[str] = field(default_factory=lambda: list(POINTS))
     """Points of `studies/plan.py`, trained by Ray Tune; empty: none."""
     render_only: bool = False
-    """Write results and tables from what is there, and start nothing."""
+    """Only write results and tables from what was measured so far."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Training:
 @dataclass(frozen=True)
 class Study:
     settings: StudySettings
-    base: TrainConfig  # What all runs have in common
+    base: TrainConfig  # The settings that all runs share
     trainings: tuple[Training, ...]  # Seed by seed, so that a study that is stopped early can be compared
     sweep: tuple[Training, ...]
 
@@ -124,7 +124,7 @@ def read_study(arguments: Sequence[str]) -> Study:
 
 
 def check_earlier(training: Training) -> None:
-    """Raises RunConfigError when the folder has a run with other settings: a study must not be a mixture."""
+    """Raises RunConfigError if the folder holds a run with other settings, as a study must not mix settings."""
     folder = training.folder
     if not (folder.path / "config.yaml").exists():
         return

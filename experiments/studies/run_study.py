@@ -1,5 +1,5 @@
-"""The course of a study: train every arm with every seed, measure every policy with every method, then the sweep by Ray Tune. What is
-finished is left alone, so the same command resumes a study that was stopped or killed."""
+"""Runs a study: train every arm with every seed, measure every policy with every method, then the sweep by Ray Tune. Finished parts are
+skipped, so the same command resumes a study that was stopped or killed."""
 
 from __future__ import annotations
 
@@ -30,23 +30,23 @@ from experiments.studies.study_results import measured_folder, study_results, wr
 from learner.deadline import DeadlineError, LearnerLostError
 from retrieval_actors.folder_lock import hold
 
-ATTEMPTS = 3  # Attempts at each part of a study: on a machine that others use, a process may be killed
+ATTEMPTS = 3  # Attempts at each part of a study, as a busy machine may kill processes
 Result = TypeVar("Result")
 
 
 def run_study(study: Study, dataset: Dataset, policy: str, console: Console) -> bool:
-    """Everything that is not there yet. Returns whether the study came to its end; False when a signal stopped it."""
+    """Train and measure what is missing. Returns False when a signal stopped the study."""
     hold(study.folder)
     cpus, stop = study.base.ray.num_cpus or 2 * cpus_asked_for(study.base), Stop()
     with start_ray(replace(study.base, ray=replace(study.base.ray, num_cpus=cpus))):
         with Progress(console, study.base.name, 1, 0) as progress:
             services = start_shared_services(study.base, dataset, policy, progress)
         with closing(services):
-            _Course(study, dataset, policy, services, stop, console).run()
+            _StudyRun(study, dataset, policy, services, stop, console).run()
     return not stop.requested
 
 
-class _Course:
+class _StudyRun:
     def __init__(self, study: Study, dataset: Dataset, policy: str, services: SharedServices, stop: Stop, console: Console):
         self.study, self.dataset, self.policy, self.services, self.stop, self.console = study, dataset, policy, services, stop, console
         self.methods = measured_methods(study.base, dataset)
@@ -71,7 +71,7 @@ class _Course:
                 self.measure(f"sweep-{training.arm}", training.seed, str(training.folder.policy), self.methods[:1])
 
     def measure(self, arm: str, seed: int, policy: str, methods: Sequence[MeasuredMethod]) -> None:
-        """With the seed of the policy, which orders the passages: the same for all policies of that seed."""
+        """Measure the policy with `methods`. Policies of one seed get the same evaluation seed, which orders the passages."""
         evaluator, retriever = self.services.evaluator, self.services.evaluation_retriever
         evaluation = replace(self.study.base.evaluation, folder=str(measured_folder(self.study, arm, seed)))
         fingerprints = {card.name: card.fingerprint for card in retriever.catalog}
@@ -91,7 +91,7 @@ class _Course:
 
 
 def finish(training: Training, dataset: Dataset, policy: str, services: SharedServices, console: Console, stop: Stop) -> bool:
-    """Train until the turns are sampled, or `stop` is asked for. Returns whether it is finished; a finished training is left alone."""
+    """Run the training unless it is finished. Returns whether it is finished now: `stop` ends it early."""
     check_earlier(training)
     if not training.finished:
         whole_run(training.config, dataset, policy, console, stop, services)
@@ -99,7 +99,7 @@ def finish(training: Training, dataset: Dataset, policy: str, services: SharedSe
 
 
 def retried(what: str, work: Callable[[], Result], say: Callable[[str], None]) -> Result | None:
-    """`work`, begun again when Ray lost a process or was too slow. None after `ATTEMPTS` failures, each of which is reported."""
+    """The result of `work`, repeated when Ray lost a process or was too slow. None after `ATTEMPTS` failures; each is reported."""
     for attempt in range(1, ATTEMPTS + 1):
         try:
             return work()
@@ -117,8 +117,8 @@ def run_sweep(study: Study, dataset: Dataset, policy: str, services: SharedServi
     os.environ |= {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_AIR_NEW_OUTPUT": "0"}
     train_point = tune.with_parameters(_trial, trainings=tuple(left), dataset=dataset, policy=policy, services=services, here=os.getcwd())
     failures = tune.FailureConfig(max_failures=ATTEMPTS - 1)
-    # A bundle for each rollout worker, where RLlib puts it. Ray puts the other processes into any bundle, so each has room for all of them: with
-    # less, one takes the place of a worker, and the trial waits for ever.
+    # A bundle for each rollout worker, as RLlib expects. Ray may put other processes into any bundle, so each bundle has room for all of them.
+    # With less, one could take the place of a worker, and the trial would wait for ever.
     config = study.base
     others = config.learner.num_learners * config.learner.cpus_per_learner + config.reward.actors * CPUS_PER_REWARD_ACTOR
     bundles = [{"CPU": 0.1}, *[{"CPU": CPUS_PER_ROLLOUT_WORKER + others}] * config.train.num_rollout_workers]
@@ -136,7 +136,7 @@ def run_sweep(study: Study, dataset: Dataset, policy: str, services: SharedServi
 def _trial(
     point: dict[str, Any], trainings: Sequence[Training], dataset: Dataset, policy: str, services: SharedServices, here: str
 ) -> None:
-    """In a process of Tune's; its run folder is where the study looks for it."""
+    """Runs in a process of Ray Tune, in the working directory `here`, as run folders are relative paths."""
     os.chdir(here)
     training = next(training for training in trainings if training.arm == point["point"])
     finish(training, dataset, policy, services, Console(quiet=True), Stop())

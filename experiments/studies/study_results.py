@@ -29,7 +29,7 @@ COMPARED = (
     *("format_rate", "tokens_per_question"),
 )
 LEARNING = ("routing", "validation_f1_recall", "validation_routing_accuracy", "validation_retrievals_per_question")
-"""Metrics of an iteration: drawn, and averaged over a training, which says how fast something was learned."""
+"""Metrics of iterations that are drawn, and averaged over a training: the mean shows how fast it learned."""
 BySeed = Mapping[int, list[Counts]]  # Seed -> counts of every held-out question
 
 
@@ -39,7 +39,7 @@ def measured_folder(study: Study, arm: str, seed: int) -> Path:
 
 
 def study_results(study: Study, dataset: Dataset) -> dict[str, Any]:
-    """Everything that was measured so far, with intervals; `missing` names what was not."""
+    """Everything measured so far, with intervals; `missing` names the rest."""
     questions = [item for item in dataset.heldout if isinstance(item, Question)]
     settings, ids = study.settings, [question.id for question in questions]
     methods = measured_methods(study.base, dataset)
@@ -85,13 +85,13 @@ def study_results(study: Study, dataset: Dataset) -> dict[str, Any]:
 
 
 def _results(study: Study, arm: str, seed: int, method: str) -> Results:
-    """Of the newest evaluation of this policy."""
+    """Results of the newest evaluation of this policy."""
     folders = sorted(measured_folder(study, arm, seed).glob("*/settings.yaml"), key=lambda file: file.stat().st_mtime_ns)
     return Results(folders[-1].parent if folders else Path("nowhere"), method)
 
 
 def _counts(study: Study, arm: str, seeds: Sequence[int], method: str, ids: Sequence[str]) -> dict[int, list[Counts]]:
-    """Of the seeds for which every question was answered."""
+    """Counts by seed, for the seeds for which every question was answered."""
     stored = {seed: _results(study, arm, seed, method) for seed in seeds}
     return {seed: results.counts(ids) for seed, results in stored.items() if results.rows.keys() >= set(ids)}
 
@@ -130,7 +130,7 @@ def _curve(training: Training, metric: str) -> list[tuple[float, float]]:
 
 
 def _training(training: Training) -> dict[str, Any]:
-    """What it cost, and what was learned on the way."""
+    """Cost of the training, and the mean of each `LEARNING` metric over it."""
     found, rows = training.folder.summary(), training.folder.metrics()
     courses = {metric: [value for _, value in points_of(rows, metric)] for metric in LEARNING}
     return {
@@ -166,7 +166,7 @@ def write_results(results: Mapping[str, Any], folder: Path) -> Path:
 
 
 def _mean_curve(results: Mapping[str, Any], arm: str, metric: str) -> list[tuple[float, float]]:
-    """Mean over seeds, as far as all of them came."""
+    """Mean over seeds, up to the turns that all of them reached."""
     curves = [np.array(curve[metric], dtype=float) for curve in results["curves"].values() if curve["arm"] == arm and curve[metric]]
     if not curves:
         return []
@@ -175,7 +175,7 @@ def _mean_curve(results: Mapping[str, Any], arm: str, metric: str) -> list[tuple
 
 
 def tables(results: Mapping[str, Any]) -> list[Table]:
-    """The main results; nothing is judged in words."""
+    """The main results as tables."""
     arms = {arm: found["label"] for arm, found in results["arms"].items() if results["metrics"].get(arm, {}).get("policy")}
     metrics = {label: results["metrics"][arm] for arm, label in arms.items()}
     found = [metric_table("The router of each arm", COMPARED, [(label, of["policy"]) for label, of in metrics.items()], "arm")]
@@ -195,7 +195,7 @@ def tables(results: Mapping[str, Any]) -> list[Table]:
 
 
 def markdown(table: Table) -> str:
-    """With its title as heading; what has a colour on the terminal is bold."""
+    """The table in Markdown, under its title; cells with a colour on the terminal are bold."""
     rows: list[list[Any]] = [[column.header for column in table.columns], ["---"] * len(table.columns)]
     for cells in zip(*(column.cells for column in table.columns), strict=True):
         rows.append([f"**{cell}**" if getattr(cell, "style", "") else str(cell) for cell in cells])

@@ -1,4 +1,4 @@
-"""Where the results of a run come from: `fingerprints.json` (hashes of questions and knowledge bases), the commit, and the machine."""
+"""Provenance of results: `fingerprints.json` (hashes of questions and knowledge bases), the commit, and the machine."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def write_fingerprints(folder: Path, dataset_name: str, dataset: Dataset, catalo
 
 
 def read_fingerprints(folder: Path) -> dict[str, Any]:
-    """Empty where none were written (yet)."""
+    """Contents of `fingerprints.json`; empty if it is missing."""
     return read_json(folder / FILE)
 
 
@@ -58,7 +58,7 @@ def git_commit() -> str | None:
 
 
 def machine() -> dict[str, Any]:
-    """What timings depend on; nothing that names the machine."""
+    """Hardware and versions that timings depend on; no host name."""
     import psutil
     import torch
 

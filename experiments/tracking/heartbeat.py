@@ -1,5 +1,5 @@
-"""Heartbeat file RUN/driver.json: a driver that is killed leaves it behind, and the next driver of the run reports what it says.
-While it is kept up to date, a second driver is refused: between nodes many file systems have no locks (`retrieval_actors/folder_lock.py`)."""
+"""Heartbeat file RUN/driver.json: a driver that is killed leaves it behind, and the next driver of the run reports the crash.
+While it changes, a driver on another node is refused, as many shared file systems have no locks (`retrieval_actors/folder_lock.py`)."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def driver_elsewhere(run_folder: Path) -> str:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """Empty where there is no such file."""
+    """Contents of a JSON file; empty if it is missing."""
     return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
 
 

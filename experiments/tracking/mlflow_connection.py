@@ -1,4 +1,4 @@
-"""How MLflow is reached, its experiment and parent run, and which MLflow run belongs to a run folder (`tracking.json`)."""
+"""The connection to MLflow, its experiment and parent run, and `tracking.json`: which MLflow run belongs to a run folder."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ IDENTITY = "tracking.json"
 
 
 def bound_waiting(seconds: int = 5, retries: int = 1) -> None:
-    """Short timeouts and few retries instead of MLflow's minutes; no progress bars, no telemetry. What the environment sets has priority."""
+    """Short timeouts and few retries instead of MLflow's minutes; no progress bars, no telemetry. Environment variables have priority."""
     settings = {
         "MLFLOW_HTTP_REQUEST_TIMEOUT": str(seconds),
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": str(retries),
@@ -37,7 +37,7 @@ def bound_waiting(seconds: int = 5, retries: int = 1) -> None:
 
 
 def unreachable(uri: str) -> str:
-    """Why this store cannot be reached, found within `CONNECT_S` where MLflow would try for minutes; empty: it can, or only MLflow can tell."""
+    """Why this store is not reachable, within `CONNECT_S`, where MLflow would try for minutes; empty: it is, or this check cannot tell."""
     parts = urlsplit(uri)
     if uri.startswith("sqlite:///"):
         folder = Path(uri.removeprefix("sqlite:///")).absolute().parent
@@ -59,14 +59,14 @@ def connect(tracking: TrackingConfig) -> Any:
     """An MLflow client. Raises RunConfigError within seconds where the store cannot be reached."""
     if reason := unreachable(tracking.uri):
         without_password = re.sub("//.*@", "//", tracking.uri)
-        raise RunConfigError(f"MLflow at {without_password}: {reason}; start it, or set the uri of one that runs")
+        raise RunConfigError(f"MLflow at {without_password}: {reason}; start it, or set tracking.uri to a running one")
     from mlflow import MlflowClient
 
     return MlflowClient(tracking_uri=tracking.uri, registry_uri=tracking.uri)
 
 
 def experiment_id(client: Any, tracking: TrackingConfig) -> str:
-    """Id of `tracking.experiment`, created if need be. Artifacts of a local database are stored beside it, in `mlruns/`."""
+    """Id of `tracking.experiment`, created if missing. Artifacts of a local database are stored beside it, in `mlruns/`."""
     if found := client.get_experiment_by_name(tracking.experiment):
         return found.experiment_id
     folder = Path(tracking.uri.removeprefix("sqlite:///")).resolve().parent / "mlruns" / tracking.experiment
@@ -76,7 +76,7 @@ def experiment_id(client: Any, tracking: TrackingConfig) -> str:
 
 
 def parent_run(client: Any, experiment: str, name: str) -> str:
-    """Id of the parent run named `tracking.parent`, created if need be. All runs with this setting become its children."""
+    """Id of the parent run named `tracking.parent`, created if missing. All runs with this setting become its children."""
     if found := client.search_runs([experiment], filter_string=f"tags.sweep = '{name}'", order_by=["attributes.start_time ASC"]):
         return found[0].info.run_id
     made = client.create_run(experiment, run_name=name, tags={"sweep": name}).info.run_id

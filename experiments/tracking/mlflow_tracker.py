@@ -12,7 +12,7 @@ from experiments.config import TrainConfig
 from experiments.tracking.mlflow_connection import bound_waiting, note
 from experiments.tracking.mlflow_upload import RunUpload
 
-RETRY_S = 30.0  # without an attempt after a failure; the end of the run is tried in any case
+RETRY_S = 30.0  # between attempts after a failure; the end of the run is always tried
 
 
 class Tracker:

@@ -1,4 +1,4 @@
-"""From a run folder to its MLflow run: whatever MLflow lacks is sent, nothing twice. The folder is the only queue."""
+"""Uploads a run folder to its MLflow run: whatever MLflow lacks, nothing twice. The folder is the only queue."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from experiments.tracking.mlflow_connection import IDENTITY, connect, experiment
 from experiments.tracking.model_registry import register_policy
 from experiments.tracking.run_folder import RunFolder, file_checksum, flat_yaml
 
-PARAM_CHARACTERS, KEY_CHARACTERS = 6000, 250  # what MLflow stores of a parameter; the whole value is in config.yaml
-AT_ONCE = {"params": 100, "tags": 100, "metrics": 1000}  # what MLflow takes in one request
+PARAM_CHARACTERS, KEY_CHARACTERS = 6000, 250  # limits of MLflow for a parameter; the whole value is in config.yaml
+AT_ONCE = {"params": 100, "tags": 100, "metrics": 1000}  # limits of one MLflow request
 MAIN_SETTINGS = ("data.name", "rollout.mode", "rollout.group_size", "train.seed", "train.policy")
 NO_METRICS = frozenset({"iteration", "finished"})  # in a line of metrics.jsonl: the step and its time
 
@@ -138,7 +138,7 @@ def result_metrics(summary: Mapping[str, Any]) -> Iterator[tuple[dict[str, float
 
 
 def tags(folder: RunFolder) -> dict[str, str]:
-    """What lists of runs are filtered and grouped by, and the description on top of the run's page: the main settings."""
+    """Tags for filtering and grouping runs, and the description on the run's page: the main settings."""
     settings = flat_yaml(folder.path / "config.yaml")
     main = ", ".join(f"`{key}={settings.get(key)}`" for key in MAIN_SETTINGS)
     summary, prints = folder.summary(), read_fingerprints(folder.path)

@@ -15,8 +15,8 @@ from experiments.tracking.fingerprints import read_fingerprints
 from experiments.tracking.run_folder import RunFolder, file_checksum, flat_yaml
 
 MEASURED, VALIDATED = "f1_recall", "validation"
-"""Tags of a version. `best` has the highest held-out F1-Recall among the versions that were measured on the same held-out questions as the newest;
-where none of them was measured (trainings of a study), the highest score on the validation questions."""
+"""Tags of a version. `best` has the highest held-out F1-Recall of the versions with the same held-out questions as the newest; if none of them
+was measured (trainings of a study), the highest score on the validation questions."""
 
 
 def model_name(tracking: TrackingConfig, dataset: str) -> str:
@@ -48,7 +48,7 @@ def register_policy(client: Any, run_id: str, folder: RunFolder, tracking: Track
         what = f"Run {summary.get('name')}, iteration {iteration}."
         version = client.create_model_version(name, source=source, run_id=run_id, tags=known, description=what)
         made.append(f"{name} {version.version}")
-    _set_best(client, name)  # of a known policy as well: an upload that broke off may have left the alias behind
+    _set_best(client, name)  # of a known policy as well, as an interrupted upload may not have set the alias
     return made
 
 

@@ -48,7 +48,7 @@ def run_folders(parent: Path) -> list[Path]:
 
 
 def flat_yaml(file: Path) -> dict[str, Any]:
-    """Dotted key -> value. Settings of the code that wrote the file, which today's code may not know."""
+    """Dotted key -> value, as written by an older version perhaps: keys may be unknown today."""
     return flattened(yaml.safe_load(file.read_text(encoding="utf-8")) or {})
 
 
@@ -65,13 +65,12 @@ class RunFolder:
 
     @classmethod
     def start(cls, config: TrainConfig) -> RunFolder:
-        """Make the folder of this run; unless the run is resumed, the start time is appended to the name of an earlier one.
-        Raises RunConfigError or FolderHeldError where another process still drives the run."""
+        """Make the folder; an earlier one is renamed, unless resumed. Raises RunConfigError or FolderHeldError if another process drives it."""
         folder = cls(Path(config.runs_folder) / config.name)
         hold(folder.path)
         if driver := driver_elsewhere(folder.path):
             fix = "end that process and wait until it has saved (SIGTERM, or ray job stop), or give this run another name=..."
-            raise RunConfigError(f"{folder.path} is still driven by {driver}; expected a run that nobody drives: {fix}")
+            raise RunConfigError(f"{folder.path} is still driven by {driver}; expected a run without a driver: {fix}")
         if config.train.resume == "none" and (earlier := folder.path / "config.yaml").exists():
             began = datetime.fromtimestamp(earlier.stat().st_mtime)
             folder.path.rename(folder.path.with_name(f"{config.name}-{began:%Y%m%d-%H%M%S}"))
@@ -109,7 +108,7 @@ class RunFolder:
         write_whole(self.path / "summary.json", json.dumps(plain(summary), indent=2) + "\n")
 
     def summary(self) -> dict[str, Any]:
-        """Empty until one was written."""
+        """Contents of summary.json; empty if it is missing."""
         return read_json(self.path / "summary.json")
 
     def write_trajectories(
@@ -160,7 +159,7 @@ class RunFolder:
     def next_start(self) -> str:
         """How a run that ends now can be continued."""
         good = self.complete_checkpoints()
-        return f"train.resume=auto goes on from {good[-1].name}" if good else "there is no checkpoint, so it has to begin again"
+        return f"train.resume=auto resumes from {good[-1].name}" if good else "there is no checkpoint, so it has to begin again"
 
     def finish_checkpoint(self, aside: Path, iteration: int, facts: dict[str, Any]) -> Path:
         """Make the folder `aside` the checkpoint of this iteration."""
@@ -192,7 +191,7 @@ class RunFolder:
                 checkpoint.rename(aside)
 
     def drop_checkpoints(self, keep_last: int, keep_best: int) -> None:
-        """Delete all but the newest and those with the best `score`; of equal scores the later one is better."""
+        """Delete all but the newest and the best by `score`; of equal scores, the later one is better."""
         checkpoints = self.complete_checkpoints()
         scores = {path: read_json(path / COMPLETE).get("score") for path in checkpoints}
         best = sorted((path for path in checkpoints if scores[path] is not None), key=lambda path: (scores[path], path.name), reverse=True)

@@ -35,7 +35,7 @@ Pictures = Mapping[tuple[str, str], bytes]  # (knowledge base, passage id) -> en
 
 
 def passage_pictures(trajectories: Iterable[Trajectory], folders: Mapping[str, str]) -> Pictures:
-    """Of all passages in these episodes. What a search did not return is read from `folders`: knowledge base -> its folder."""
+    """Pictures of all passages in these episodes. Those that searches did not return are read from `folders`: knowledge base -> folder."""
     passages = [passage for trajectory in trajectories for step in trajectory.steps for passage in step.passages]
     found: dict[tuple[str, str], bytes] = {}
     for kb in {passage.kb for passage in passages} & folders.keys():  # the others are of failed searches
@@ -96,7 +96,7 @@ def _steps(trajectory: Trajectory, pictures: Pictures, matcher: NeedMatcher) -> 
 def sibling_groups(
     trajectories: Sequence[Trajectory], turns: Sequence[ScoredTurn] = (), advantages: Sequence[float] | np.ndarray = ()
 ) -> list[list[dict[str, Any]]]:
-    """For each trajectory its `groups`; a turn sampled alone joins those of its state key. `turns`: those judged; `advantages`: theirs, or none."""
+    """For each trajectory its `groups`; a turn sampled alone joins those of its state key. `turns`: scored ones; `advantages`: theirs, or none."""
     scored: dict[tuple, deque[dict[str, Any]]] = defaultdict(deque)
     for place, turn in enumerate(turns):
         parts = {name: value for name, value in turn.reward.parts.items() if value} or turn.reward.components

@@ -1,7 +1,6 @@
-"""Fictional atlases: worlds of countries with capitals, currencies, leaders, languages, flags and yearly statistics, and questions about
-them. Every seed is another world. Its facts are spread over three knowledge bases (sentences, flag images with captions, table rows), each
-with distractors. Names are drawn from disjoint sets for training, validation and held-out worlds, so facts cannot be memorised: the policy
-must ask, route, read and copy."""
+"""Fictional atlases: worlds of countries with capitals, currencies, leaders, languages, flags and yearly statistics, with questions. Every seed
+is another world. Its facts are spread over three knowledge bases (sentences, flag images with captions, table rows), each with distractors.
+Training, validation and held-out worlds share no names, so facts cannot be memorised: the policy must ask, route, read and copy."""
 
 from __future__ import annotations
 
@@ -77,7 +76,7 @@ class World:
         return name
 
     def sentences(self) -> list[str]:
-        """The text knowledge base: each fact in both directions, and distractors that sound like an answer."""
+        """The text knowledge base: each relation in both directions, and distractors in the same style."""
         rng, facts = random.Random(f"{self.split}/{self.seed}/sentences"), []
         for country in self.countries:
             name = country.name
@@ -109,7 +108,7 @@ class World:
         return captions
 
     def question(self, family: str, rng: random.Random, pixels: np.random.Generator) -> Question:
-        """A question of the family with its gold steps; `pixels` is the noise of the photographs."""
+        """A question of the family with its gold steps; `pixels` draws the noise of photographs. Raises ValueError for an unknown family."""
         country = rng.choice(self.countries)
         relation, (_, column), year = rng.choice(RELATIONS), rng.choice(STATISTICS), rng.choice(YEARS)
         if family == "text_one_hop":
@@ -162,7 +161,7 @@ def value_step(country: Country, column: str, year: int) -> GoldStep:
 
 
 def flag_step(country: Country) -> GoldStep:
-    """Without entities: the search uses the picture as well, so a wrong colour in the query is no reason to ask again."""
+    """No entities: the search uses the picture as well, so a wrong colour in the query does no harm."""
     return GoldStep(f"Which country has the flag with {describe(country.flag)}?", "text_image", country.name)
 
 

@@ -31,20 +31,20 @@ class ColdStartConfig:
     out: str = "runs/cold_start"
     """Folder of the policy, its curve (`curve.jsonl`) and its model card."""
     start: str = ""
-    """Policy to go on from; empty: a fresh one."""
+    """Policy to continue from; empty: a new one."""
     blind: bool = True
     """The teacher names a knowledge base at random; false: the right one."""
     lifelike: bool = True
-    """The teacher finds what a run would find, neighbours that are easily mistaken included; false: by shared words, which starts at once."""
+    """The teacher searches with the embedders of a run, so it also finds similar, wrong passages; false: by shared words, without embedding."""
     recorded: str = ""
-    """Configuration of a run over a step data set (`offline_steps.yaml`): the gold of its training turns is learned, instead of the teacher's."""
+    """Configuration of a run over a step data set (`offline_steps.yaml`): learn the gold of its training turns, without the teacher."""
     minutes: float = 60.0
-    """Of training, from the first batch on: embedding the first atlas takes a minute before. The learning rate decays to zero by then."""
+    """Minutes of training after the first batch is ready (embedding the first atlas takes a minute). At the end the learning rate is zero."""
     muon: bool = True
-    """Muon for the matrices of the layers; false: AdamW for everything, which changes what is there only a little."""
+    """Muon for the matrices of the layers; false: AdamW for everything, which changes a trained policy less."""
     lr: float = 2e-3
     decay: float = 0.6
-    """Last fraction of the time in which the learning rate falls linearly to zero; 0: it never falls."""
+    """Last fraction of the time, in which the learning rate falls linearly to zero; 0: constant."""
     tokens_per_batch: int = 4096
     longest: int = 4096
     """Tokens of a demonstration, at most; longer ones are left out."""
@@ -123,9 +123,8 @@ def fresh_policy(config: ColdStartConfig, texts: Iterable[str]) -> Policy:
 
 
 def train(config: ColdStartConfig, turns: Iterator[Demonstration], texts: Iterable[str], console: Console) -> Policy:
-    """Learns from `turns`, an endless stream, until the minutes are over. The policy is saved every `SAVE_EVERY` steps and at the end.
-    `curve.jsonl`: how much has been seen, and since the last point the mean loss and, by kind, the share of turns right to the last
-    token."""
+    """Learns from the endless stream `turns` until the minutes are over. The policy is saved every `SAVE_EVERY` steps and at the end.
+    `curve.jsonl`: steps, tokens and turns so far; since the last point, the mean loss and, by kind of turn, the share with every token right."""
     torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
     policy = Policy.load(config.start) if config.start else fresh_policy(config, texts)

@@ -53,7 +53,7 @@ def draw(flag: Flag) -> np.ndarray:
 
 
 def photograph(flag: Flag, rng: np.random.Generator) -> np.ndarray:
-    """(SIZE, SIZE, 3) uint8: the flag a little shifted, in other light, with noise. No two photographs are equal."""
+    """(SIZE, SIZE, 3) uint8: the flag with a small random shift, brightness and noise."""
     shifted = np.roll(draw(flag), rng.integers(-2, 3, size=2), axis=(0, 1)).astype(np.float32)
     light = rng.uniform(0.85, 1.15)
     photograph = shifted * light + rng.normal(0, 10, shifted.shape) + rng.normal(0, 6, (1, 1, 3))
@@ -61,7 +61,7 @@ def photograph(flag: Flag, rng: np.random.Generator) -> np.ndarray:
 
 
 def png(picture: np.ndarray) -> bytes:
-    """Of (height, width, 3) uint8."""
+    """(height, width, 3) uint8 -> PNG."""
     buffer = io.BytesIO()
     PillowImage.fromarray(picture).save(buffer, format="PNG", compress_level=1)
     return buffer.getvalue()

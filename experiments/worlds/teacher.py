@@ -1,6 +1,6 @@
-"""The teacher of the cold start: it asks well and reads well, but names a knowledge base at random. It answers `unknown` when the passages
-do not hold the answer, and asks again until its steps are used up; sometimes it goes on or stops without need. A policy learns from it to
-ask and to read; where to ask, and when to stop, is left to reinforcement learning."""
+"""The teacher of the cold start: it asks and reads well, but names a knowledge base at random. It answers `unknown` when the passages do not
+hold the answer, and asks again until its steps are used up; sometimes it searches without need, or stops early. A policy learns from it to
+ask and to read; where to search, and when to stop, is left to reinforcement learning."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from rollout.prompts import SHORT
 from rollout.records import UNKNOWN, Exchange, GoldStep, Image, Message, Question, TurnKind
 from rollout.turn_parser import STOP
 
-FOLLOWS_GOLD = 0.6  # How often the episode goes on from the gold knowledge base: half of the readings would be `unknown` otherwise
-GOES_ON, STOPS_EARLY = 0.15, 0.06  # How often the teacher asks again for what it has, or stops without having it
+FOLLOWS_GOLD = 0.6  # How often the episode continues with the gold knowledge base: else half of the answers were `unknown`
+GOES_ON, STOPS_EARLY = 0.15, 0.06  # How often the teacher asks again for a known answer, or stops without one
 MAX_STEPS, PASSAGES, PASSAGE_CHARACTERS = 3, 3, 400  # Of an episode of the teacher; of a search; of a passage in a prompt
-DRILLS = 3  # Readings on their own for each question: reading is learned last, so it is shown most
-TABLE_DRILLS_KEPT, DRILLED_ELSEWHERE = 0.3, 0.1  # Few, as rows are read well early; how often a drill searches any knowledge base
-STATIC_EVERY = 6  # One question in so many is also answered from all knowledge bases at once
+DRILLS = 3  # Extra answer turns for each question, as reading is learned last
+TABLE_DRILLS_KEPT, DRILLED_ELSEWHERE = 0.3, 0.1  # Few: rows are learned early; share of drills in a random knowledge base
+STATIC_EVERY = 6  # Every n-th question is also answered from all knowledge bases at once
 FIRST_ATLAS = 10_000  # Seed of the first atlas that is searched by embeddings; those of runs have smaller ones
 Search = Callable[[str, str, Question, int], Sequence[Passage]]  # (knowledge base, query, question, k) -> passages
 NAME = re.compile(r"\b([A-Z][a-z]*)-([a-z]+)\b")
@@ -50,7 +50,7 @@ def answer_response(thought: str, answer: str) -> str:
 
 
 def thought_of(need: GoldStep) -> str:
-    """Names what is looked for, but not where."""
+    """The thought names the fact that is needed, but not the knowledge base."""
     if need.kb == "text_image":
         return "I need the country."
     relation = next((entity for entity in need.entities if entity in need.query and entity.islower()), "country")
@@ -58,8 +58,7 @@ def thought_of(need: GoldStep) -> str:
 
 
 def reading(need: GoldStep, passages: Sequence[Passage]) -> str:
-    """The answer turn: quotes the passage that holds the answer, and copies the answer; or says that there is none. Of a fact that is stored in
-    both directions, the sentence that ends with the answer is quoted."""
+    """The answer turn: quotes the passage that holds the answer, if possible one that ends with it, and copies it; `unknown` if none does."""
     holding = [passage.text.rstrip(".") for passage in passages if holds_answer(passage, need)]
     if not holding:
         return answer_response("Not here.", UNKNOWN)
@@ -108,7 +107,7 @@ def demonstrate(question: Question, search: Search, rng: random.Random, blind: b
             turns.append(plan(plan_response("I know enough.", STOP, STOP)))
             if not needs or rng.random() < 0.5:
                 break
-        need = (needs or gold[-1:])[0]  # of two that are compared the one that is named first: which one is left can then be seen
+        need = (needs or gold[-1:])[0]  # the first one named: of two compared values it is clear which is left
         turns.append(plan(plan_response(thought_of(need), need.query, KNOWLEDGE_BASES[guess if blind else need.kb][0])))
         kb = need.kb if rng.random() < FOLLOWS_GOLD else guess
         turns.append(read := search_and_read(kb, need, question, search, rng))
@@ -118,7 +117,7 @@ def demonstrate(question: Question, search: Search, rng: random.Random, blind: b
 
 
 def drill(question: Question, search: Search, rng: random.Random) -> Demonstration | None:
-    """One reading on its own. None for questions that need nothing, and for most of those that need a table."""
+    """One answer turn, outside an episode. None for questions without gold steps, and for most that need a table."""
     if not question.gold_steps:
         return None
     need = rng.choice(question.gold_steps)
@@ -129,7 +128,7 @@ def drill(question: Question, search: Search, rng: random.Random) -> Demonstrati
 
 
 def static(question: Question, search: Search, rng: random.Random) -> Demonstration:
-    """One answer from all knowledge bases at once, searched with the question itself: the skill that the baseline without decisions needs."""
+    """One answer turn over all knowledge bases, searched with the question itself, as the method `all` asks it."""
     found = [passage for kb in KNOWLEDGE_BASES for passage in search(kb, question.text, question, PASSAGES)]
     rng.shuffle(found)
     steps = question.gold_steps or ()
@@ -142,7 +141,7 @@ def static(question: Question, search: Search, rng: random.Random) -> Demonstrat
 
 
 def demonstrations(seed: int, per_world: int = 60, blind: bool = True) -> Iterator[Demonstration]:
-    """An endless stream of demonstrations, a fresh training world for every `per_world` questions; found by shared words."""
+    """An endless stream of demonstrations: a new training world for every `per_world` questions, searched by shared words."""
     rng, pixels = random.Random(seed), np.random.default_rng(seed)
     while True:
         world = World("train", rng.randrange(10**6, 10**9))
@@ -158,8 +157,8 @@ def teacher_texts(seed: int) -> Iterator[str]:
 def lifelike_demonstrations(
     seed: int, per_atlas: int = 12000, worlds: int = 8, countries: int = 24, blind: bool = True
 ) -> Iterator[Demonstration]:
-    """The same with the embedders of a run: a fresh atlas for every `per_atlas` questions, with as many worlds as evaluations search. Turns are
-    `renamed`, so the atlases can be the same for every seed."""
+    """As `demonstrations`, searched with the embedders of a run: a new atlas for every `per_atlas` questions, with as many worlds as evaluations
+    search. Turns are `renamed`, so the atlases can be the same for every seed."""
     rng = random.Random(seed)
     for number in itertools.count(FIRST_ATLAS):
         atlas = Atlas("train", number, worlds, countries)
@@ -170,7 +169,7 @@ def lifelike_demonstrations(
 
 
 def lessons(questions: Sequence[Question], search: Search, rng: random.Random, blind: bool) -> Iterator[Demonstration]:
-    """Each question demonstrated, with drills; rarely what the baseline needs."""
+    """An episode of the teacher for each question, with drills and, for every n-th, a `static` answer."""
     for i, question in enumerate(questions):
         yield from demonstrate(question, search, rng, blind=blind)
         yield from filter(None, (drill(question, search, rng) for _ in range(DRILLS)))
@@ -179,9 +178,8 @@ def lessons(questions: Sequence[Question], search: Search, rng: random.Random, b
 
 
 def renamed(turn: Demonstration, rng: random.Random, split: str = "train") -> Demonstration:
-    """The same turn about other countries of the split, which a policy would remember otherwise: every syllable of a name is replaced, and every
-    table value of an answer turn. Values of final turns stay: which one is larger matters there. Names that shared a syllable still do.
-    """
+    """The same turn about other countries of the split, so that the policy cannot memorise them: every syllable of a name is replaced, and every
+    table value of an answer turn. Values of final turns stay, as their order matters. Names that share a syllable still do."""
     text = f"{turn.message.user}\n{turn.response}"
     names = sorted({match[0] for match in NAME.finditer(text) if match[1].lower() in SYLLABLES and match[2] in SYLLABLES})
     old = sorted({syllable.lower() for name in names for syllable in name.split("-")})

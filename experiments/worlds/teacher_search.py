@@ -17,15 +17,15 @@ PICTURE_SHARE = 0.8  # Of the picture in the similarity of two entries with pict
 
 
 class EmbeddedAtlas:
-    """The same vectors and exact search as in a run, in memory, without actors. It finds what is easily mistaken, such as the same relation
-    of a country whose name shares a syllable. `WordOverlap` finds other facts about the right country instead; a policy that learned to
-    read from those took the wrong one of two neighbours in four readings of ten."""
+    """The vectors and the exact search of a run, in memory, without actors. It finds similar, wrong passages, such as the same relation of a
+    country whose name shares a syllable. `WordOverlap` finds other facts about the right country; a policy that learned to read from those
+    confused two such neighbours in four of ten answer turns."""
 
     def __init__(self, atlas: Atlas, queries: Iterable[str] = ()):
         """`queries` are embedded at once, which is several times faster than one by one."""
         self.embedder = build_embedder("minilm")
         self.passages = {kb: [replace(passage, kb=kb) for passage in atlas.passages(kb)] for kb in KNOWLEDGE_BASES}
-        # MiniLM embeds passages as it embeds queries
+        # MiniLM embeds passages and queries alike
         texts = {kb: [Query(passage.text) for passage in found] for kb, found in self.passages.items()}
         self.vectors = {kb: self.embedder.embed_queries(found) for kb, found in texts.items()}
         self.pictures = np.stack([colour_layout(passage.image or b"", passage.id) for passage in self.passages["text_image"]])
@@ -42,7 +42,7 @@ class EmbeddedAtlas:
 
 
 class WordOverlap:
-    """Retrieval over one world by shared words, weighted by their rarity, with noise. Fast, and easier to read than what embeddings find."""
+    """Retrieval over one world by shared words, weighted by their rarity, with noise. Fast, but its passages are easier to read."""
 
     def __init__(self, world: World):
         captions, self.flags = zip(*world.pictures(), strict=True)

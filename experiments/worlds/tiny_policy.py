@@ -1,5 +1,5 @@
-"""A policy small enough for a laptop without a GPU: the real Qwen2.5-VL classes with a few layers and a tokenizer of their own. Two choices
-make it learn in minutes: a tokenizer that always cuts a name and a number into the same few tokens, and weights that start as an induction
+"""A policy small enough for a laptop without a GPU: the real Qwen2.5-VL classes with a few layers and their own tokenizer. Two choices make
+it learn in minutes: a tokenizer that always cuts a name and a number into the same few tokens, and weights that start as an induction
 circuit (previous-token heads, then heads that look up what followed the same token before), so that copying works before training."""
 
 from __future__ import annotations

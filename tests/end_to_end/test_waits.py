@@ -67,7 +67,7 @@ def head() -> Iterator[str]:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_cluster_that_is_not_there_is_one_line(tmp_path, name):
-    assert "nobody answers at RAY_ADDRESS=127.0.0.1:" in refused(tmp_path, name, RAY_ADDRESS=f"127.0.0.1:{free_port()}")
+    assert "nothing answers at RAY_ADDRESS=127.0.0.1:" in refused(tmp_path, name, RAY_ADDRESS=f"127.0.0.1:{free_port()}")
 
 
 @pytest.mark.parametrize("name", COMMANDS)

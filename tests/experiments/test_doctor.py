@@ -104,7 +104,7 @@ def test_a_ray_head_that_nobody_answers_for(settings, monkeypatch, free_port):
     monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{free_port}")
     (finding,) = told(examined(*settings), "Ray")
     assert finding.status == "fail"
-    assert f"nobody answers at RAY_ADDRESS=127.0.0.1:{free_port}" in finding.found
+    assert f"nothing answers at RAY_ADDRESS=127.0.0.1:{free_port}" in finding.found
     assert "unset it" in finding.fix
 
 

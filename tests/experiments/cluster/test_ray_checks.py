@@ -68,7 +68,7 @@ def test_surroundings_in_which_nothing_is_missing_pass():
 def test_a_head_that_nobody_answers_for_is_refused(monkeypatch, free_port):
     monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{free_port}")
     began = time.monotonic()
-    with pytest.raises(RunConfigError, match=rf"nobody answers at RAY_ADDRESS=127.0.0.1:{free_port} .*unset it"):
+    with pytest.raises(RunConfigError, match=rf"nothing answers at RAY_ADDRESS=127.0.0.1:{free_port} .*unset it"):
         refuse(start_findings(TrainConfig()))
     assert time.monotonic() - began < 10
 
@@ -76,7 +76,7 @@ def test_a_head_that_nobody_answers_for_is_refused(monkeypatch, free_port):
 def test_whoever_listens_there_and_stays_silent_is_given_up_within_seconds(monkeypatch, listener):
     monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{listener}")
     began = time.monotonic()
-    assert "somebody listens there, and does not answer" in refusal()
+    assert "a process listens there, but does not answer" in refusal()
     assert time.monotonic() - began < 10
 
 
@@ -112,7 +112,7 @@ def test_a_head_of_this_version_is_joined(ray_cluster):
 
 def test_a_temporary_folder_of_a_long_path_is_refused_before_ray_is_asked(monkeypatch, tmp_path):
     monkeypatch.setenv("TMPDIR", str(tmp_path / ("x" * 100)))
-    assert "bytes too long: Ray's sockets lie below it, and a socket's path has 107; set RAY_TMPDIR" in refusal()
+    assert "bytes too long: Ray's sockets lie below it, and a socket's path has at most 107; set RAY_TMPDIR" in refusal()
     monkeypatch.setenv("RAY_TMPDIR", "/tmp")
     assert check_temporary_files().status == "ok"
 

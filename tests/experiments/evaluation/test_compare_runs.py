@@ -137,13 +137,13 @@ def test_a_run_that_failed_before_its_first_iteration_is_no_obstacle(tmp_path: P
 def test_a_resumed_run_is_not_judged_by_an_earlier_end(tmp_path: Path):
     again = finished(config(tmp_path, "again"))
     note(again.path, outcome="KILLED")
-    assert caveat(compared(again, finished(config(tmp_path, "one"))), "again is stopped", "earlier end")
+    assert caveat(compared(again, finished(config(tmp_path, "one"))), "again is stopped", "before it was resumed")
 
 
 def test_unequal_training_and_other_code_are_reported(tmp_path: Path):
     other = finished(config(tmp_path, "other"), turns=900, git_commit="f" * 40)
     found = compared(finished(config(tmp_path, "one")), other)
-    assert found.settings == {"version of the code": ["0123456789 with changes that no commit has", "ffffffffff"]}
+    assert found.settings == {"version of the code": ["0123456789 with uncommitted changes", "ffffffffff"]}
     out = io.StringIO()
     print_comparison(Console(file=out, width=200), found)
     assert re.search(r"other +│ finished │ +3 │ +900", out.getvalue())

@@ -103,7 +103,7 @@ def test_a_run_that_is_asked_to_stop_saves_itself_first(tmp_path: Path, start_po
         os.kill(process.pid, signal.SIGTERM)
         said, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == STOPPED
-    assert "go on with train.resume=auto" in said
+    assert "resume with train.resume=auto" in said
     assert "report so far" in said
     assert (tmp_path / "runs/smoke/report.html").stat().st_size > 10_000
     metrics = (tmp_path / "runs/smoke/metrics.jsonl").read_text().splitlines()

@@ -50,4 +50,4 @@ def test_where_it_is_asked_for_a_sign_ends_the_training_and_says_where_the_best_
     said = how_it_stopped(run, stop)
     assert "stopped after iteration 2: format is 0.1, threshold 0.5" in said
     assert f"of iteration 1, is in {run.folder.policy}" in said
-    assert how_it_stopped(run, Stop()) == "stopped after iteration 2; go on with train.resume=auto"
+    assert how_it_stopped(run, Stop()) == "stopped after iteration 2; resume with train.resume=auto"
