@@ -1,5 +1,5 @@
 # make train | test | test-all | lint | size | serve | study | clean. Each sets up what it needs, once, in .venv.
-# PYTHON=python3.12 picks another Python, EXTRA=gpu the GPU build of FAISS, ARGS="key=value ..." goes to the command,
+# PYTHON=python3.12 picks another Python, EXTRA=gpu,vllm other extras, ARGS="key=value ..." goes to the command,
 # RUN=FOLDER is what `make serve` serves instead of the newest run, TEST_PROCESSES=N how many processes `make test` uses.
 # PIP_ARGS goes to pip: on a machine without a GPU, an --extra-index-url of PyTorch's CPU wheels saves a download of several GB.
 

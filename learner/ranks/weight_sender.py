@@ -24,6 +24,7 @@ class WeightSender:
         self._published: list[PublishedBucket] = []
         self._ready: dict[int, Bucket] = {}
         self._sending = -1  # number of the bucket that is being broadcast; -1: none
+        self._broadcast: BroadcastGroup | None = None
 
     def gathered(self) -> Iterator[tuple[str, torch.Tensor]]:
         """(name, complete value), one at a time."""
@@ -38,7 +39,7 @@ class WeightSender:
         return self._published[number] if bucket else None
 
     def join_broadcast(self, host: str, port: int, rank: int, size: int, deadline_s: float) -> None:
-        self._broadcast: BroadcastGroup | None = BroadcastGroup(host, port, rank, size, deadline_s, self.device)
+        self._broadcast = BroadcastGroup(host, port, rank, size, deadline_s, self.device)
         self._sending = -1
 
     def pack_bucket(self, number: int) -> PublishedBucket | None:
