@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from experiments.cluster.dry_run import dry_run
 from experiments.cluster.ray_session import check_start
 from experiments.command_line.entry_point import WRONG_INPUT, command
 from experiments.command_line.terminal import Console
@@ -39,6 +38,8 @@ def check(arguments: list[str]) -> tuple[TrainConfig, Dataset | None, str]:
 def main(arguments: list[str]) -> int:
     console = Console()
     if (config := load_config(arguments)).train.dry_run:
+        from experiments.cluster.dry_run import dry_run  # brings the learner's code, for seconds
+
         console.print(resolved_yaml(config), style="dim")
         return 0 if dry_run(config, console) else WRONG_INPUT
     config, dataset, policy = check(arguments)

@@ -20,11 +20,10 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from learner.config import LearnerConfig
 from learner.deadline import DeadlineError, RolloutsLostError, objects_are_lost, rank_results
 from learner.iteration_data import combined_steps, update_metrics
+from learner.learning_rate import learning_rate
 from learner.objective.advantages import turn_advantages
 from learner.objective.batch_plan import PlannedMiniBatch, deal, plan
 from learner.ranks.checkpoint_files import refuse_damaged, refuse_without_room
-from learner.ranks.deepspeed_engine import learning_rate
-from learner.ranks.learner_rank import LearnerRank
 from learner.reward_calls import ScoredTurns
 from retrieval_actors.folder_lock import replace_folder
 from rollout.nan_check import refuse_update
@@ -54,6 +53,8 @@ class LearnerGroup(Checkpointable):
 
     def restart(self) -> None:
         """Replace all processes by new ones, which hold the policy on disk as version 0."""
+        from learner.ranks.learner_rank import LearnerRank  # not above: rollout workers import this file, and need no DeepSpeed
+
         self.shutdown()
         config, count = self.config, self.config.num_learners
         cpus, gpus, resources = config.cpus_per_learner, config.gpus_per_learner, {config.resource: 0.001} if config.resource else {}

@@ -8,16 +8,18 @@ import random
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from retrieval_actors.records import Passage, Query
 from rollout.config import RolloutConfig
 from rollout.information_gain import information_gains
-from rollout.policy import Policy
 from rollout.prompts import find_prompts
 from rollout.records import UNKNOWN, Action, Exchange, Message, Question, State, Step, Trajectory, Turn, TurnGroup, TurnKind
 from rollout.searches import SearchRequest
 from rollout.turn_parser import parse_answer, parse_plan
+
+if TYPE_CHECKING:
+    from rollout.policy import Policy  # see rollout/nan_check.py
 
 Episode = Generator[State | SearchRequest, Any, Trajectory]
 """Yields a state, and is sent the `TurnGroup` of its siblings; or a request, and is sent a list of passages."""

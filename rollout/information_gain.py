@@ -5,13 +5,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from rollout.nan_check import largest
-from rollout.policy import Policy
 from rollout.records import Image, Message
+
+if TYPE_CHECKING:
+    from rollout.policy import Policy  # see rollout/nan_check.py
 
 TOKENS = 16384  # of one forward pass: a question may have hundreds of right answers
 OPENING, CLOSING = "<think></think><answer>", "</answer>"
@@ -27,7 +29,6 @@ def information_gains(
     return tuple(probability[sub_answer] - known for sub_answer, _ in after)
 
 
-@torch.no_grad()
 def gold_probabilities(policy: Policy, messages: Sequence[Message], image: Image | None, answers: Sequence[str]) -> list[float]:
     """For each message, the highest probability of an answer after it, in [0, 1]: the geometric mean over the tokens of the answer."""
     tokenized = [_tokenized(policy, answer) for answer in answers]
@@ -48,6 +49,8 @@ def _tokenized(policy: Policy, answer: str) -> tuple[np.ndarray, int, int]:
 
 def _mean_logprobs(policy: Policy, rows: Sequence[tuple[np.ndarray, Image | None, np.ndarray, int, int]]) -> list[float]:
     """Mean log-prob, in nats, of the tokens [first, last) after each (prompt, picture), all rows in one batch."""
+    import torch
+
     lengths = [len(prompt) + len(tokens) for prompt, _, tokens, _, _ in rows]
     ids = np.full((len(rows), max(lengths)), policy.pad_token_id, np.int64)
     positions = np.zeros((3, *ids.shape), np.int64)
@@ -59,18 +62,19 @@ def _mean_logprobs(policy: Policy, rows: Sequence[tuple[np.ndarray, Image | None
     images = [image for _, image, *_ in rows if image]
     pixels, grids = policy.pixels(images) if images else (None, None)
     causal = torch.ones(ids.shape[1], ids.shape[1], dtype=torch.bool, device=policy.device).tril()
-    hidden = policy.model.model(
-        input_ids=torch.from_numpy(ids).to(policy.device),
-        pixel_values=pixels,
-        image_grid_thw=grids,
-        position_ids=torch.from_numpy(positions).to(policy.device),
-        attention_mask=causal.expand(len(rows), 1, -1, -1),  # padding stands at the end: no token attends to it
-        use_cache=False,
-    ).last_hidden_state
     means = []
-    for i, (prompt, _, tokens, first, last) in enumerate(rows):
-        start = len(prompt) - 1
-        logprobs = policy.model.lm_head(hidden[i, start + first : start + last]).float().log_softmax(-1)
-        wanted = torch.from_numpy(tokens[first:last].astype(np.int64)).to(policy.device)
-        means.append(float(logprobs.gather(1, wanted[:, None]).mean()))
+    with torch.no_grad():
+        hidden = policy.model.model(
+            input_ids=torch.from_numpy(ids).to(policy.device),
+            pixel_values=pixels,
+            image_grid_thw=grids,
+            position_ids=torch.from_numpy(positions).to(policy.device),
+            attention_mask=causal.expand(len(rows), 1, -1, -1),  # padding stands at the end: no token attends to it
+            use_cache=False,
+        ).last_hidden_state
+        for i, (prompt, _, tokens, first, last) in enumerate(rows):
+            start = len(prompt) - 1
+            logprobs = policy.model.lm_head(hidden[i, start + first : start + last]).float().log_softmax(-1)
+            wanted = torch.from_numpy(tokens[first:last].astype(np.int64)).to(policy.device)
+            means.append(float(logprobs.gather(1, wanted[:, None]).mean()))
     return means

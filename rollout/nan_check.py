@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from rollout.records import ScoredTurn
+
+if TYPE_CHECKING:
+    import torch  # commands that load no policy start seconds earlier without it
 
 NAMED = 5  # most numbers or tensors that a message names
 
@@ -62,4 +65,6 @@ def refuse_weights(named: Iterable[tuple[str, torch.Tensor]], what: str, advice:
 
 def magnitude(tensor: torch.Tensor) -> float:
     """The largest absolute value; NaN if one is NaN. It makes no copy: 40 to 100 times as fast as `torch.isfinite` on a CPU."""
+    import torch
+
     return float(torch.stack(torch.aminmax(tensor.detach())).abs().amax()) if tensor.numel() else 0.0

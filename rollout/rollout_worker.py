@@ -16,7 +16,6 @@ from ray.rllib.env.env_runner import EnvRunner
 from ray.rllib.utils.checkpoints import Checkpointable
 
 from rollout.engines import make_engine
-from rollout.policy import Policy
 from rollout.records import Question, RecordedTurn, Trajectory
 from rollout.roll_out import EngineTimeline, EpisodeRun, WorkReport
 from rollout.weight_buckets import BroadcastGroup, Bucket, Inbox, PublishedBucket, seal
@@ -33,6 +32,8 @@ class RolloutWorker(EnvRunner, Checkpointable):
     every restart. `config`: a `StepGRPOConfig`."""
 
     def __init__(self, *, config: Any, **kwargs: Any):
+        from rollout.policy import Policy  # not above: the driver imports this file, and starts seconds earlier without it
+
         super().__init__(config=config, **kwargs)
         self.config.data = None  # the questions come with each call
         torch.set_num_threads(config.rollout.threads)

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
-import torch
 from ray.exceptions import RayError
 
 from experiments.cluster.placement import CPUS_PER_ROLLOUT_WORKER, on_nodes_with
@@ -24,7 +23,6 @@ from rollout.config import RolloutConfig
 from rollout.engines import make_engine
 from rollout.need_matcher import need_matcher
 from rollout.needs import prepare
-from rollout.policy import Policy
 from rollout.records import Question, RecordedTurn, Trajectory
 from rollout.roll_out import roll_out
 from rollout.weight_buckets import PublishedWeights, refuse_corrupt, unpack_weights
@@ -50,6 +48,8 @@ class EvaluationWorker:
     """Holds its own policy: evaluation never touches the weights in training."""
 
     def __init__(self, policy: str, config: RolloutConfig, device: str, dtype: str, deadline_s: float):
+        import torch  # not above: the driver imports this file, and starts seconds earlier without it
+
         torch.set_num_threads(config.threads)
         self._device, self._config, self._dtype, self._deadline_s = device, config, dtype, deadline_s
         self._held: str | int = ""
@@ -61,6 +61,8 @@ class EvaluationWorker:
 
     def _hold(self, weights: Weights) -> None:
         """Called with every batch, because a worker that Ray has restarted holds its first policy again."""
+        from rollout.policy import Policy
+
         if isinstance(weights, str):
             if weights != self._held:
                 self._engine = make_engine(Policy.load(weights, dtype=self._dtype, device=self._device), self._config)

@@ -12,7 +12,6 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
 
-import torch
 from ray.exceptions import RayError
 
 from experiments.serving.episode_events import PathData
@@ -25,7 +24,6 @@ from rollout.config import RolloutConfig
 from rollout.engines import make_engine
 from rollout.engines.base import Engine
 from rollout.episode_pool import EpisodeEvent, EpisodePool
-from rollout.policy import Policy
 from rollout.records import Question
 from rollout.searches import Searcher
 
@@ -167,7 +165,6 @@ class Router:
         """`kbs`: handle of the `KnowledgeBases` deployment."""
         sys.setswitchinterval(0.0005)  # its default is 0.005: the engine must not delay the event loop that sends its results
         self._config = replace(rollout, mode="chain", group_size=1, routing="policy")
-        torch.set_num_threads(self._config.threads)
         self._kbs, self._device = kbs, "cuda" if on_gpu else "cpu"
         self._loading = asyncio.Lock()
         engine = asyncio.create_task(asyncio.to_thread(load_engine, policy, self._config, self._device))  # while the knowledge bases load
@@ -226,6 +223,11 @@ class Router:
 
 
 def load_engine(policy: PolicyReference, config: RolloutConfig, device: str) -> Any:
+    import torch  # not above: the other deployments import this file, and start seconds earlier without it
+
+    from rollout.policy import Policy
+
+    torch.set_num_threads(config.threads)
     engine = make_engine(Policy.load(policy.folder, device=device), config)
     engine.policy_version = policy.version
     return engine

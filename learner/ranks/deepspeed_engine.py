@@ -1,8 +1,7 @@
-"""The DeepSpeed engine of one rank: what is trained, partitioned and offloaded, at which learning rate; LoRA (arXiv 2106.09685)."""
+"""The DeepSpeed engine of one rank: what is trained, partitioned and offloaded; LoRA (arXiv 2106.09685)."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
@@ -16,7 +15,6 @@ from learner.objective.token_logprobs import Scorer
 from rollout.policy import Policy
 
 ADAPTER = "default"
-LR_FLOOR = 0.1  # share of the learning rate that is left after it has decayed
 SMALLEST_PARTITIONED = 10_000  # ZeRO-3 keeps smaller tensors whole on every rank: gathering them costs more than storing them
 
 
@@ -75,20 +73,6 @@ def engine_settings(config: LearnerConfig) -> dict[str, Any]:
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 10**9,
     }
-
-
-def learning_rate(config: LearnerConfig, policy_version: int) -> float:
-    """The learning rate of the update from this version to the next: a linear rise to `lr` over `warmup_iterations` updates, then `lr_schedule`
-    down to a tenth of it at update `lr_decay_iterations`. It depends on the version alone, so a resumed run has the same."""
-    update = policy_version + 1
-    if update < config.warmup_iterations:
-        return config.lr * update / config.warmup_iterations
-    if config.lr_schedule == "constant":
-        return config.lr
-    begin = max(1, config.warmup_iterations)
-    gone = min(1.0, (update - begin) / max(1, config.lr_decay_iterations - begin))
-    left = 1 - gone if config.lr_schedule == "linear" else (1 + math.cos(math.pi * gone)) / 2
-    return config.lr * (LR_FLOOR + (1 - LR_FLOOR) * left)
 
 
 def add_adapters(language_model: torch.nn.Module, config: LearnerConfig) -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from rollout.config import RolloutConfig
 from rollout.engines.base import Engine
-from rollout.policy import Policy
+
+if TYPE_CHECKING:
+    from rollout.policy import Policy
 
 
 def make_engine(policy: Policy, config: RolloutConfig) -> Engine:

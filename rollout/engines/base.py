@@ -5,15 +5,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-import torch
 
 from rollout.config import RolloutConfig
 from rollout.nan_check import refuse_logprobs
-from rollout.policy import Policy
 from rollout.records import AllowedTokens, FinishReason, Image, Turn, TurnKind
+
+if TYPE_CHECKING:
+    import torch  # see rollout/nan_check.py
+
+    from rollout.policy import Policy
 
 
 @dataclass(frozen=True)

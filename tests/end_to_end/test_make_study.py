@@ -47,7 +47,7 @@ def test_a_killed_study_goes_on_and_leaves_alone_what_was_finished(tmp_path: Pat
     assert again.returncode == 0, again.stdout[-3000:] + again.stderr[-3000:]
     assert "resumed after iteration" in again.stdout
     after = contents(study)
-    kept = [path for path in before if path.suffix != ".yaml"]
+    kept = [path for path in before if path.suffix not in (".yaml", ".lock")]
     assert {path: after[path] for path in kept} == {path: before[path] for path in kept}
     metrics = [json.loads(line) for line in (study / "one_step_off-seed0/metrics.jsonl").read_text().splitlines()]
     assert [row["iteration"] for row in metrics] == list(range(1, len(metrics) + 1))

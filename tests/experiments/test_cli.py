@@ -97,3 +97,16 @@ def test_every_command_file_runs_with_python_m(file: str, monkeypatch, capsys):
         runpy.run_module(f"experiments.{file}", run_name="__main__", alter_sys=True)
     assert ended.value.code == 0
     assert capsys.readouterr().out.startswith(f"Usage: r1-router {file.replace('_', '-')}")
+
+
+@pytest.mark.parametrize(
+    ("library", "modules"),
+    {
+        "torch": "experiments.config experiments.kb experiments.compare experiments.report.report_page experiments.serve rewards.actor",
+        "transformers": "experiments.train experiments.study experiments.evaluate learner.step_grpo",
+    }.items(),
+)
+def test_what_loads_no_policy_starts_without_the_libraries_that_would(library, modules):
+    """They take seconds to import, in every command and in every process of a run."""
+    code = f"import sys, {modules.replace(' ', ', ')}; sys.exit({library!r} in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=120).returncode == 0
