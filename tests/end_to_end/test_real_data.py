@@ -137,7 +137,7 @@ def test_a_killed_evaluation_goes_on_and_gives_what_an_undisturbed_one_gives(tmp
             assert time.monotonic() < end, f"nothing was measured in {PATIENCE} s"
             time.sleep(0.02)
         process.send_signal(signal.SIGKILL)
-    (folder,) = tmp_path.glob("evaluations/*")
+    (folder,) = tmp_path.glob("evaluations/[!.]*")
     done = len((folder / "policy.jsonl").read_bytes().splitlines())
     assert 0 < done < 48, "killed too late"
     assert "are there already" in finished(arguments)

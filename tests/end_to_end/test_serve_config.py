@@ -23,7 +23,7 @@ def deploy(file: Path, address: str, environment: dict[str, str]) -> None:
 
 @pytest.mark.slow
 def test_a_file_of_arguments_is_deployed(head, tmp_path):  # noqa: F811
-    address, environment = head
+    address, environment, _ = head
     file, port = tmp_path / "serve.yaml", free_port()
     arguments = [str(POLICY), "serve.host=127.0.0.1", "serve.max_replicas=2", f"data.kb_folder={tmp_path / 'kbs'}"]
     arguments += ["data.worlds=1", "data.countries=6", "data.train_questions=8"]
