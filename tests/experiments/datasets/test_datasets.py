@@ -24,8 +24,8 @@ from retrieval_actors.records import Passage
 from retrieval_actors.sources.data_files import DataError
 from rewards.actor import RETRIEVERS
 from rollout.config import RolloutConfig
-from rollout.episode import EpisodeState
-from rollout.prompts import PAPER
+from rollout.episode import EpisodeState, plan
+from rollout.policy import Policy
 from rollout.records import Action, Question
 from rollout.turn_parser import parse_answer, parse_plan
 
@@ -65,7 +65,7 @@ def test_training_knowledge_bases_hold_nothing_of_the_held_out_worlds():
 
 
 @pytest.mark.slow
-def test_a_fourth_knowledge_base_is_a_line_of_configuration_and_the_prompt_lists_it(tmp_path: Path, ray_cluster):
+def test_a_fourth_knowledge_base_is_a_line_of_configuration_and_the_prompt_lists_it(tmp_path: Path, ray_cluster, start_policy):
     card = {"retriever_name": "News Retriever", "description": "What happened yesterday.", "modality": "text"}
     build_knowledge_base([Passage("0", "It rained.")], tmp_path / "news", name="news", embedder_name="minilm", **card)
     data = load_dataset(DataConfig(worlds=1, train_questions=16), SMALL, {"news": str(tmp_path / "news")})
@@ -73,8 +73,9 @@ def test_a_fourth_knowledge_base_is_a_line_of_configuration_and_the_prompt_lists
         assert [source.name for source in sources] == ["text", "text_image", "table", "news"]
     retriever = start_retrieval(RetrievalConfig(folders={"news": data.training_kbs[-1].ensure()}))
     retriever.close()
-    state = EpisodeState(Question("q", "?", ()), None, {card.name: card for card in retriever.catalog}, RolloutConfig(), random.Random(0))
-    assert "- News Retriever: What happened yesterday." in PAPER.plan("Did it rain?", False, (), state.descriptions).system
+    policy, cards = Policy.load(start_policy), {card.name: card for card in retriever.catalog}
+    state = EpisodeState(Question("q", "?", ()), policy, cards, RolloutConfig(), random.Random(0))
+    assert "- News Retriever: What happened yesterday." in policy.tokenizer.decode(next(plan(state)).prompt_ids)
     said = "<think>news</think><sub-question>Did it rain?</sub-question><ret>News Retriever</ret>"
     assert parse_plan(said, state.retrievers) == Action("Did it rain?", "news")
 
