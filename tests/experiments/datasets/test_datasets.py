@@ -74,7 +74,7 @@ def test_a_fourth_knowledge_base_is_a_line_of_configuration_and_the_prompt_lists
     retriever = start_retrieval(RetrievalConfig(folders={"news": data.training_kbs[-1].ensure()}))
     retriever.close()
     policy, cards = Policy.load(start_policy), {card.name: card for card in retriever.catalog}
-    state = EpisodeState(Question("q", "?", ()), policy, cards, RolloutConfig(), random.Random(0))
+    state = EpisodeState(Question("q", "?", ()), policy, cards, RolloutConfig(prompts="paper"), random.Random(0))
     assert "- News Retriever: What happened yesterday." in policy.tokenizer.decode(next(plan(state)).prompt_ids)
     said = "<think>news</think><sub-question>Did it rain?</sub-question><ret>News Retriever</ret>"
     assert parse_plan(said, state.retrievers) == Action("Did it rain?", "news")
