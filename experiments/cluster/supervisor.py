@@ -7,6 +7,7 @@ import json
 import re
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -79,11 +80,20 @@ class Supervisor:
     """Watches the actors of a run: `check_actors`, called after every iteration, reports lost ones; `describe` explains an exception."""
 
     def __init__(self, folder: Path, console: Console):
-        self.folder, self.console, self.iteration = folder, console, 0
+        self.folder, self.console = folder, console
+        self._iterations = deque([(0.0, 0)], maxlen=16)  # (seconds since the epoch when it began, number); 0: before the first
         self.timeline = Timeline()  # phases of the run; those within an iteration are the algorithm's
         self._algorithm: Any = None
         self._roles: Callable[[], Mapping[str, Any]] = dict
         self._last_seen: dict[str, Mapping[str, Any]] = {}  # role -> its actor in Ray's table, when it was last seen alive
+
+    @property
+    def iteration(self) -> int:
+        return self._iterations[-1][1]
+
+    @iteration.setter
+    def iteration(self, number: int) -> None:
+        self._iterations.append((time.time(), number))
 
     @classmethod
     @contextmanager
@@ -163,7 +173,8 @@ class Supervisor:
         if self._algorithm:
             within, version = self._algorithm.phase_at(when, role.startswith("learner")), self._algorithm.policy_version
         phase, clock = within or self.timeline.at(when) or "train", time.strftime("%H:%M:%S", time.localtime(when))
-        failure = Failure(role, phase, reason, False, self.iteration, version, clock, exit=exit, then=then, log=log)
+        iteration = next((number for began, number in reversed(self._iterations) if began <= when), self._iterations[0][1])
+        failure = Failure(role, phase, reason, False, iteration, version, clock, exit=exit, then=then, log=log)
         if seen is None:
             return failure
         return replace(failure, process=seen["Pid"], node=seen["Address"]["IPAddress"], fix=fix_for(exit, *log))
