@@ -96,7 +96,7 @@ def test_one_step_off_a_killed_worker_costs_time_but_no_question(algorithm):
             learned += [trajectory.question.id for trajectory in algorithm.trajectories]
         assert len(algorithm.workers.losses) == lost + 1
         # Whatever was drawn was learned from once, but for the batch that is ahead.
-        assert algorithm.data.position - position == len(learned) + len(algorithm.ahead.trajectories) == 5 * 6
+        assert algorithm.data.position - position == len(learned) + len(algorithm.ahead.fetch_trajectories(60)) == 5 * 6
     finally:
         algorithm.questions.settle(algorithm.ahead.asked if algorithm.ahead else [])
         algorithm.ahead, algorithm.config = None, before
