@@ -173,7 +173,8 @@ class Supervisor:
         if self._algorithm:
             within, version = self._algorithm.phase_at(when, role.startswith("learner")), self._algorithm.policy_version
         phase, clock = within or self.timeline.at(when) or "train", time.strftime("%H:%M:%S", time.localtime(when))
-        iteration = next((number for began, number in reversed(self._iterations) if began <= when), self._iterations[0][1])
+        known = tuple(self._iterations)  # a copy, as the heartbeat asks from a thread of its own
+        iteration = next((number for began, number in reversed(known) if began <= when), known[0][1])
         failure = Failure(role, phase, reason, False, iteration, version, clock, exit=exit, then=then, log=log)
         if seen is None:
             return failure

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
+import torch
 from ray.exceptions import RayError
 
 from experiments.cluster.placement import CPUS_PER_ROLLOUT_WORKER, on_nodes_with
@@ -48,8 +49,6 @@ class EvaluationWorker:
     """Holds its own policy: evaluation never touches the weights in training."""
 
     def __init__(self, policy: str, config: RolloutConfig, device: str, dtype: str, deadline_s: float):
-        import torch  # not above: the driver imports this file, and starts seconds earlier without it
-
         torch.set_num_threads(config.threads)
         self._device, self._config, self._dtype, self._deadline_s = device, config, dtype, deadline_s
         self._held: str | int = ""
@@ -61,7 +60,7 @@ class EvaluationWorker:
 
     def _hold(self, weights: Weights) -> None:
         """Called with every batch, because a worker that Ray has restarted holds its first policy again."""
-        from rollout.policy import Policy
+        from rollout.policy import Policy  # not above: the driver imports this file, and starts seconds earlier without transformers
 
         if isinstance(weights, str):
             if weights != self._held:
