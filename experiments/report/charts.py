@@ -25,6 +25,7 @@ STYLE: Any = {
     **{"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "axes.axisbelow": True},
     **{"grid.color": "#808080", "grid.alpha": 0.25, "legend.frameon": False, "legend.fontsize": 8, "lines.linewidth": 1.8},
 }
+LEGEND_WIDTH = 72  # Characters of a legend that fit below a panel
 MARKED_AT_MOST = 12  # Points of a line that are drawn as dots; longer lines are drawn thin, under their moving mean
 
 
@@ -101,7 +102,8 @@ def _draw(axes: Any, panel: Panel) -> None:
     if all(float(x).is_integer() for x in xs):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if len(panel.lines) > 1:
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=4, handlelength=1.2, columnspacing=1.2)
+        fits = LEGEND_WIDTH // (max(map(len, panel.lines)) + 6)  # 6: the mark and the gap
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=min(4, max(1, fits)), handlelength=1.2, columnspacing=1.2)
 
 
 def _finite(points: Points) -> list[tuple[float, float]]:

@@ -15,6 +15,7 @@ from experiments.report.charts import Panel, Points, inline_svg, line_charts, po
 
 Summary = Mapping[str, Any]  # summary.json of a run
 USE, SECONDS = "use_", "seconds_"  # Prefixes in metrics.jsonl: shares of what plan turns chose (`use_stop`), and seconds of phases
+ORDER = ("text", "text_image", "table")  # Knowledge bases that have the same colours in every report; others follow
 Rows = Sequence[Mapping[str, Any]]  # Lines of metrics.jsonl
 
 
@@ -108,8 +109,8 @@ def curves_section(rows: Rows) -> str:
 def kb_use(rows: Rows) -> dict[str, Points]:
     """Knowledge base, or `stop` -> (iteration, share of the plan turns); 0 in iterations that do not name it."""
     known = [row for row in rows if f"{USE}stop" in row]
-    names = dict.fromkeys(name.removeprefix(USE) for row in known for name in row if name.startswith(USE))
-    order = [*(name for name in names if name != "stop"), *(["stop"] if "stop" in names else [])]
+    names = dict.fromkeys(name.removeprefix(USE) for row in known for name in row if name.startswith(USE)).keys()
+    order = [*(name for name in ORDER if name in names), *(name for name in names if name not in (*ORDER, "stop")), *names & {"stop"}]
     return {name: [(row["iteration"], row.get(f"{USE}{name}", 0.0)) for row in known] for name in order}
 
 

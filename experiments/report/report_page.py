@@ -15,14 +15,13 @@ from experiments.report import html_sections as results
 from experiments.tracking.run_folder import RunFolder, write_whole
 
 STYLE = (Path(__file__).parent / "page/report.css").read_text(encoding="utf-8")  # Light and dark by the reader's setting
-ORDER = ("text", "text_image", "table")  # Knowledge bases that have the same colours in every report; others follow
 
 
 def write_report(folder: RunFolder) -> None:
     """Needs config.yaml; what else is missing is left out of the page."""
     summary, rows = folder.summary(), folder.metrics()
     name = str(summary.get("name", folder.path.name))
-    kbs = list(dict.fromkeys([*ORDER, *(kb for kb in results.kb_use(rows) if kb != "stop")]))
+    kbs = list(dict.fromkeys([*results.ORDER, *(kb for kb in results.kb_use(rows) if kb != "stop")]))
     data = browser.browser_data(folder, kbs)
     before, after = (confusion(folder.read_trajectories(when)) for when in ("before", "after"))
     settings = escape((folder.path / "config.yaml").read_text(encoding="utf-8"))
