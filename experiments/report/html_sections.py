@@ -110,7 +110,7 @@ def kb_use(rows: Rows) -> dict[str, Points]:
     """Knowledge base, or `stop` -> (iteration, share of the plan turns); 0 in iterations that do not name it."""
     known = [row for row in rows if f"{USE}stop" in row]
     names = dict.fromkeys(name.removeprefix(USE) for row in known for name in row if name.startswith(USE)).keys()
-    order = [*(name for name in ORDER if name in names), *(name for name in names if name not in (*ORDER, "stop")), *names & {"stop"}]
+    order = [*(name for name in ORDER if name in names), *(name for name in names if name not in (*ORDER, "stop")), *(names & {"stop"})]
     return {name: [(row["iteration"], row.get(f"{USE}{name}", 0.0)) for row in known] for name in order}
 
 

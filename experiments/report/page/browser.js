@@ -192,8 +192,8 @@ function group(g) {
   const rewards = g.siblings.map(sibling => sibling[4]).filter(value => value !== null);
   const low = Math.min(...rewards), high = Math.max(...rewards);
   const equal = !rewards.length || high - low < 1e-6;
-  const told = count + " siblings" + (!rewards.length ? ", not judged" : equal ? ", all " + number(high) + ": nothing to learn here" : ", rewards " + number(low) + " to " + number(high));
-  const box = el("details", "siblings", null, el("summary", "", told));
+  const summary = count + " siblings" + (!rewards.length ? ", not judged" : equal ? ", all " + number(high) + ": nothing to learn here" : ", rewards " + number(low) + " to " + number(high));
+  const box = el("details", "siblings", null, el("summary", "", summary));
   const fill = () => { if (box.open && box.childElementCount === 1) box.append(el("div", "side", null, ...g.siblings.map((sibling, place) => oneOf(sibling, place === g.trunk)))); };
   box.addEventListener("toggle", fill);
   box.open = siblings || !equal;
@@ -211,7 +211,7 @@ function oneOf([thought, said, kb, times, earned, advantage, parts], isTrunk) {
     card.append(meter, el("div", "earned", null, el("span", "", "reward " + number(earned)),
       advantage !== null && el("b", advantage > 0 ? "right" : advantage < 0 ? "wrong" : "", "advantage " + signed(advantage))));
     if (parts.length) card.append(el("p", "meta", parts.map(([name, value]) => name.replaceAll("_", " ") + " " + number(value)).join(" · ")));
-  } else card.append(el("p", "meta", "nobody can judge this turn"));
+  } else card.append(el("p", "meta", "this turn is not judged"));
   return card;
 }
 function picture(place, alt) {
@@ -277,10 +277,10 @@ function pick(name, value, label, className) {
   return node;
 }
 function options(id, first, found) {
-  const told = found.map(([value, label]) => { const node = el("option", "", label); node.value = value; return node; });
+  const nodes = found.map(([value, label]) => { const node = el("option", "", label); node.value = value; return node; });
   const every = el("option", "", first);
   every.value = "";
-  $(id).replaceChildren(every, ...told);
+  $(id).replaceChildren(every, ...nodes);
   $(id).hidden = found.length < 2;
   $(id).onchange = filter;
 }
