@@ -128,5 +128,5 @@ def inputs_of(batch: MicroBatch, policy: Policy, device: torch.device, attention
     arrays = {name: getattr(batch, name) for name in ("input_ids", "positions", "sources", "targets", "image_of_row")}
     tensors: dict[str, Any] = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
     attend = attention_of(attention, batch, device, policy.model.dtype)
-    pixels = policy.pixels(batch.images) if batch.images else None
+    pixels = (policy.pixels(batch.images) if batch.images else None) or None
     return tensors | {"pixels": pixels, "packed": attend, "sampled": SampledFrom.of(batch, device)}

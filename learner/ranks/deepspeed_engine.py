@@ -54,7 +54,7 @@ def prepare(policy: Policy, config: LearnerConfig) -> None:
         for module in policy.vision.values():
             module.requires_grad_(False)
     if config.gradient_checkpointing:
-        model.activation_checkpointing_enable({"use_reentrant": False})
+        model.gradient_checkpointing_enable({"use_reentrant": False})
         model.train()  # transformers recomputes only in training mode; there is no dropout in these models
 
 

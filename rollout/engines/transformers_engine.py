@@ -174,7 +174,7 @@ class TransformersEngine:
     def _embedded(self, requests: Sequence[Request]) -> dict[str, Any]:
         """Inputs of the decoder for the concatenated prompts."""
         ids = torch.from_numpy(np.concatenate([request.prompt_ids for request in requests]).astype(np.int64)).to(self.policy.device)
-        pictures = [request.image for request in requests if request.image]
+        pictures = [request.image for request in requests if request.image and self.policy.reads_pictures]
         return self.policy.embed(ids, [self._picture_features(image) for image in pictures])
 
     def _picture_features(self, image: Image) -> torch.Tensor:

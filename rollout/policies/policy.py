@@ -147,12 +147,12 @@ class Policy:
         return self.model.base_model(input_ids=ids, attention_mask=real, use_cache=False, **pictured).last_hidden_state
 
     def pixels(self, images: Sequence[Image]) -> dict[str, torch.Tensor]:
-        """Inputs of the model's forward pass for these pictures, and of `features`."""
-        raise TypeError(f"{type(self.model).__name__} reads no pictures")
+        """Inputs of the model's forward pass for these pictures, and of `features`. Empty for a text model: it reads the prompt alone."""
+        return {}
 
     def features(self, pixels: dict[str, torch.Tensor]) -> list[torch.Tensor]:
         """For each picture (parts, tokens, hidden): what replaces its placeholders, then what is added after the first layers (DeepStack)."""
-        raise TypeError(f"{type(self.model).__name__} reads no pictures")
+        return []
 
     def blank(self) -> dict[str, torch.Tensor]:
         """`pixels` of the smallest blank picture; empty for a text model."""

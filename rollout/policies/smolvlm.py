@@ -51,8 +51,8 @@ class SmolVLMPolicy(VisionLanguagePolicy):
 
     def blank(self) -> dict[str, torch.Tensor]:
         vision = self.model.config.vision_config
-        tile = torch.zeros(1, 1, vision.num_channels, vision.image_size, vision.image_size, dtype=self.model.dtype, device=self.device)
-        return {"pixel_values": tile}
+        shape = 1, 1, vision.num_channels, vision.image_size, vision.image_size
+        return {"pixel_values": torch.ones(shape, dtype=self.model.dtype, device=self.device)}  # One of zeros would be skipped
 
     def features(self, pixels: dict[str, torch.Tensor]) -> list[torch.Tensor]:
         found = self.model.base_model.get_image_features(**pixels, return_dict=True).pooler_output
