@@ -13,6 +13,7 @@ from experiments.cluster.ray_session import check_start
 from experiments.command_line.entry_point import WRONG_INPUT, command
 from experiments.command_line.terminal import Console
 from experiments.config import RunConfigError, TrainConfig, find_policy, load_config, resolved_yaml
+from experiments.config.policy_files import check_policy_files
 from experiments.datasets import Dataset, training_dataset
 from experiments.run.dump_and_replay import dumped_iterations, learn_only, roll_out_only
 from experiments.run.stop_signal import Stop
@@ -24,6 +25,7 @@ def check(arguments: list[str]) -> tuple[TrainConfig, Dataset | None, str]:
     config = load_config(arguments)
     check_start(config)
     policy = find_policy(config.train.policy)
+    check_policy_files(policy, config.rollout)
     if config.train.resume not in ("none", "auto") and not Path(config.train.resume).is_dir():
         raise RunConfigError(f"train.resume is {config.train.resume!r}; expected none, auto, or a checkpoint folder of this run")
     if config.train.replay_rollouts:
