@@ -88,7 +88,7 @@ def curves_section(rows: Rows) -> str:
     seconds = {name.removeprefix(SECONDS): points_of(rows, name) for name in phases}
     panels = [
         Panel("What plan turns chose", kb_use(rows), y="share of plan turns", low=0.0, high=1.0),
-        Panel("Entropy of their knowledge bases, by what was needed", route_entropies(rows), y="nats", low=0.0),
+        Panel("Entropy of routes, by what was needed", route_entropies(rows), y="nats", low=0.0),
         panel("Reward of a turn", "reward_plan", "reward_answer", "reward_final", high=1, y="mean reward"),
         panel("Turns that were right", "routing", "stop", "format", high=1, y="share"),
         panel("Retrievals per question", "retrievals_per_question", y="searches"),

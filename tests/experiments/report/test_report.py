@@ -121,6 +121,7 @@ def test_the_page_is_whole_and_needs_nothing_from_elsewhere(folder: RunFolder):
     assert "http" not in re.sub(r"http-equiv|http://www\.w3\.org/(2000/svg|1999/xlink)", "", page)  # names of XML, which nobody fetches
     assert "nan" not in re.sub(r"<(style|script).*?</\1>", "", page, flags=re.S).lower()
     assert "prefers-color-scheme: dark" in page
+    assert "Entropy of routes, by what was needed" in page
     assert all(url.startswith("data:image/png;base64,") for url in unpacked(page)["pictures"])
 
 
