@@ -30,7 +30,7 @@ class CollapseConfig:
     """Share of the well-formed plan turns that stop."""
     max_stop_rate: Share = 0.98
     """The same share; above this, the policy hardly searches any more."""
-    min_route_entropy_ratio: Share = 0.4
+    min_kb_entropy_ratio: Share = 0.4
     """Entropy of the knowledge bases that plan turns name, divided by that of the right ones; without gold steps, by that of the first `window`
     iterations. Below it nearly all questions go to one knowledge base."""
     min_retrievals: float = 0.05
@@ -75,10 +75,10 @@ def signs(rows: Sequence[Mapping[str, Any]], config: CollapseConfig) -> list[Sig
 
 def derived(rows: Sequence[Mapping[str, Any]], window: int) -> list[dict[str, Any]]:
     """The rows with `grad_norm_ratio` (to the median), `zero_variance` (share of groups), `live_retrievals` (not in `offline` mode), and
-    `route_entropy_ratio` (to that of the right routes) or, without gold steps, `route_entropy_since_start` (to the mean of the first `window`)."""
+    `kb_entropy_ratio` (to that of the right routes) or, without gold steps, `kb_entropy_since_start` (to the mean of the first `window`)."""
     norms = sorted(row["grad_norm"] for row in rows if row.get("grad_norm") is not None and math.isfinite(row["grad_norm"]))
     median = norms[len(norms) // 2] if norms else 0.0
-    first = [row["route_entropy"] for row in rows if "route_entropy" in row and "right_route_entropy" not in row][:window]
+    first = [row["kb_entropy"] for row in rows if "kb_entropy" in row and "right_kb_entropy" not in row][:window]
     start = sum(first) / max(1, len(first))
     found = list(map(dict, rows))
     for row in found:
@@ -88,9 +88,9 @@ def derived(rows: Sequence[Mapping[str, Any]], window: int) -> list[dict[str, An
             row["zero_variance"] = 1 - row["varied_groups"]
         if "use_stop" in row:
             row["live_retrievals"] = row.get("retrievals_per_question")
-        name, whole = ("ratio", row["right_route_entropy"]) if "right_route_entropy" in row else ("since_start", start)
-        if "route_entropy" in row and whole >= DIVERSE:
-            row[f"route_entropy_{name}"] = row["route_entropy"] / whole
+        name, whole = ("ratio", row["right_kb_entropy"]) if "right_kb_entropy" in row else ("since_start", start)
+        if "kb_entropy" in row and whole >= DIVERSE:
+            row[f"kb_entropy_{name}"] = row["kb_entropy"] / whole
     return found
 
 

@@ -19,10 +19,10 @@ from table_policy import logprobs_of
 
 from learner.collapse import CollapseConfig, signs
 from learner.config import LearnerConfig
+from learner.kb_entropy import kb_entropies
 from learner.objective.advantages import turn_advantages
 from learner.objective.losses import Tokens, loss_of
 from learner.objective.sibling_packing import pack
-from learner.route_entropy import route_metrics
 from rewards.scored_summary import Route
 from rollout.records import ScoredTurn, Turn, TurnReward
 
@@ -142,10 +142,10 @@ def test_routing_that_collapses_while_the_reward_rises_is_seen_and_routing_that_
     problem.best = np.array([0, 0, 0, 1, 1, 2])
     for turns, _ in islice(iterations(problem, "branch", LearnerConfig(lr=0.1, **STEP_GRPO), blind), 60):
         routes = Counter((int(problem.best[turn.prompt_ids[0]]), int(turn.turn.response_ids[0])) for turn in turns)
-        rows.append(route_metrics({Route((f"kb{right}",), "", f"kb{kb}"): number for (right, kb), number in routes.items()}))
+        rows.append(kb_entropies({Route((f"kb{right}",), "", f"kb{kb}"): number for (right, kb), number in routes.items()}))
         rewards.append(np.mean([turn.reward.total for turn in turns]))
     found = [signs(rows[:n], CollapseConfig()) for n in range(1, len(rows) + 1)]
     assert np.mean(rewards[-10:]) > np.mean(rewards[:10]) + 0.05
     assert bool(found[-1]) is blind
     assert blind or not any(found)
-    assert not blind or found[-1][0].name == "route_entropy_ratio"
+    assert not blind or found[-1][0].name == "kb_entropy_ratio"

@@ -87,8 +87,8 @@ def folder(tmp_path: Path) -> RunFolder:
             "use_text_image": 0.25,
             "use_table": 0.15,
             "use_stop": 0.1,
-            "route_entropy": 0.9,
-            "route_entropy_text": 1 / i,
+            "kb_entropy": 0.9,
+            "kb_entropy_text": 1 / i,
             "seconds_rollout": 0.2,
         }
         folder.add_metrics(row | ({"validation_f1_recall": i / 50} if i % 10 == 0 else {}))

@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from rewards.scored_summary import Route
 
 
-def route_metrics(routes: Mapping[Route, int]) -> dict[str, float]:
+def kb_entropies(routes: Mapping[Route, int]) -> dict[str, float]:
     """Nats. The kind of a question is what the plan turn needed: the knowledge bases that were right to name. Where that is never known, without
     gold steps, it is the family; where it is known for some turns only, the others do not count.
-    `route_entropy`: of all turns together. `route_entropy_KIND`: of one kind. `route_information`: mutual information of kind and route.
-    `right_route_entropy`: if every turn that named a wrong one had named the (first) right one. Empty if no turn asked."""
+    `kb_entropy`: of all turns together. `kb_entropy_KIND`: of one kind. `kb_information`: mutual information of kind and route.
+    `right_kb_entropy`: if every turn that named a wrong one had named the (first) right one. Empty if no turn asked."""
     known = {route: number for route, number in routes.items() if route.needed}
     by_kind: defaultdict[str, Counter[str]] = defaultdict(Counter)
     named: Counter[str] = Counter()
@@ -26,10 +26,10 @@ def route_metrics(routes: Mapping[Route, int]) -> dict[str, float]:
         return {}
     within = sum(entropy(counts) * counts.total() for counts in by_kind.values()) / named.total()
     return {
-        "route_entropy": entropy(named),
-        "route_information": max(0.0, entropy(named) - within),
-        **({"right_route_entropy": entropy(right)} if known else {}),
-        **{f"route_entropy_{kind}": entropy(by_kind[kind]) for kind in sorted(by_kind) if kind},
+        "kb_entropy": entropy(named),
+        "kb_information": max(0.0, entropy(named) - within),
+        **({"right_kb_entropy": entropy(right)} if known else {}),
+        **{f"kb_entropy_{kind}": entropy(by_kind[kind]) for kind in sorted(by_kind) if kind},
     }
 
 

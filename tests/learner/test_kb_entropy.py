@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from learner.collapse import CollapseConfig, signs
-from learner.route_entropy import route_metrics
+from learner.kb_entropy import kb_entropies
 from rewards.scored_summary import Route, ScoredSummary
 
 CONFIG = CollapseConfig()
 KBS = ("text", "text_image", "table")
-RATIO, SINCE_START = "route_entropy_ratio", "route_entropy_since_start"
+RATIO, SINCE_START = "kb_entropy_ratio", "kb_entropy_since_start"
 
 
 def iteration(rng: np.random.Generator, kinds: np.ndarray, policy: np.ndarray, gold: bool = True, turns: int = 96) -> dict[str, float]:
@@ -25,7 +25,7 @@ def iteration(rng: np.random.Generator, kinds: np.ndarray, policy: np.ndarray, g
     named = [rng.multinomial(count, shares) for count, shares in zip(of_kind, policy, strict=True)]
     needed = [(kb,) if gold else () for kb in KBS]
     routes = {Route(needed[i], KBS[i], KBS[j]): int(named[i][j]) for i in range(len(kinds)) for j in range(len(kinds)) if named[i][j]}
-    return route_metrics(routes) | {"iteration": 0.0}
+    return kb_entropies(routes) | {"iteration": 0.0}
 
 
 def training(seed: int, kinds: np.ndarray, end: np.ndarray, gold: bool, n: int = 20) -> list[dict[str, float]]:
@@ -57,8 +57,8 @@ def test_a_collapse_onto_one_knowledge_base_is_seen_within_five_iterations_and_n
 def test_a_policy_that_learns_to_route_by_kind_is_no_sign(seed, kinds, gold):
     rows = training(seed, kinds, np.eye(len(kinds)), gold)
     assert first_sign(rows) is None
-    assert rows[-1]["route_information"] == pytest.approx(rows[-1]["route_entropy"])
-    assert all(rows[-1][f"route_entropy_{kb}"] == 0.0 for kb in KBS[: len(kinds)])
+    assert rows[-1]["kb_information"] == pytest.approx(rows[-1]["kb_entropy"])
+    assert all(rows[-1][f"kb_entropy_{kb}"] == 0.0 for kb in KBS[: len(kinds)])
 
 
 @settings(max_examples=20, deadline=None)
@@ -67,7 +67,7 @@ def test_where_one_knowledge_base_is_needed_or_there_is_only_one_there_is_no_sig
     only = np.eye(3)[needed]
     assert first_sign(training(seed, only, np.tile(only, (3, 1)), gold=True)) is None
     routes = {Route(("text",) if gold else (), f"family {i}", "text"): int(100 * share) for i, share in enumerate(kinds)}
-    assert first_sign([route_metrics(routes)] * 20) is None
+    assert first_sign([kb_entropies(routes)] * 20) is None
 
 
 def test_entropies_are_those_worked_out_by_hand():
@@ -79,15 +79,15 @@ def test_entropies_are_those_worked_out_by_hand():
         Route((), "c", "table"): 9,
     }
     named = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
-    overall = {"route_entropy": named, "route_information": named - 0.5 * math.log(2), "right_route_entropy": math.log(2)}
-    assert route_metrics(routes) == pytest.approx(overall | {"route_entropy_text": 0.0, "route_entropy_text_image": math.log(2)})
-    assert route_metrics({}) == {}
+    overall = {"kb_entropy": named, "kb_information": named - 0.5 * math.log(2), "right_kb_entropy": math.log(2)}
+    assert kb_entropies(routes) == pytest.approx(overall | {"kb_entropy_text": 0.0, "kb_entropy_text_image": math.log(2)})
+    assert kb_entropies({}) == {}
 
 
 def test_a_knowledge_base_that_is_right_for_all_may_be_the_only_one_that_is_named():
     routes = {Route(("table", "text"), "", "text"): 40, Route(("text",), "", "text"): 40}
-    assert route_metrics(routes)["right_route_entropy"] == 0.0
-    assert signs([route_metrics(routes)] * 9, CONFIG) == []
+    assert kb_entropies(routes)["right_kb_entropy"] == 0.0
+    assert signs([kb_entropies(routes)] * 9, CONFIG) == []
 
 
 def test_the_collapse_of_smollm2_on_the_atlas_is_a_sign_and_its_start_was_none():
@@ -95,7 +95,7 @@ def test_the_collapse_of_smollm2_on_the_atlas_is_a_sign_and_its_start_was_none()
     `text_image`, the others split evenly here). A third of the questions needs each knowledge base."""
     start, end = {"text": 49, "text_image": 9, "table": 6}, {"text": 7, "text_image": 179, "table": 6}
     before, after = (
-        route_metrics({Route((needed,), "", kb): number for needed in KBS for kb, number in found.items()}) for found in (start, end)
+        kb_entropies({Route((needed,), "", kb): number for needed in KBS for kb, number in found.items()}) for found in (start, end)
     )
     assert signs([before] * 9, CONFIG) == []
     (sign,) = signs([before] * 4 + [after] * 5, CONFIG)
