@@ -30,6 +30,9 @@ class CollapseConfig:
     """Share of the well-formed plan turns that stop."""
     max_stop_rate: Share = 0.98
     """The same share; above this, the policy hardly searches any more."""
+    min_kb_entropy_ratio: Share = 0.4
+    """Entropy of the knowledge bases that plan turns name, divided by that of the right ones; without gold steps, by that of the first `window`
+    iterations. Below it nearly all questions go to one knowledge base."""
     min_retrievals: float = 0.05
     """Retrievals a question."""
     max_zero_variance: Share = 0.95
@@ -40,6 +43,7 @@ class CollapseConfig:
     """End the training at the first sign, with a checkpoint; the best policy so far is kept."""
 
 
+DIVERSE = 0.3  # nats (two knowledge bases, one in 9 % of the turns): where routes need not be that diverse, their entropy is not judged
 WATCHED: list[dict[str, str]] = yaml.safe_load(Path(__file__).with_name("collapse_signs.yaml").read_text(encoding="utf-8"))
 
 
@@ -57,7 +61,7 @@ class Sign(NamedTuple):
 def signs(rows: Sequence[Mapping[str, Any]], config: CollapseConfig) -> list[Sign]:
     """The signs in the last `window` rows; rows are metrics of iterations, oldest first, named as in metrics.jsonl."""
     found = []
-    recent = derived(rows)[-config.window :] if len(rows) >= config.window else []
+    recent = derived(rows, config.window)[-config.window :] if len(rows) >= config.window else []
     for watched in WATCHED:
         threshold = getattr(config, watched["threshold"])
         values = [row[watched["metric"]] for row in recent if row.get(watched["metric"]) is not None]
@@ -69,10 +73,13 @@ def signs(rows: Sequence[Mapping[str, Any]], config: CollapseConfig) -> list[Sig
     return found
 
 
-def derived(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The rows with `grad_norm_ratio` (to the median), `zero_variance` (share of groups), and `live_retrievals` (not in `offline` mode)."""
+def derived(rows: Sequence[Mapping[str, Any]], window: int) -> list[dict[str, Any]]:
+    """The rows with `grad_norm_ratio` (to the median), `zero_variance` (share of groups), `live_retrievals` (not in `offline` mode), and
+    `kb_entropy_ratio` (to that of the right routes) or, without gold steps, `kb_entropy_since_start` (to the mean of the first `window`)."""
     norms = sorted(row["grad_norm"] for row in rows if row.get("grad_norm") is not None and math.isfinite(row["grad_norm"]))
     median = norms[len(norms) // 2] if norms else 0.0
+    first = [row["kb_entropy"] for row in rows if "kb_entropy" in row and "right_kb_entropy" not in row][:window]
+    start = sum(first) / max(1, len(first))
     found = list(map(dict, rows))
     for row in found:
         if median > 0 and row.get("grad_norm") is not None:
@@ -81,6 +88,9 @@ def derived(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             row["zero_variance"] = 1 - row["varied_groups"]
         if "use_stop" in row:
             row["live_retrievals"] = row.get("retrievals_per_question")
+        name, whole = ("ratio", row["right_kb_entropy"]) if "right_kb_entropy" in row else ("since_start", start)
+        if "kb_entropy" in row and whole >= DIVERSE:
+            row[f"kb_entropy_{name}"] = row["kb_entropy"] / whole
     return found
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from learner.kb_entropy import kb_entropies
 from learner.objective.losses import MAXIMA
 from learner.question_ledger import AskedQuestion
 from learner.reward_calls import ScoredTurns
@@ -135,11 +136,12 @@ def staleness(scored: ScoredSummary, version: int) -> dict[str, float]:
 
 def reward_metrics(scored: ScoredSummary) -> dict[str, float]:
     """Mean `reward` of a turn, also by kind (`reward_plan`, ...); of each component (`routing`, `format`, ...) over the turns that have it; mean
-    `outcome` of the episodes that have one; the number of `judged_turns`."""
+    `outcome` of the episodes that have one; the number of `judged_turns`; and `kb_entropies`."""
     by_kind = {f"reward_{kind}": scored.rewards[scored.kind == number] for number, kind in enumerate(KINDS)}
     means = {"reward": scored.rewards, **by_kind, "outcome": np.array(list(scored.episode_outcomes().values()))}
     components = {name: total / count for name, (total, count) in scored.components.items()}
-    return components | {name: float(values.mean()) for name, values in means.items() if len(values)} | {"judged_turns": float(len(scored))}
+    found = {name: float(values.mean()) for name, values in means.items() if len(values)} | {"judged_turns": float(len(scored))}
+    return components | found | kb_entropies(scored.routes)
 
 
 def worker_metrics(reports: Sequence[WorkReport]) -> dict[str, float]:

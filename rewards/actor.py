@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +12,7 @@ import ray
 
 from retrieval_actors.sharded_search import Retriever
 from rewards.config import RewardConfig
-from rewards.scored_summary import ScoredSummary
+from rewards.scored_summary import Route, ScoredSummary
 from rewards.step_rewards import STOPPING, JudgedTurn, Retrievers, Similarity, answer_reward, judge_of, plan_needs
 from rewards.terms import composed_of, composed_reward
 from rollout.nan_check import NotFiniteError
@@ -93,6 +94,18 @@ def judged_turns(
             yield group, place, JudgedTurn(*seen, similarity, retrievers, config)
 
 
+def count_routes(trajectories: Iterable[Trajectory], config: RewardConfig, retrievers: Retrievers) -> Counter[Route]:
+    """Of all sampled plan turns that ask, siblings included. Knowledge bases that are needed, but not in `retrievers`, do not count."""
+    found: Counter[Route] = Counter()
+    for trajectory in trajectories:
+        for group in trajectory.groups:
+            actions = [parse_plan(turn.text, retrievers) for turn in group.turns] if group.state.kind == "plan" else []
+            if kbs := [action.kb for action in actions if action is not None and action.kb is not None]:
+                needed = {need.kb for need in plan_needs(group.state, config) or ()} & set(retrievers.values())
+                found.update(Route(tuple(sorted(needed)), trajectory.question.family, kb) for kb in kbs)
+    return found
+
+
 def _outcome(trajectory: Trajectory, config: RewardConfig) -> float | None:
     """Reward of the final answer; None if it cannot be judged: an episode that failed did not answer wrongly."""
     if not trajectory.whole or trajectory.final is None or not trajectory.question.answers:
@@ -137,8 +150,9 @@ class RewardActor:
     ) -> tuple[ScoredSummary, list[ScoredTurn]]:
         """As `score`, for trajectories in lists that are passed by reference. `order`: (list, place in it) of each trajectory. The caller fetches
         the summary, and passes on the reference to the turns. Raises `NotFiniteError`."""
-        turns = self.score([trajectories[number][place] for number, place in order])
-        return ScoredSummary.of(turns, with_parts), turns
+        asked = [trajectories[number][place] for number, place in order]
+        turns, routes = self.score(asked), count_routes(asked, self._config, self._retrievers)
+        return replace(ScoredSummary.of(turns, with_parts), routes=routes), turns
 
 
 def start_reward_actor(retriever: Retriever, config: RewardConfig, num_cpus: float = 0.1) -> Any:

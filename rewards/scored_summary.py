@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -12,6 +14,14 @@ from rollout.nan_check import refuse_turns
 from rollout.records import ScoredTurn, TurnKind
 
 KINDS: tuple[TurnKind, ...] = ("plan", "answer", "final")
+
+
+class Route(NamedTuple):
+    """What a plan turn that asks had to choose, and what it chose."""
+
+    needed: tuple[str, ...]  # sorted: the knowledge bases that were right to name; empty: not known
+    family: str  # of the question
+    kb: str  # the one it named
 
 
 @dataclass(frozen=True)
@@ -36,6 +46,7 @@ class ScoredSummary:
     rewards: np.ndarray
     components: Mapping[str, tuple[float, int]] = field(default_factory=dict)  # name -> sum over the turns that have it, and their number
     parts: tuple[Mapping[str, float], ...] = ()  # of each turn: the parts that add up to its reward; empty without `with_parts`
+    routes: Mapping[Route, int] = field(default_factory=dict)  # of all plan turns that ask, judged or not -> their number
 
     @classmethod
     def of(cls, turns: Sequence[ScoredTurn], with_parts: bool = True) -> ScoredSummary:
@@ -85,6 +96,9 @@ class ScoredSummary:
         for name, (total, count) in [entry for summary in summaries for entry in summary.components.items()]:
             before = components.get(name, (0.0, 0))
             components[name] = before[0] + total, before[1] + count
+        routes: Counter[Route] = Counter()
+        for summary in summaries:
+            routes.update(summary.routes)
         return cls(
             **columns,
             episodes=tuple(name for summary in summaries for name in summary.episodes),
@@ -93,6 +107,7 @@ class ScoredSummary:
             episode=np.concatenate([summary.episode.astype(int) + first for summary, first in zip(summaries, episodes, strict=False)]),
             components=components,
             parts=tuple(part for summary in summaries for part in summary.parts),
+            routes=routes,
         )
 
     def __len__(self) -> int:

@@ -21,6 +21,7 @@ from experiments.evaluation.evaluator import Evaluator, rollout_as_measured
 from experiments.evaluation.metrics import count
 from experiments.evaluation.result_tables import print_methods
 from experiments.evaluation.significance import evaluation_summary, tested_differences
+from experiments.evaluation.when_to_search import searches_by_knowledge
 from experiments.tracking.run_folder import RunFolder
 from retrieval_actors.actors.start_actors import start_retrieval
 from retrieval_actors.sharded_search import Retriever
@@ -30,7 +31,7 @@ from rollout.methods import METHODS, expected_names, is_method, label_of
 from rollout.need_matcher import need_matcher
 from rollout.records import RecordedTurn, Trajectory
 
-SAMPLED, ORACLE, EVERY = "sampled", "oracle", "every"
+SAMPLED, ORACLE, EVERY, POLICY, DIRECT = "sampled", "oracle", "every", "policy", "direct"
 TESTED = ("f1_recall", "exact_match", "routing_accuracy", "retrievals_per_question")  # With p values, corrected for the number of methods
 # The result of a recorded turn whose prompt is too long.
 LEFT_OUT = {"family": "", "error": "left out: its prompt is longer than rollout.max_prompt_tokens", "failed_episodes": 1, "counts": {}}
@@ -141,7 +142,8 @@ def id_of(item: Any) -> str:
 
 
 def compare_methods(results: Mapping[str, Results], methods: Sequence[MeasuredMethod], ids: Sequence[str]) -> dict[str, Any]:
-    """For summary.json: every metric of each method, and the paired difference of the first method to each of the others with p values."""
+    """For summary.json: every metric of each method, and the paired difference of the first method to each of the others with p values. With the
+    policy and the method without retrieval, also `when`: whether the policy searches less for what it knows."""
     counts = {method.name: results[method.name].counts(ids) for method in methods}
     first, *others = counts
     families = [results[first].rows[id]["family"] for id in ids]
@@ -153,9 +155,11 @@ def compare_methods(results: Mapping[str, Results], methods: Sequence[MeasuredMe
         }
         for method in methods
     }
+    both = {POLICY, DIRECT} <= counts.keys()
     return {
         "questions": len(ids),
         "methods": measured,
         "against": first,
+        **({"when": searches_by_knowledge(counts[DIRECT], counts[POLICY], families)} if both else {}),
         "differences": tested_differences({name: (counts[name], counts[first]) for name in others}, TESTED),
     }

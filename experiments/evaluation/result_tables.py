@@ -141,10 +141,29 @@ def print_methods(console: Console, comparison: Mapping[str, Any], title: str) -
     shares = sorted({f"share of {kb}" for found in methods.values() for kb in found["kb_shares"]})
     rows = [(m["label"], m["overall"] | {f"share of {kb}": share for kb, share in m["kb_shares"].items()}) for m in methods.values()]
     console.print(metric_table("what they cost, and where they search", (*COSTS, *shares), rows))
+    if "when" in comparison:
+        console.print(when_table(comparison["when"]))
     if comparison["differences"]:
         title = f"{first['label']} minus the others, paired; p corrected (Holm)"
         rows = [(methods[name]["label"], found) for name, found in comparison["differences"].items()]
         console.print(difference_table(title, "method", [name for name, found in rows[0][1].items() if "p" in found], rows))
+
+
+def when_table(found: Mapping[str, Any]) -> Table:
+    """The policy's searches, for the questions it knows and the others, and the correlation: below 0 it searches less for what it knows."""
+    names = ("questions", "known", "searches of known", "searches of others", "correlation")
+    table = results_table("searches of the router, by what it knows: right without retrieval", "family", names)
+
+    def add(label: str, row: Mapping[str, Any]) -> None:
+        shares = (shown(row[name]) for name in ("searches_of_known", "searches_of_others"))
+        table.add_row(label, str(row["questions"]), str(row["known"]), *shares, shown(row["correlation"], signed=True))
+
+    for family, row in found["by_family"].items():
+        add(family or "-", row)
+    table.add_section()
+    add("overall", found)
+    table.add_row("overall, within families", "", "", "", "", shown(found["within_families"], signed=True))
+    return table
 
 
 def _print_warnings(console: Console, lines: Iterable[str]) -> None:

@@ -14,6 +14,7 @@ from rollout.nan_check import refuse_numbers
 RESAMPLES = 2000
 PERMUTATIONS = 10_000
 AT_ONCE = 1_000  # Permutations that are held in memory together
+SMALLEST_STD = 1e-6  # In a correlation; smaller ones are rounding errors
 Interval = dict[str, Any]  # value, low and high: an estimate and its 95 % bootstrap interval, or NaN; if tested, p and p_corrected
 
 
@@ -88,6 +89,21 @@ def interval(counted: np.ndarray, minus: np.ndarray | None = None, seed: int = 0
         value, drawn = value - ratio(minus.sum(over)), drawn - resampled(minus)
     low, high = np.nanpercentile(drawn, [2.5, 97.5])
     return {"value": float(value), "low": float(low), "high": float(high)}
+
+
+def correlation(x: np.ndarray, y: np.ndarray, seed: int = 0) -> Interval:
+    """Pearson's, of two numbers for each question, with a bootstrap interval over questions; NaN where one of them is the same for all."""
+    if not len(x) or min(np.std(x), np.std(y)) < SMALLEST_STD:
+        return dict.fromkeys(("value", "low", "high"), np.nan)
+    n, x, y = len(x), x - np.mean(x), y - np.mean(y)
+    draws = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=RESAMPLES)
+    sums = np.vstack([np.ones(n), draws]) @ np.stack([x, y, x * y, x * x, y * y], axis=1)  # first of the questions themselves
+    mean_x, mean_y, xy, xx, yy = sums.T / n
+    variances = (xx - mean_x**2, yy - mean_y**2)
+    std_x, std_y = (np.sqrt(np.where(variance > SMALLEST_STD**2, variance, np.nan)) for variance in variances)
+    found = (xy - mean_x * mean_y) / (std_x * std_y)
+    low, high = np.nanpercentile(found[1:], [2.5, 97.5])
+    return {"value": float(found[0]), "low": float(low), "high": float(high)}
 
 
 def excludes_zero(interval: Interval) -> bool:

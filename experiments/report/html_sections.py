@@ -15,6 +15,7 @@ from experiments.report.charts import Panel, Points, inline_svg, line_charts, po
 
 Summary = Mapping[str, Any]  # summary.json of a run
 USE, SECONDS = "use_", "seconds_"  # Prefixes in metrics.jsonl: shares of what plan turns chose (`use_stop`), and seconds of phases
+ENTROPY = "kb_entropy_"  # Prefix in metrics.jsonl: entropy of what plan turns chose, by what they needed
 ORDER = ("text", "text_image", "table")  # Knowledge bases that have the same colours in every report; others follow
 Rows = Sequence[Mapping[str, Any]]  # Lines of metrics.jsonl
 
@@ -87,6 +88,7 @@ def curves_section(rows: Rows) -> str:
     seconds = {name.removeprefix(SECONDS): points_of(rows, name) for name in phases}
     panels = [
         Panel("What plan turns chose", kb_use(rows), y="share of plan turns", low=0.0, high=1.0),
+        Panel("Entropy of routes, by what was needed", kb_entropy_lines(rows), y="nats", low=0.0),
         panel("Reward of a turn", "reward_plan", "reward_answer", "reward_final", high=1, y="mean reward"),
         panel("Turns that were right", "routing", "stop", "format", high=1, y="share"),
         panel("Retrievals per question", "retrievals_per_question", y="searches"),
@@ -112,6 +114,13 @@ def kb_use(rows: Rows) -> dict[str, Points]:
     names = dict.fromkeys(name.removeprefix(USE) for row in known for name in row if name.startswith(USE)).keys()
     order = [*(name for name in ORDER if name in names), *(name for name in names if name not in (*ORDER, "stop")), *(names & {"stop"})]
     return {name: [(row["iteration"], row.get(f"{USE}{name}", 0.0)) for row in known] for name in order}
+
+
+def kb_entropy_lines(rows: Rows) -> dict[str, Points]:
+    """What was needed, `all` turns together, or `all, if right` -> (iteration, nats)."""
+    names = sorted({name.removeprefix(ENTROPY) for row in rows for name in row if name.startswith(ENTROPY)} - {*ORDER})
+    found: dict[str, Points] = {name: points_of(rows, f"{ENTROPY}{name}") for name in (*ORDER, *names)}
+    return found | {"all": points_of(rows, "kb_entropy"), "all, if right": points_of(rows, "right_kb_entropy")}
 
 
 def time_section(summary: Mapping[str, Any]) -> str:

@@ -7,16 +7,23 @@ policy is a table of logits, learned from with the learner's own advantages, min
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator
+from itertools import islice
+
 import numpy as np
 import pytest
 import torch
 from local_rows import dealt_rows
 from table_policy import logprobs_of
 
+from learner.collapse import CollapseConfig, signs
 from learner.config import LearnerConfig
+from learner.kb_entropy import kb_entropies
 from learner.objective.advantages import turn_advantages
 from learner.objective.losses import Tokens, loss_of
 from learner.objective.sibling_packing import pack
+from rewards.scored_summary import Route
 from rollout.records import ScoredTurn, Turn, TurnReward
 
 KINDS, KBS, STEPS = 6, 3, 3
@@ -70,23 +77,32 @@ class Problem:
         return float(torch.softmax(table, -1)[torch.arange(KINDS), torch.from_numpy(self.best)].mean())
 
 
-def turns_until_it_routes(mode: str, config: LearnerConfig, seed: int) -> int:
-    """Sampled turns until the policy routes right in 95 % of all cases."""
-    problem, sampled = Problem(seed), 0
-    table = torch.zeros(KINDS, KBS, requires_grad=True)
-    optimizer = torch.optim.Adam([table], lr=config.lr)
-    while problem.routing(table.detach()) < ENOUGH and sampled < LIMIT:
-        turns = [turn for _ in range(QUESTIONS) for turn in getattr(problem, mode)(table.detach().numpy().astype(np.float64))]
-        sampled += len(turns)
+def iterations(problem: Problem, mode: str, config: LearnerConfig, blind: bool = False) -> Iterator[tuple[list[ScoredTurn], torch.Tensor]]:
+    """The turns of each iteration, and the table that was learned from them. `blind`: all kinds share one row: it cannot tell them apart."""
+    logits = torch.zeros(1 if blind else KINDS, KBS, requires_grad=True)
+    optimizer = torch.optim.Adam([logits], lr=config.lr)
+    while True:
+        table = logits.detach().expand(KINDS, KBS).numpy().astype(np.float64)
+        turns = [turn for _ in range(QUESTIONS) for turn in getattr(problem, mode)(table)]
         for rows in dealt_rows(turns, turn_advantages(turns, config), config, 0):
             batch = pack(rows, [np.zeros((3, 1), np.int64) for _ in rows], 0)
-            logprobs, entropy = logprobs_of(table, batch)
+            logprobs, entropy = logprobs_of(logits.expand(KINDS, KBS), batch)
             arrays = (batch.old_logprobs, batch.advantages, batch.weights, batch.turns)
             loss, _ = loss_of(Tokens(logprobs, entropy, *map(torch.from_numpy, arrays)), config, sum(row.weight for row in rows))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-    return sampled
+        yield turns, logits.detach().expand(KINDS, KBS)
+
+
+def turns_until_it_routes(mode: str, config: LearnerConfig, seed: int) -> int:
+    """Sampled turns until the policy routes right in 95 % of all cases."""
+    problem, sampled = Problem(seed), 0
+    for turns, table in iterations(problem, mode, config):
+        sampled += len(turns)
+        if problem.routing(table) >= ENOUGH or sampled >= LIMIT:
+            return sampled
+    raise AssertionError("training has no end")
 
 
 STEP_GRPO = {"step_weight": 1.0, "episode_weight": 0.0}
@@ -116,3 +132,20 @@ def test_step_grpo_routes_right_after_at_most_half_of_the_samples_that_outcome_g
 )
 def test_other_ways_to_compare_and_to_weigh_learn_it_too(mode, settings):
     assert turns_until_it_routes(mode, LearnerConfig(lr=0.1, **settings), 0) < 5_000
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("blind", [False, True], ids=["tells kinds apart", "blind"])
+def test_routing_that_collapses_while_the_reward_rises_is_seen_and_routing_that_is_learned_is_no_sign(blind, seed):
+    """A policy that cannot tell the kinds apart earns most with the knowledge base that most of them need."""
+    problem, rows, rewards = Problem(seed), [], []
+    problem.best = np.array([0, 0, 0, 1, 1, 2])
+    for turns, _ in islice(iterations(problem, "branch", LearnerConfig(lr=0.1, **STEP_GRPO), blind), 60):
+        routes = Counter((int(problem.best[turn.prompt_ids[0]]), int(turn.turn.response_ids[0])) for turn in turns)
+        rows.append(kb_entropies({Route((f"kb{right}",), "", f"kb{kb}"): number for (right, kb), number in routes.items()}))
+        rewards.append(np.mean([turn.reward.total for turn in turns]))
+    found = [signs(rows[:n], CollapseConfig()) for n in range(1, len(rows) + 1)]
+    assert np.mean(rewards[-10:]) > np.mean(rewards[:10]) + 0.05
+    assert bool(found[-1]) is blind
+    assert blind or not any(found)
+    assert not blind or found[-1][0].name == "kb_entropy_ratio"

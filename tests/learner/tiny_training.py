@@ -13,7 +13,8 @@ from learner.config import LearnerConfig
 from learner.question_ledger import ShuffledQuestions
 from learner.step_grpo import StepGRPO
 from learner.step_grpo_config import StepGRPOConfig
-from rewards.actor import RewardActor
+from rewards.actor import RETRIEVERS, RewardActor
+from rewards.config import RewardConfig
 from rollout.config import RolloutConfig
 from rollout.records import GoldStep, Question, RecordedTurn, ScoredTurn, Trajectory, TurnReward
 
@@ -24,7 +25,7 @@ class LowIds(RewardActor):
     """Rewards the share of small token ids: a random policy earns some of it, in varying amounts."""
 
     def __init__(self):
-        pass
+        self._config, self._retrievers = RewardConfig(), RETRIEVERS
 
     def score(self, trajectories: Sequence[Trajectory]) -> list[ScoredTurn]:
         return [

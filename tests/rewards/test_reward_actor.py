@@ -11,6 +11,7 @@ import ray
 
 from rewards.actor import batched_similarity, start_reward_actor
 from rewards.config import RewardConfig
+from rewards.scored_summary import Route
 from rollout.nan_check import NotFiniteError
 from rollout.records import GoldStep, Question, State, Trajectory, Turn, TurnGroup
 
@@ -61,6 +62,13 @@ def test_rewards_do_not_depend_on_what_else_is_scored(actor):
     together = score(actor, plan("How deep is the sea?"), plan("Which city is Kormu's capital?"), plan(CAPITAL.query))
     assert together[1].reward.total == pytest.approx(alone[0].reward.total, abs=1e-6)
     assert [turn.episode for turn in together] == ["q1#0", "q1#1", "q1#2"]
+
+
+def test_the_summary_of_scored_turns_has_the_routes_of_those_that_cannot_be_judged_too(actor):
+    unjudged = plan("Who?", question=Question("q2", "Who?", ("Bela",), family="people"))
+    summary, turns = actor.score_references.remote([(0, 0), (0, 1)], False, [plan(CAPITAL.query, "Where?"), unjudged])
+    assert ray.get(summary, timeout=120).routes == {Route(("text",), "", "text"): 2, Route((), "people", "text"): 1}
+    assert len(ray.get(turns, timeout=120)) == 2
 
 
 def test_nothing_to_score_is_legal(actor):

@@ -8,11 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scored_episode import CAPITAL, PEOPLE, QUESTION, RETRIEVERS, plan, said, same, turn
+from scored_episode import episode as whole_episode
 
 from experiments.datasets.recorded_steps import read_recorded_steps
 from retrieval_actors.records import Passage
-from rewards.actor import score_trajectory, texts_to_compare
+from rewards.actor import count_routes, score_trajectory, texts_to_compare
 from rewards.config import RewardConfig
+from rewards.scored_summary import Route
 from rewards.step_rewards import abstain_reward, answer_gold, answer_reward, plan_needs, plan_reward
 from rollout.records import Exchange, GoldStep, Question, State, Trajectory, TurnGroup
 
@@ -278,3 +280,11 @@ def test_recorded_turns_are_compared_with_their_recorded_gold():
     assert rewards(recorded("plan", stop, plan(ask.query, "Text Retriever"), plan("None", "None"))) == pytest.approx([0.0, 1.0])
     assert rewards(recorded("answer", GoldStep("", "", "lee hae-young"), said("Lee Hae-young"), said("Wise"))) == [1.0, 0.0]
     assert rewards(recorded("final", GoldStep("", "", "yes"), said("yes"), said("no"))) == [1.0, 0.0]
+
+
+def test_routes_are_counted_sibling_by_sibling_with_what_was_needed_and_without_stops():
+    whole, config = whole_episode(), RewardConfig()
+    asked = {Route(("text",), "", "text"): 1, Route(("table",), "", "table"): 1, Route((), "", "table"): 1}
+    assert count_routes([whole, whole], config, RETRIEVERS) == {route: 2 * number for route, number in asked.items()}
+    elsewhere = {"Text Retriever": "facts"}  # gold steps name other knowledge bases
+    assert count_routes([whole], config, elsewhere) == {Route((), "", "facts"): 1}

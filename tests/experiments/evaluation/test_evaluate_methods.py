@@ -136,7 +136,8 @@ def test_methods_are_compared_pair_by_pair_with_corrected_p_values(tmp_path):
     again = io.StringIO()
     print_methods(Console(file=again, width=200), stored, "the title")
     assert again.getvalue() == out.getvalue()
-    for part in ("the title", "no retrieval", "share of table", "+0.800"):
+    assert (stored["when"]["known"], stored["when"]["by_family"]["odd"]["known"]) == (9, 5)
+    for part in ("the title", "no retrieval", "share of table", "+0.800", "searches of known"):
         assert part in out.getvalue()
 
 

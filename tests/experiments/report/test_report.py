@@ -87,6 +87,8 @@ def folder(tmp_path: Path) -> RunFolder:
             "use_text_image": 0.25,
             "use_table": 0.15,
             "use_stop": 0.1,
+            "kb_entropy": 0.9,
+            "kb_entropy_text": 1 / i,
             "seconds_rollout": 0.2,
         }
         folder.add_metrics(row | ({"validation_f1_recall": i / 50} if i % 10 == 0 else {}))
@@ -119,6 +121,7 @@ def test_the_page_is_whole_and_needs_nothing_from_elsewhere(folder: RunFolder):
     assert "http" not in re.sub(r"http-equiv|http://www\.w3\.org/(2000/svg|1999/xlink)", "", page)  # names of XML, which nobody fetches
     assert "nan" not in re.sub(r"<(style|script).*?</\1>", "", page, flags=re.S).lower()
     assert "prefers-color-scheme: dark" in page
+    assert "Entropy of routes, by what was needed" in page
     assert all(url.startswith("data:image/png;base64,") for url in unpacked(page)["pictures"])
 
 
