@@ -18,7 +18,7 @@ from experiments.config import RunConfigError, find_policy
 from learner.config import LearnerConfig
 from learner.ranks.deepspeed_engine import prepare
 from rollout.policies import Policy
-from rollout.policies.architecture import kind_of
+from rollout.policies.load import kind_of
 from rollout.policies.policy import PICTURE
 from rollout.policies.vlm import VisionLanguagePolicy
 from rollout.records import Image, Message

@@ -20,7 +20,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from experiments.command_line.terminal import Console
 from experiments.worlds.teacher import Demonstration
 from experiments.worlds.tiny_policy import tiny_policy, train_tokenizer
-from rollout.policies import Policy
+from rollout.policies import Policy, load_policy
 from rollout.records import Image
 
 WARMUP_STEPS, SAVE_EVERY = 50, 500
@@ -118,7 +118,7 @@ def train(config: ColdStartConfig, turns: Iterator[Demonstration], texts: Iterab
     `curve.jsonl`: steps, tokens and turns so far; since the last point, the mean loss and, by kind of turn, the share with every token right."""
     torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
-    policy = Policy.load(config.start) if config.start else fresh_policy(config, texts)
+    policy = load_policy(config.start) if config.start else fresh_policy(config, texts)
     opts = optimizers(policy, config.lr, config.muon)
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)

@@ -26,7 +26,7 @@ from learner.ranks.checkpoint_files import FileFacts, allow_checkpoint_types, co
 from learner.ranks.deepspeed_engine import build_engine, build_reference, published_parameters, without_adapters
 from learner.ranks.weight_sender import WeightSender
 from rollout.nan_check import largest, magnitude, refuse_weights
-from rollout.policies import Policy
+from rollout.policies import load_policy
 from rollout.records import ScoredTurn
 from rollout.weight_buckets import copy_into
 
@@ -82,7 +82,7 @@ class LearnerRank(WeightSender):
                 built.destroy()
         self.config, self.packer.bucket_bytes = config, config.bucket_bytes
         torch.manual_seed(config.seed)
-        self.policy = Policy.load(self.policy_path, dtype=config.dtype, device=str(self.device))
+        self.policy = load_policy(self.policy_path, dtype=config.dtype, device=str(self.device))
         if weights_of:
             found = consolidated_weights(Path(weights_of), TAG)
             refuse_weights(found.items(), weights_of, CHOOSE_ANOTHER)
@@ -123,7 +123,7 @@ class LearnerRank(WeightSender):
 
     def save_policy(self, folder: str) -> None:
         """Write the policy in Hugging Face format, from rank 0. Raises `NoRoomError`."""
-        policy = None if self.rank else Policy.load(self.policy_path, dtype=self.config.dtype)
+        policy = None if self.rank else load_policy(self.policy_path, dtype=self.config.dtype)
         written = dict(policy.model.named_parameters()) if policy else {}
         with torch.no_grad():
             for name, tensor in self.gathered():

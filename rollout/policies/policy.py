@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AttentionInterface, AutoModelForCausalLM, AutoTokenizer
+from transformers import AttentionInterface, AutoModelForCausalLM
 
 from rollout.nan_check import refuse_weights
 from rollout.policies.chat import ChatFormat
@@ -34,28 +34,6 @@ class Policy:
     def __init__(self, model: Any, tokenizer: Any = None, image_processor: Any = None):
         """Without a tokenizer (shapes, benchmarks), nothing can be encoded."""
         self.model, self.tokenizer, self.image_processor = model, tokenizer, image_processor
-
-    @classmethod
-    def load(cls, path: str | Path, *, dtype: str = "float32", device: str = "cpu") -> Policy:
-        """From a folder or a hub name. Weights must be safetensors; no code of the model is run. Raises `FileNotFoundError` for a folder that does
-        not exist or has no config, `ValueError` for an architecture or a tokenizer that is not supported, `NotFiniteError`."""
-        from rollout.policies.architecture import kind_of
-
-        kind, config = kind_of(path)
-        options = {"dtype": getattr(torch, dtype), "use_safetensors": True, "attn_implementation": "sdpa", "trust_remote_code": False}
-        model, loaded = kind.auto.from_pretrained(path, config=config, output_loading_info=True, **options)
-        if missing := sorted(loaded["missing_keys"]):
-            raise ValueError(f"policy {path}: the weights lack {missing[0]}{f' and {len(missing) - 1} more' * (len(missing) > 1)}")
-        model.eval().to(device)
-        refuse_weights(model.named_parameters(), f"policy {path}", "choose another policy")
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-            policy = kind(model, tokenizer, kind.read_image_processor(path))
-            policy.check_forward()
-            assert policy.chat  # Refuses a tokenizer without a template
-        except (ValueError, OSError) as error:
-            raise ValueError(f"policy {path}: {str(error).splitlines()[0]}") from None
-        return policy
 
     @classmethod
     def read_image_processor(cls, path: str | Path) -> Any:

@@ -10,7 +10,7 @@ from learner.objective.batch_plan import cut, plan, share_out
 from learner.objective.packed_attention import ATTENTIONS, attention_of, sees
 from learner.objective.sibling_packing import Response, Row, pack
 from learner.objective.token_logprobs import Scorer, inputs_of, packed
-from rollout.policies import Policy
+from rollout.policies import load_policy
 from rollout.records import Image
 
 
@@ -57,7 +57,7 @@ def test_cutting_a_long_group_into_rows_changes_no_logprob(policy):
 
 
 def test_a_batch_without_pictures_still_gives_the_vision_tower_gradients_of_zero(policy_path):
-    policy = Policy.load(policy_path)
+    policy = load_policy(policy_path)
     turns = group(policy, 2, 3)
     score(policy, rows_of(turns, [1.0] * 3, [1.0] * 3, 999))[0].sum().backward()
     gradients = [p.grad for p in policy.model.model.visual.parameters()]
@@ -65,7 +65,7 @@ def test_a_batch_without_pictures_still_gives_the_vision_tower_gradients_of_zero
 
 
 def test_an_empty_batch_has_no_tokens_and_gives_every_parameter_a_gradient_of_zeros(policy_path):
-    policy = Policy.load(policy_path)
+    policy = load_policy(policy_path)
     logprobs, _ = score(policy, [])
     assert logprobs.shape == (0,)
     logprobs.sum().backward()

@@ -12,7 +12,7 @@ from experiments.worlds.teacher import answer_response, plan_response
 from retrieval_actors.records import Passage
 from rollout.config import RolloutConfig
 from rollout.engines.transformers_engine import TransformersEngine
-from rollout.policies import Policy
+from rollout.policies import load_policy
 from rollout.policies.policy import PICTURE
 from rollout.records import Question
 from rollout.roll_out import roll_out
@@ -40,7 +40,7 @@ def say(kind, prompt, sibling):
 
 
 def test_it_routes_to_the_picture_knowledge_base_and_reads_captions():
-    policy, shown = Policy.load(saved_family("smollm2")), [picture(1), picture(2)]
+    policy, shown = load_policy(saved_family("smollm2")), [picture(1), picture(2)]
     questions = [
         Question(f"q{i}", "Which country has this flag?", (name,), image)
         for i, (name, image) in enumerate(zip(("Kormu", "Belsi"), shown, strict=True))
@@ -60,7 +60,7 @@ def test_it_routes_to_the_picture_knowledge_base_and_reads_captions():
 
 
 def test_its_own_engine_runs_whole_episodes_with_pictures():
-    policy, shown = Policy.load(saved_family("llama")), picture(1)
+    policy, shown = load_policy(saved_family("llama")), picture(1)
     asked = Question("q", "Which country has this flag?", ("Kormu",), shown)
     config = replace(RolloutConfig(), group_size=3, max_new_tokens=8, routing="all")
     (trajectory,) = roll_out([asked], TransformersEngine(policy), Flags({shown.data: "The flag of Kormu."}), config, seed=0)
