@@ -23,8 +23,6 @@ from experiments.worlds.tiny_policy import tiny_policy, train_tokenizer
 from rollout.policy import Policy
 from rollout.records import Image
 
-WARMUP_STEPS, SAVE_EVERY = 50, 500
-
 
 @dataclass
 class ColdStartConfig:
@@ -38,13 +36,19 @@ class ColdStartConfig:
     """The teacher searches with the embedders of a run, so it also finds similar, wrong passages; false: by shared words, without embedding."""
     recorded: str = ""
     """Configuration of a run over a step data set (`offline_steps.yaml`): learn the gold of its training turns, without the teacher."""
+    data: str = ""
+    """Configuration of a run (`pretrained.yaml`): the teacher answers its training questions over its knowledge bases, for the policy `start`."""
     minutes: float = 60.0
     """Minutes of training after the first batch is ready (embedding the first atlas takes a minute). At the end the learning rate is zero."""
     muon: bool = True
     """Muon for the matrices of the layers; false: AdamW for everything, which changes a trained policy less."""
     lr: float = 2e-3
+    warmup_steps: int = 50
+    """Steps in which the learning rate rises."""
     decay: float = 0.6
     """Last fraction of the time, in which the learning rate falls linearly to zero; 0: constant."""
+    freeze_embeddings: bool = False
+    """Keep the embeddings, and with them the head where both are the same: most words of a trained policy do not occur here."""
     tokens_per_batch: int = 4096
     longest: int = 4096
     """Tokens of a demonstration, at most; longer ones are left out."""
@@ -56,6 +60,8 @@ class ColdStartConfig:
     """Size of a fresh policy's tokenizer, at most."""
     log_every: int = 100
     """Steps between two points of the curve."""
+    save_every: int = 500
+    """Steps between two times that the policy is saved; one that was stopped continues with `start` = `out` and the minutes that are left."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +117,7 @@ def response_logits(policy: Policy, rows: Sequence[Example]) -> tuple[torch.Tens
 def optimizers(policy: Policy, lr: float, muon: bool) -> list[torch.optim.Optimizer]:
     """Muon for the matrices of the layers, AdamW for embeddings, patches, norms and biases."""
     inside = ("language_model.layers", "visual.blocks", "visual.merger")
-    parameters = dict(policy.model.named_parameters())
+    parameters = {name: p for name, p in policy.model.named_parameters() if p.requires_grad}
     matrices = {name: p for name, p in parameters.items() if muon and p.ndim == 2 and any(part in name for part in inside)}
     rest = [p for name, p in parameters.items() if name not in matrices]
     adam = torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.98), weight_decay=0.0)
@@ -123,11 +129,13 @@ def fresh_policy(config: ColdStartConfig, texts: Iterable[str]) -> Policy:
 
 
 def train(config: ColdStartConfig, turns: Iterator[Demonstration], texts: Iterable[str], console: Console) -> Policy:
-    """Learns from the endless stream `turns` until the minutes are over. The policy is saved every `SAVE_EVERY` steps and at the end.
-    `curve.jsonl`: steps, tokens and turns so far; since the last point, the mean loss and, by kind of turn, the share with every token right."""
+    """Learns from the endless stream `turns` until the minutes are over. The policy is saved every `save_every` steps and at the end.
+    `curve.jsonl`: steps, tokens, turns and tokens a second so far; since the last point, the mean loss and, by kind of turn, the share with every
+    token right."""
     torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
     policy = Policy.load(config.start) if config.start else fresh_policy(config, texts)
+    policy.model.get_input_embeddings().weight.requires_grad_(not config.freeze_embeddings)
     opts = optimizers(policy, config.lr, config.muon)
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
@@ -146,7 +154,7 @@ def train(config: ColdStartConfig, turns: Iterator[Demonstration], texts: Iterab
             step = seen["step"] + 1
             falling = min(1.0, (1 - fraction) / config.decay) if config.decay else 1.0
             for group in itertools.chain.from_iterable(optimizer.param_groups for optimizer in opts):
-                group["lr"] = config.lr * min(1.0, step / WARMUP_STEPS) * falling
+                group["lr"] = config.lr * min(1.0, step / config.warmup_steps) * falling
             logits, targets, owner = response_logits(policy, rows)
             loss = F.cross_entropy(logits.float(), targets, reduction="none").mean()
             loss.backward()
@@ -163,9 +171,10 @@ def train(config: ColdStartConfig, turns: Iterator[Demonstration], texts: Iterab
                 means = {name: round(float(np.mean(values)), 4) for name, values in sorted(window.items())}
                 window.clear()
                 seconds = time.time() - began
-                print(json.dumps({**seen, "seconds": round(seconds), **means}), file=curve, flush=True)
+                speed = {"seconds": round(seconds), "tokens_per_second": round(seen["tokens"] / seconds, 1)}
+                print(json.dumps({**seen, **speed, **means}), file=curve, flush=True)
                 progress.update(task, completed=seconds, line="  ".join(f"{name} {value}" for name, value in means.items()))
-            if step % SAVE_EVERY == 0:
+            if step % config.save_every == 0:
                 policy.save(out)
     policy.save(out)
     return policy
