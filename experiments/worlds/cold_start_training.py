@@ -117,7 +117,7 @@ def response_logits(policy: Policy, rows: Sequence[Example]) -> tuple[torch.Tens
 def optimizers(policy: Policy, lr: float, muon: bool) -> list[torch.optim.Optimizer]:
     """Muon for the matrices of the layers, AdamW for embeddings, patches, norms and biases."""
     inside = ("language_model.layers", "visual.blocks", "visual.merger")
-    parameters = {name: p for name, p in policy.model.named_parameters() if p.requires_grad}
+    parameters = dict(policy.model.named_parameters())
     matrices = {name: p for name, p in parameters.items() if muon and p.ndim == 2 and any(part in name for part in inside)}
     rest = [p for name, p in parameters.items() if name not in matrices]
     adam = torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.98), weight_decay=0.0)

@@ -3,6 +3,7 @@ for the needs in their order, names a knowledge base at random, reads what a run
 
 from __future__ import annotations
 
+import itertools
 import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,12 +13,13 @@ from experiments.worlds.teacher import Demonstration, Manner, Search, answer_res
 from retrieval_actors.records import KnowledgeBaseCard, Passage
 from rollout.config import RolloutConfig
 from rollout.needs import holds_answer
-from rollout.prompts import shown
+from rollout.prompts import find_prompts, shown
 from rollout.records import UNKNOWN, GoldStep, Question
-from rollout.turn_parser import normalise
+from rollout.turn_parser import normalise, parse_answer
 
 FOLLOWS_GOLD = 0.8  # Fewer answers are `unknown` than in the atlas, so that more chains of three get to their end
 READINGS = 0.5  # Share of answer turns that are shown: they are three times as long as the others, and learned sooner than when to stop
+AT_ONCE_EVERY, BY_HEART_EVERY = 11, 7  # Episodes between two answers of the kind that the methods `all` and `direct` ask for
 PART = re.compile(r" \| |(?<=[.;]) ")  # Between the cells of a row, and between sentences
 WORDS_BEFORE = 4  # The answer, in a quote
 
@@ -40,17 +42,36 @@ def natural_manner(rollout: RolloutConfig, cards: Mapping[str, KnowledgeBaseCard
 def natural_demonstrations(
     questions: Sequence[Question], search: Search, manner: Manner, seed: int, blind: bool = True
 ) -> Iterator[Demonstration]:
-    """An endless stream: the families take turns, each with its questions in random order, so that chains are not rarer than single facts."""
+    """An endless stream: the families take turns, each with its questions in random order, so that chains are not rarer than single facts. A few
+    turns are those of other methods, which would not know their prompts else: what they are compared with has to be fair."""
     rng = random.Random(seed)
     families: dict[str, list[Question]] = {}
     for question in questions:
         families.setdefault(question.family, []).append(question)
     left: dict[str, list[Question]] = {family: [] for family in families}
-    while True:
-        for family, members in families.items():
-            left[family] = left[family] or rng.sample(members, len(members))
-            turns = demonstrate(left[family].pop(), search, rng, blind, manner)
-            yield from (turn for turn in turns if turn.kind != "answer" or rng.random() < READINGS)
+    for episode, family in enumerate(itertools.cycle(families)):
+        left[family] = left[family] or rng.sample(families[family], len(families[family]))
+        question = left[family].pop()
+        turns = demonstrate(question, search, rng, blind, manner)
+        yield from (turn for turn in turns if turn.kind != "answer" or rng.random() < READINGS)
+        if episode % AT_ONCE_EVERY == 0:
+            yield at_once(question, search, rng, manner)
+        if episode % BY_HEART_EVERY == 0:
+            message = find_prompts(manner.rollout.prompts).final(question.text, question.image is not None, ())
+            yield Demonstration("final", message, question.image, answer_response("I have the answer.", question.answers[0]))
+
+
+def at_once(question: Question, search: Search, rng: random.Random, manner: Manner) -> Demonstration:
+    """One answer turn over all knowledge bases, searched with the question itself: its answer if all facts stand there, else `unknown`."""
+    rollout, needs = manner.rollout, question.gold_steps or ()
+    found = [passage for kb in manner.retrievers for passage in search(kb, question.text, question, rollout.passages)]
+    if rollout.shuffle_passages:
+        rng.shuffle(found)
+    readings = [manner.read(need, found) for need in needs]
+    unread = next((response for response in readings if parse_answer(response) == UNKNOWN), None)
+    known = readings[0] if len(readings) == 1 else answer_response("I have the answer.", question.answers[0])
+    message = find_prompts(rollout.prompts).answer(question.text, found, question.image is not None, rollout.max_passage_chars)
+    return Demonstration("answer", message, question.image, unread or known)
 
 
 def quoting(need: GoldStep, passages: Sequence[Passage], most_characters: int) -> str:
