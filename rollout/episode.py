@@ -19,7 +19,7 @@ from rollout.searches import SearchRequest
 from rollout.turn_parser import parse_answer, parse_plan
 
 if TYPE_CHECKING:
-    from rollout.policy import Policy  # see rollout/nan_check.py
+    from rollout.policies import Policy  # see rollout/nan_check.py
 
 Episode = Generator[State | SearchRequest, Any, Trajectory]
 """Yields a state, and is sent the `TurnGroup` of its siblings; or a request, and is sent a list of passages."""

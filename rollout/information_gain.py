@@ -13,7 +13,7 @@ from rollout.nan_check import largest
 from rollout.records import Image, Message
 
 if TYPE_CHECKING:
-    from rollout.policy import Policy  # see rollout/nan_check.py
+    from rollout.policies import Policy  # see rollout/nan_check.py
 
 TOKENS = 16384  # of one forward pass: a question may have hundreds of right answers
 OPENING, CLOSING = "<think></think><answer>", "</answer>"
@@ -51,30 +51,12 @@ def _mean_logprobs(policy: Policy, rows: Sequence[tuple[np.ndarray, Image | None
     """Mean log-prob, in nats, of the tokens [first, last) after each (prompt, picture), all rows in one batch."""
     import torch
 
-    lengths = [len(prompt) + len(tokens) for prompt, _, tokens, _, _ in rows]
-    ids = np.full((len(rows), max(lengths)), policy.pad_token_id, np.int64)
-    positions = np.zeros((3, *ids.shape), np.int64)
-    for i, (prompt, image, tokens, _, _) in enumerate(rows):
-        ids[i, : lengths[i]] = np.concatenate([prompt, tokens])
-        before = policy.positions(prompt, image)
-        after = before.max() + 1 + np.tile(np.arange(len(tokens)), (3, 1))
-        positions[:, i, : lengths[i]] = np.concatenate([before, after], 1)
-    images = [image for _, image, *_ in rows if image]
-    pixels, grids = policy.pixels(images) if images else (None, None)
-    causal = torch.ones(ids.shape[1], ids.shape[1], dtype=torch.bool, device=policy.device).tril()
     means = []
     with torch.no_grad():
-        hidden = policy.model.model(
-            input_ids=torch.from_numpy(ids).to(policy.device),
-            pixel_values=pixels,
-            image_grid_thw=grids,
-            position_ids=torch.from_numpy(positions).to(policy.device),
-            attention_mask=causal.expand(len(rows), 1, -1, -1),  # padding stands at the end: no token attends to it
-            use_cache=False,
-        ).last_hidden_state
+        hidden = policy.padded_hidden([(np.concatenate([prompt, tokens]), image) for prompt, image, tokens, _, _ in rows])
         for i, (prompt, _, tokens, first, last) in enumerate(rows):
             start = len(prompt) - 1
-            logprobs = policy.model.lm_head(hidden[i, start + first : start + last]).float().log_softmax(-1)
+            logprobs = policy.lm_head(hidden[i, start + first : start + last]).float().log_softmax(-1)
             wanted = torch.from_numpy(tokens[first:last].astype(np.int64)).to(policy.device)
             means.append(float(logprobs.gather(1, wanted[:, None]).mean()))
     return means

@@ -32,7 +32,7 @@ class RolloutWorker(EnvRunner, Checkpointable):
     every restart. `config`: a `StepGRPOConfig`."""
 
     def __init__(self, *, config: Any, **kwargs: Any):
-        from rollout.policy import Policy  # not above: the driver imports this file, and starts seconds earlier without transformers
+        from rollout.policies import Policy  # not above: the driver imports this file, and starts seconds earlier without transformers
 
         super().__init__(config=config, **kwargs)
         self.config.data = None  # the questions come with each call

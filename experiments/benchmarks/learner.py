@@ -31,7 +31,7 @@ from learner.objective.sibling_packing import Response, Row, row_of
 from learner.objective.token_logprobs import Scorer, inputs_of, packed
 from learner.ranks.learner_rank import LearnerRank, MiniBatch
 from rewards.scored_summary import ScoredSummary
-from rollout.policy import Policy
+from rollout.policies import Policy
 
 CONFIG = LearnerConfig()
 LOADS = {"turns of the default world": 3.0, "prompts of 512 tokens, responses of 32": 5.0}

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from experiments.benchmarks.bench_results import BenchResult
 from learner.objective.batch_plan import cut
 from learner.objective.sibling_packing import Response, Row
 from learner.objective.token_logprobs import Scorer, inputs_of, packed
+from rollout.policies.qwen_vl import QwenVLPolicy
 
 TEXT_3B = {
     **{"hidden_size": 2048, "intermediate_size": 11008, "num_hidden_layers": 36, "num_attention_heads": 16, "num_key_value_heads": 2},
@@ -41,8 +41,13 @@ def gpu_rows(quick: bool) -> Iterator[BenchResult]:
     yield BenchResult.of(f"{NAME}: MFU", flop / seconds / PEAK, "", bar=0.4)
 
 
-def random_policy(text: dict[str, Any], vision: dict[str, Any], dtype: torch.dtype, device: str) -> Any:
-    """The parts of a policy that the scorer uses, for prompts without pictures."""
+class RandomPolicy(QwenVLPolicy):
+    """Without a tokenizer: prompts are token ids."""
+
+    pad_token_id, banned_token_ids = 0, ()
+
+
+def random_policy(text: dict[str, Any], vision: dict[str, Any], dtype: torch.dtype, device: str) -> RandomPolicy:
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
     config = Qwen2_5_VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=True)
@@ -50,20 +55,18 @@ def random_policy(text: dict[str, Any], vision: dict[str, Any], dtype: torch.dty
     torch.manual_seed(0)
     with torch.device(device):
         model = Qwen2_5_VLForConditionalGeneration._from_config(config, dtype=dtype)
-    tokens = {"image_token_id": config.image_token_id, "pad_token_id": 0, "banned_token_ids": ()}
-    merge, positions = config.vision_config.spatial_merge_size, lambda ids, grid: np.tile(np.arange(len(ids)), (3, 1))
-    return SimpleNamespace(model=model, merge=merge, device=torch.device(device), positions=positions, **tokens)
+    return RandomPolicy(model)
 
 
 def measured(scorer: Scorer, policy: Any, tokens: int, shared: bool, times: int) -> tuple[float, float, int, int]:
     """(seconds, FLOP, tokens read, samples) of one micro-batch."""
     draw = np.random.default_rng(0)
     length = PROMPT + (GROUP if shared else 1) * (RESPONSE - 1)
-    vocabulary = scorer.model.lm_head.weight.shape[0]
+    vocabulary = policy.lm_head.weight.shape[0]
     rows = [_row(draw, GROUP if shared else 1, vocabulary) for _ in range(tokens // length)]
     (batch,) = cut(rows, tokens)
     inputs = inputs_of(packed(batch, policy), policy, policy.device)
-    inside = sum(p.numel() for p in scorer.model.model.language_model.layers.parameters())
+    inside = sum(p.numel() for p in policy.text_model.layers.parameters())
     read, predicted = len(inputs["input_ids"]), len(inputs["targets"])
 
     def once() -> None:
@@ -77,7 +80,7 @@ def measured(scorer: Scorer, policy: Any, tokens: int, shared: bool, times: int)
     begin = time.perf_counter()
     for _ in range(times):
         once()
-    flop = 6.0 * (inside * read + scorer.model.lm_head.weight.numel() * predicted)
+    flop = 6.0 * (inside * read + policy.lm_head.weight.numel() * predicted)
     return (time.perf_counter() - begin) / times, flop, read, len(rows) * (GROUP if shared else 1)
 
 

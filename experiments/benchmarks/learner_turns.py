@@ -10,7 +10,7 @@ from experiments.benchmarks.pipeline import SlowKnowledgeBases
 from experiments.worlds.atlas import Atlas, World
 from rollout.config import RolloutConfig
 from rollout.engines.transformers_engine import TransformersEngine
-from rollout.policy import Policy
+from rollout.policies import Policy
 from rollout.records import ScoredTurn, State, Turn, TurnReward
 from rollout.roll_out import roll_out
 

@@ -19,7 +19,7 @@ from retrieval_actors.records import Passage, Query
 from rollout.config import RolloutConfig
 from rollout.engines.base import Sampling
 from rollout.engines.transformers_engine import TransformersEngine
-from rollout.policy import Policy
+from rollout.policies import Policy
 from rollout.records import Question
 from rollout.roll_out import EngineTimeline, EpisodeRun, roll_out
 

@@ -22,7 +22,7 @@ from experiments.config import TrainConfig, find_policy
 from experiments.worlds.teacher import demonstrations
 from rollout.engines.base import Request, Sampling, generate
 from rollout.engines.transformers_engine import TransformersEngine
-from rollout.policy import Policy
+from rollout.policies import Policy
 
 SIBLINGS = 8
 SAMPLING = Sampling(max_new_tokens=64)
@@ -99,8 +99,7 @@ def _difference(policy: Policy, engine: TransformersEngine, requests: Sequence[R
             ids = torch.from_numpy(np.concatenate([request.prompt_ids, response.ids]).astype(np.int64))[None]
             inputs: dict[str, Any] = {"input_ids": ids}
             if request.image:
-                pixels, grids = policy.pixels([request.image])
-                inputs |= {"pixel_values": pixels, "image_grid_thw": grids, "mm_token_type_ids": (ids == policy.image_token_id).int()}
+                inputs |= policy.pictured(ids, [request.image])
             with torch.inference_mode():
                 logits = policy.model(**inputs).logits[0, len(request.prompt_ids) - 1 : -1]
             plain = logits.log_softmax(-1).gather(1, ids[0, len(request.prompt_ids) :, None])[:, 0].numpy()
@@ -153,7 +152,7 @@ def memory_limit(policy: Any, requests: list[Request], slots: int) -> float:
     per_token = 2 * text.num_hidden_layers * text.num_key_value_heads * (text.hidden_size // text.num_attention_heads) * 2
     prompt = float(np.mean([len(request.prompt_ids) for request in requests])) / SIBLINGS
     response = float(np.mean([request.sampling.max_new_tokens for request in requests])) / 2
-    weights = sum(parameter.numel() * 2 for parameter in policy.model.model.language_model.parameters())
+    weights = sum(parameter.numel() * 2 for parameter in policy.text_model.parameters())
     return slots * BYTES_PER_SECOND / (weights + slots * per_token * (prompt + response))
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from rollout.engines.base import Request, Response, Sampling
-from rollout.policy import Policy
+from rollout.policies import Policy
 
 
 class GenerateEngine:
@@ -49,8 +49,7 @@ class GenerateEngine:
             real[row, longest - len(request.prompt_ids) :] = 1
         inputs = {"input_ids": ids.to(policy.device), "attention_mask": real.to(policy.device)}
         if pictures := [request.image for request in requests if request.image]:
-            inputs["pixel_values"], inputs["image_grid_thw"] = policy.pixels(pictures)
-            inputs["mm_token_type_ids"] = (inputs["input_ids"] == policy.image_token_id).int()
+            inputs |= policy.pictured(inputs["input_ids"], pictures)
         rooms = [request.sampling.max_new_tokens for request in requests]
         with torch.inference_mode():
             options = sampling_options(policy, requests[0].sampling) | {"max_new_tokens": max(rooms)}

@@ -49,7 +49,8 @@ def sampler_memory(config: TrainConfig, policy: Any, parameters: int, receives: 
     """Part -> bytes on the GPU of one rollout or evaluation worker. `receives`: it is sent the weights of every policy version."""
     text, b = policy.get_text_config(), 2 if config.learner.dtype == "bfloat16" else 4
     head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    cache = config.rollout.batch_tokens * 2 * text.num_hidden_layers * text.num_key_value_heads * head * b
+    kv_heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    cache = config.rollout.batch_tokens * 2 * text.num_hidden_layers * kv_heads * head * b
     prefill = PREFILL_TOKENS * (3 * text.intermediate_size + 4 * text.hidden_size) * b
     held = {"model states": parameters * b, "KV cache": 2 * cache, "CUDA": CUDA_BYTES}
     held["activations"] = max(prefill, config.rollout.slots * text.vocab_size * SAMPLING_BYTES)

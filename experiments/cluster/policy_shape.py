@@ -7,18 +7,19 @@ import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from huggingface_hub import try_to_load_from_cache
 from PIL import Image as PillowImage
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer, Qwen2VLImageProcessorPil
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 
 from experiments.cluster.findings import Finding
 from experiments.config import RunConfigError, find_policy
 from learner.config import LearnerConfig
 from learner.ranks.deepspeed_engine import prepare
-from rollout.policy import Policy
+from rollout.policies import Policy
+from rollout.policies.policy import PICTURE, kind_of
+from rollout.policies.vlm import VisionLanguagePolicy
 from rollout.records import Image, Message
 
 SHAPES = Path(__file__).parent / "policy_shapes"
@@ -26,15 +27,13 @@ SHAPES = Path(__file__).parent / "policy_shapes"
 
 @dataclass
 class PolicyShape:
-    """The parts of a policy that `learner.ranks.deepspeed_engine.prepare` and the checks use."""
-
     name: str
     folder: Path | None  # None: only its shapes are known here
-    model: Any  # on the meta device, with frozen parts and adapters as it will be trained
+    policy: Policy  # on the meta device, with frozen parts and adapters as it will be trained; no tokenizer
 
 
 def policy_shape(path: str, learner: LearnerConfig) -> PolicyShape:
-    """Raises RunConfigError when neither its folder nor its shapes are here."""
+    """Raises RunConfigError when neither its folder nor its shapes are here, or the architecture is not supported."""
     found = find_policy(path)
     folder = Path(found) if (Path(found) / "config.json").is_file() else None
     if not folder and isinstance(file := try_to_load_from_cache(found, "config.json"), str):
@@ -44,16 +43,20 @@ def policy_shape(path: str, learner: LearnerConfig) -> PolicyShape:
         known = ", ".join(sorted(shape.name for shape in SHAPES.iterdir()))
         why = f"not in the local cache, and its shapes are not known here (only those of {known})"
         raise RunConfigError(f"train.policy is {path!r}: {why}; run `hf download {found}` where there is a network, or name a folder")
-    config, dtype = AutoConfig.from_pretrained(folder or published), getattr(torch, learner.dtype)
+    try:
+        kind, config = kind_of(folder or published)
+    except (ValueError, OSError) as error:
+        raise RunConfigError(f"train.policy: {error}") from None
+    auto = AutoModelForImageTextToText if kind.reads_pictures else AutoModelForCausalLM
     with torch.device("meta"):
-        shape = PolicyShape(found, folder, AutoModelForImageTextToText.from_config(config, dtype=dtype, attn_implementation="sdpa"))
-        prepare(shape, learner)  # type: ignore[arg-type]
-    return shape
+        policy = kind(auto.from_config(config, dtype=getattr(torch, learner.dtype), attn_implementation="sdpa"))
+        prepare(policy, learner)
+    return PolicyShape(found, folder, policy)
 
 
 def check_policy(shape: PolicyShape, context: int) -> Iterator[Finding]:
     """Checks of the files that are here: weights, tokenizer, chat template, pictures. `context`: tokens of the longest prompt and response."""
-    longest = shape.model.config.get_text_config().max_position_embeddings
+    longest = shape.policy.context
     fix = "" if context <= longest else "lower rollout.max_prompt_tokens or rollout.max_new_tokens"
     yield Finding("context", f"{context:,} of {longest:,} tokens", fix)
     if shape.folder is None:
@@ -62,8 +65,8 @@ def check_policy(shape: PolicyShape, context: int) -> Iterator[Finding]:
         yield Finding("policy", f"{shape.name}, {missing}", fix, fatal=False)
         return
     try:
-        processor = Qwen2VLImageProcessorPil.from_pretrained(shape.folder)
-        policy = Policy(shape.model, AutoTokenizer.from_pretrained(shape.folder), processor)
+        kind = type(shape.policy)
+        policy = kind(shape.policy.model, AutoTokenizer.from_pretrained(shape.folder), kind.read_image_processor(shape.folder))
     except (OSError, ValueError) as error:
         yield Finding("tokenizer", str(error).splitlines()[0], f"tokenizer and image processor belong in {shape.folder}")
         return
@@ -74,13 +77,14 @@ def check_policy(shape: PolicyShape, context: int) -> Iterator[Finding]:
 
 
 def _encoding(policy: Policy) -> Finding:
-    """Encodes a question with a picture: all tokens are in the vocabulary, and there is one placeholder per vector of the vision tower."""
-    out, tokenizer, config = io.BytesIO(), policy.tokenizer, policy.model.config
+    """Encodes a question with a picture: all tokens are in the vocabulary, and a VLM has one placeholder per vector of its vision tower."""
+    out, tokenizer = io.BytesIO(), policy.tokenizer
     PillowImage.new("RGB", (56, 56)).save(out, "PNG")
-    picture, rows = Image.of(out.getvalue()), config.get_text_config().vocab_size
+    picture, rows = Image.of(out.getvalue()), policy.model.config.get_text_config().vocab_size
     sizes = f"{len(tokenizer):,} tokens, the model has {rows:,}"
-    if len(tokenizer) > rows or "<|image_pad|>" not in tokenizer.get_vocab() or None in (policy.end_token_id, policy.pad_token_id):
-        fix = "use the tokenizer that came with the weights: it has more tokens than the model, or none for pictures, ends or padding"
+    pads = policy.image_token_id if isinstance(policy, VisionLanguagePolicy) else 0
+    if len(tokenizer) > rows or pads not in tokenizer.get_vocab().values():
+        fix = "use the tokenizer that came with the weights: it has more tokens than the model, or none for pictures"
         return Finding("tokenizer", sizes, fix)
     try:
         prompt = policy.encode(Message("SYSTEM", "USER", True), picture)
@@ -90,8 +94,9 @@ def _encoding(policy: Policy) -> Finding:
     text = tokenizer.decode(prompt)
     if "USER" not in text.partition("SYSTEM")[2]:
         return Finding("chat template", f"loses a message: {text[:60]!r}", "use the chat template that came with the weights")
-    vectors = int(policy.patches(picture)[1].prod()) // config.vision_config.spatial_merge_size**2
-    found = int((prompt == policy.image_token_id).sum())
+    if not isinstance(policy, VisionLanguagePolicy):
+        return Finding("tokenizer, chat template", f"{sizes}; a text model: it reads {PICTURE} in place of a picture")
+    vectors, found = policy.vectors(picture), int((prompt == policy.image_token_id).sum())
     placeholders = f"{found} placeholders for a picture of {vectors} vectors, 56 x 56 pixels"
     if found != vectors:
         fix = "image_token_id of config.json, the tokenizer and merge_size of preprocessor_config.json have to be of one model"

@@ -60,7 +60,7 @@ class EvaluationWorker:
 
     def _hold(self, weights: Weights) -> None:
         """Called with every batch, because a worker that Ray has restarted holds its first policy again."""
-        from rollout.policy import Policy  # not above: the driver imports this file, and starts seconds earlier without transformers
+        from rollout.policies import Policy  # not above: the driver imports this file, and starts seconds earlier without transformers
 
         if isinstance(weights, str):
             if weights != self._held:

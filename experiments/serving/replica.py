@@ -225,7 +225,7 @@ class Router:
 def load_engine(policy: PolicyReference, config: RolloutConfig, device: str) -> Any:
     import torch  # not above: the other deployments import this file, and start seconds earlier without it
 
-    from rollout.policy import Policy
+    from rollout.policies import Policy
 
     torch.set_num_threads(config.threads)
     engine = make_engine(Policy.load(policy.folder, device=device), config)

@@ -20,7 +20,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from experiments.command_line.terminal import Console
 from experiments.worlds.teacher import Demonstration
 from experiments.worlds.tiny_policy import tiny_policy, train_tokenizer
-from rollout.policy import Policy
+from rollout.policies import Policy
 from rollout.records import Image
 
 
@@ -98,30 +98,21 @@ def batches(policy: Policy, config: ColdStartConfig, turns: Iterator[Demonstrati
 
 def response_logits(policy: Policy, rows: Sequence[Example]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Logits (n, vocabulary), targets (n,) and row numbers (n,) of all response tokens, by the library's own forward pass over padded rows."""
-    lengths = [len(row) for row in rows]
-    ids = np.full((len(rows), max(lengths)), policy.pad_token_id, np.int64)
-    predicts = np.zeros(ids.shape, bool)
+    hidden = policy.padded_hidden([(np.concatenate([row.prompt, row.response]), row.image) for row in rows])
+    predicts = torch.zeros(hidden.shape[:2], dtype=torch.bool)
     for i, row in enumerate(rows):
-        ids[i, : lengths[i]] = np.concatenate([row.prompt, row.response])
-        predicts[i, len(row.prompt) - 1 : lengths[i] - 1] = True
-    tokens, where = torch.from_numpy(ids), torch.from_numpy(predicts)
-    pictured: dict[str, torch.Tensor] = {}
-    if images := [row.image for row in rows if row.image is not None]:
-        pixels, grids = policy.pixels(images)
-        pictured = {"pixel_values": pixels, "image_grid_thw": grids, "mm_token_type_ids": (tokens == policy.image_token_id).int()}
-    real = torch.arange(ids.shape[1])[None] < torch.tensor(lengths)[:, None]
-    hidden = policy.model.model(input_ids=tokens, attention_mask=real.long(), use_cache=False, **pictured).last_hidden_state
-    return policy.model.lm_head(hidden[where]), tokens.roll(-1, 1)[where], where.nonzero()[:, 0]
+        predicts[i, len(row.prompt) - 1 : len(row) - 1] = True
+    targets = torch.from_numpy(np.concatenate([row.response for row in rows]).astype(np.int64))
+    return policy.lm_head(hidden[predicts]), targets, predicts.nonzero()[:, 0]
 
 
 def optimizers(policy: Policy, lr: float, muon: bool) -> list[torch.optim.Optimizer]:
     """Muon for the matrices of the layers, AdamW for embeddings, patches, norms and biases."""
-    inside = ("language_model.layers", "visual.blocks", "visual.merger")
-    parameters = dict(policy.model.named_parameters())
-    matrices = {name: p for name, p in parameters.items() if muon and p.ndim == 2 and any(part in name for part in inside)}
-    rest = [p for name, p in parameters.items() if name not in matrices]
+    inside = {p for module in (policy.text_model.layers, *policy.vision.values()) for p in module.parameters() if p.ndim == 2}
+    matrices = [p for p in policy.model.parameters() if muon and p in inside]
+    rest = [p for p in policy.model.parameters() if not (muon and p in inside)]
     adam = torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.98), weight_decay=0.0)
-    return [adam, torch.optim.Muon(list(matrices.values()), lr=lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")] if muon else [adam]
+    return [adam, torch.optim.Muon(matrices, lr=lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")] if muon else [adam]
 
 
 def fresh_policy(config: ColdStartConfig, texts: Iterable[str]) -> Policy:

@@ -12,7 +12,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2VLImageProcessorPil
 
 from experiments.worlds.flag_pictures import SIZE
-from rollout.policy import Policy
+from rollout.policies.qwen_vl import QwenVLPolicy
 
 SPECIAL = "<|endoftext|> <|im_start|> <|im_end|> <|vision_start|> <|vision_end|> <|vision_pad|> <|image_pad|> <|video_pad|>".split()
 TAGS = "<think> </think> <sub-question> </sub-question> <ret> </ret> <answer> </answer>".split()
@@ -55,7 +55,7 @@ def tiny_policy(
     vision_hidden: int = 96,
     vision_layers: int = 2,
     seed: int = 0,
-) -> Policy:
+) -> QwenVLPolicy:
     """A fresh `Qwen2_5_VLForConditionalGeneration`, 1.3M parameters by default, with induction weights."""
     torch.manual_seed(seed)
     half = hidden // heads // 2
@@ -88,7 +88,7 @@ def tiny_policy(
     model.generation_config.eos_token_id, model.generation_config.pad_token_id = token("<|im_end|>"), token("<|endoftext|>")
     induction_weights(model, torch.Generator().manual_seed(seed))
     processor = Qwen2VLImageProcessorPil(patch_size=14, merge_size=2, size={"shortest_edge": SIZE * SIZE, "longest_edge": 4 * SIZE * SIZE})
-    return Policy(model.eval(), tokenizer, processor)
+    return QwenVLPolicy(model.eval(), tokenizer, processor)
 
 
 @torch.no_grad()

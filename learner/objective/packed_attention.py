@@ -14,6 +14,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from learner.objective.sibling_packing import PROMPT, MicroBatch
+from rollout.policies import Policy
 
 NAME = "packed_rows"
 PackedAttention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, float | None], torch.Tensor]
@@ -90,11 +91,11 @@ def sees(queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
     return ((keys[None] == PROMPT) | (keys[None] == queries[:, None])) & causal
 
 
-def install(language_model: Any) -> None:
-    """Let a transformers model accept `packed=PackedAttention`; calls without it are unchanged."""
+def install(policy: Policy) -> None:
+    """Let the policy's decoder accept `packed=PackedAttention`; calls without it are unchanged."""
     ALL_ATTENTION_FUNCTIONS.register(NAME, _forward)
     ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
-    language_model.config._attn_implementation = NAME
+    policy.use_attention(NAME)
 
 
 def _forward(

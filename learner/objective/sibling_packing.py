@@ -47,7 +47,7 @@ class Row:
 @dataclass(frozen=True)
 class MicroBatch:
     """Rows one after the other: `length` input tokens, and the `tokens` of the responses, which are predicted.
-    int64: input_ids, rows and segments (length,): a segment is `PROMPT` or the number of a response of its row; positions (3, length), M-RoPE;
+    int64: input_ids, rows and segments (length,): a segment is `PROMPT` or the number of a response of its row; positions (axes, length);
     image_of_row (rows with a picture,), which are distinct in `images`; sources (tokens,): the place whose hidden state predicts the token;
     targets, turns and episodes (tokens,): the token, the number of its response and of its episode; support_sizes (tokens,): how many tokens
     it was drawn from, 0 for all; support_ids: those tokens. float32, (tokens,): old_logprobs, advantages, weights, temperatures."""
@@ -79,10 +79,10 @@ def row_of(turns: Sequence[ScoredTurn], advantages: Iterable[float], weights: It
     return Row(turns[0].prompt_ids, turns[0].image, responses)
 
 
-def pack(rows: Sequence[Row], positions: Sequence[np.ndarray], pad_id: int) -> MicroBatch:
-    """Lay rows side by side. `positions`: M-RoPE (3, tokens) of each row's prompt. No rows: one padding token, nothing to learn."""
+def pack(rows: Sequence[Row], positions: Sequence[np.ndarray], pad_id: int, axes: int = 3) -> MicroBatch:
+    """Lay rows side by side. `positions`: (axes, tokens) of each row's prompt. No rows: one padding token, nothing to learn."""
     if not rows:
-        rows, positions = [Row(np.array([pad_id], np.int32), None, ())], [np.zeros((3, 1), np.int64)]
+        rows, positions = [Row(np.array([pad_id], np.int32), None, ())], [np.zeros((axes, 1), np.int64)]
     ids, places, segments, sources, image_of_row = [], [], [], [], []
     images: dict[str, tuple[int, Image]] = {}
     begin = 0
@@ -90,7 +90,7 @@ def pack(rows: Sequence[Row], positions: Sequence[np.ndarray], pad_id: int) -> M
         read = [len(response.ids) - 1 for response in row.responses]
         ids += [row.prompt_ids, *(response.ids[:-1] for response in row.responses)]
         after = np.concatenate([np.arange(0), *(np.arange(tokens) for tokens in read)])
-        places += [prompt, np.tile(prompt.max() + 1 + after, (3, 1))]
+        places += [prompt, np.tile(prompt.max() + 1 + after, (len(prompt), 1))]
         segments.append(np.repeat(np.arange(len(read) + 1), [len(row.prompt_ids), *read]))
         end = last = begin + len(row.prompt_ids) - 1
         for tokens in read:

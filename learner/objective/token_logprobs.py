@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from learner.objective.packed_attention import PackedAttention, attention_of, install
 from learner.objective.sibling_packing import MicroBatch, Row, pack
-from rollout.policy import Policy
+from rollout.policies import Policy
 
 LOGITS_AT_ONCE = 2**25  # 128 MiB in float32
 
@@ -86,18 +86,14 @@ class Head(nn.Linear):
 
 
 class Scorer(nn.Module):
-    """Computes log-probs of packed micro-batches. Every call runs the vision tower, on a blank picture when there is none: all ranks have to
-    run the same modules. Each distinct picture is encoded once. `entropy_gradient` costs a second pass over the vocabulary."""
+    """Computes log-probs of packed micro-batches. Every call runs the vision tower of a VLM, on a blank picture when there is none: all ranks
+    have to run the same modules. Each distinct picture is encoded once. `entropy_gradient` costs a second pass over the vocabulary."""
 
     def __init__(self, policy: Policy, entropy_gradient: bool = False):
         super().__init__()
-        self.model = policy.model
-        install(policy.model.model.language_model)
-        self.model.lm_head = Head(policy.model.lm_head, policy.banned_token_ids, entropy_gradient)
-        self.image_token_id = policy.image_token_id
-        vision = policy.model.config.vision_config
-        self.merge = policy.merge
-        self.patch_values = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
+        self.policy, self.model = policy, policy.model
+        install(policy)
+        self.model.set_output_embeddings(Head(policy.lm_head, policy.banned_token_ids, entropy_gradient))
 
     def forward(
         self,
@@ -107,36 +103,30 @@ class Scorer(nn.Module):
         sources: torch.Tensor,
         targets: torch.Tensor,
         image_of_row: torch.Tensor,
-        pixel_values: torch.Tensor | None,
-        grids: torch.Tensor | None,
+        pixels: dict[str, torch.Tensor] | None,
         sampled: SampledFrom | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Shapes as in `MicroBatch`; pixel_values (patches, d) and grids (images, 3) of its images. Returns what `Head` does for `targets`."""
-        embedded, places = self._embed(input_ids, image_of_row, pixel_values, grids)[None], positions[:, None]
-        found = self.model.model.language_model(inputs_embeds=embedded, position_ids=places, packed=packed, use_cache=False)
-        return self.model.lm_head(found.last_hidden_state[0][sources], targets, sampled)
+        """Shapes as in `MicroBatch`; `pixels`: of its images, as the policy makes them. Returns what `Head` does for `targets`."""
+        hidden = self.policy.hidden(self._embedded(input_ids, image_of_row, pixels), positions, packed=packed)
+        return self.policy.lm_head(hidden[sources], targets, sampled)
 
-    def _embed(
-        self, input_ids: torch.Tensor, image_of_row: torch.Tensor, pixel_values: torch.Tensor | None, grids: torch.Tensor | None
-    ) -> torch.Tensor:
-        embedded = self.model.get_input_embeddings()(input_ids)
-        if pixel_values is None:
-            pixel_values = embedded.new_zeros(self.merge**2, self.patch_values)
-            grids = torch.tensor([[1, self.merge, self.merge]], device=input_ids.device)
-            blank = self.model.model.get_image_features(pixel_values, grids).pooler_output
-            return embedded + 0.0 * blank[0].sum()
-        features = self.model.model.get_image_features(pixel_values, grids).pooler_output
-        shown = torch.cat([features[i] for i in image_of_row.tolist()])
-        return embedded.masked_scatter((input_ids == self.image_token_id)[..., None], shown.to(embedded.dtype))
+    def _embedded(self, ids: torch.Tensor, image_of_row: torch.Tensor, pixels: dict[str, torch.Tensor] | None) -> dict[str, Any]:
+        if pixels is not None:
+            features = self.policy.features(pixels)
+            return self.policy.embed(ids, [features[i] for i in image_of_row.tolist()])
+        embedded = self.policy.embed(ids)
+        if blank := self.policy.blank():
+            embedded["inputs_embeds"] = embedded["inputs_embeds"] + 0.0 * self.policy.features(blank)[0].sum()
+        return embedded
 
 
 def packed(rows: Sequence[Row], policy: Policy) -> MicroBatch:
-    return pack(rows, [policy.positions(row.prompt_ids, row.image) for row in rows], policy.pad_token_id)
+    return pack(rows, [policy.positions(row.prompt_ids, row.image) for row in rows], policy.pad_token_id, policy.axes)
 
 
 def inputs_of(batch: MicroBatch, policy: Policy, device: torch.device, attention: str = "auto") -> dict[str, Any]:
-    pixel_values, grids = policy.pixels(batch.images) if batch.images else (None, None)
     arrays = {name: getattr(batch, name) for name in ("input_ids", "positions", "sources", "targets", "image_of_row")}
     tensors: dict[str, Any] = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
     attend = attention_of(attention, batch, device, policy.model.dtype)
-    return tensors | {"pixel_values": pixel_values, "grids": grids, "packed": attend, "sampled": SampledFrom.of(batch, device)}
+    pixels = policy.pixels(batch.images) if batch.images else None
+    return tensors | {"pixels": pixels, "packed": attend, "sampled": SampledFrom.of(batch, device)}

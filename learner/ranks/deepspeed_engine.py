@@ -12,7 +12,7 @@ from peft.tuners.lora import LoraLayer
 
 from learner.config import LearnerConfig
 from learner.objective.token_logprobs import Scorer
-from rollout.policy import Policy
+from rollout.policies import Policy
 
 ADAPTER = "default"
 SMALLEST_PARTITIONED = 10_000  # ZeRO-3 keeps smaller tensors whole on every rank: gathering them costs more than storing them
@@ -39,7 +39,8 @@ def build_reference(path: str, policy: Policy, config: LearnerConfig) -> Any:
     if config.zero_stage == 3:
         return deepspeed.initialize(model=Scorer(reference), config=engine_settings(config), dist_init_required=False)[0]
     if config.freeze_vision:
-        reference.model.model.visual = policy.model.model.visual
+        for name, module in policy.vision.items():
+            setattr(reference.model.base_model, name, module)
     return Scorer(reference)
 
 
@@ -48,9 +49,10 @@ def prepare(policy: Policy, config: LearnerConfig) -> None:
     model = policy.model
     if config.lora_rank:
         model.requires_grad_(False)
-        add_adapters(model.model.language_model, config)
+        add_adapters(policy.text_model, config)
     if config.freeze_vision:
-        model.model.visual.requires_grad_(False)
+        for module in policy.vision.values():
+            module.requires_grad_(False)
     if config.gradient_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
         model.train()  # transformers recomputes only in training mode; there is no dropout in these models

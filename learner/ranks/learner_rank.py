@@ -26,7 +26,7 @@ from learner.ranks.checkpoint_files import FileFacts, allow_checkpoint_types, co
 from learner.ranks.deepspeed_engine import build_engine, build_reference, published_parameters, without_adapters
 from learner.ranks.weight_sender import WeightSender
 from rollout.nan_check import largest, magnitude, refuse_weights
-from rollout.policy import Policy
+from rollout.policies import Policy
 from rollout.records import ScoredTurn
 from rollout.weight_buckets import copy_into
 

@@ -8,7 +8,7 @@ from rollout.config import RolloutConfig
 from rollout.engines.base import Engine
 
 if TYPE_CHECKING:
-    from rollout.policy import Policy
+    from rollout.policies import Policy
 
 
 def make_engine(policy: Policy, config: RolloutConfig) -> Engine:

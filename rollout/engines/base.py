@@ -16,7 +16,7 @@ from rollout.records import AllowedTokens, FinishReason, Image, Turn, TurnKind
 if TYPE_CHECKING:
     import torch  # see rollout/nan_check.py
 
-    from rollout.policy import Policy
+    from rollout.policies import Policy
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ class Group:
     pending: deque[int]
     blocks: list[Block] = field(default_factory=list)  # empty before the prefill, and after the last sibling has finished
     logits: torch.Tensor | None = None  # (vocabulary,) float32, of the first token
-    next_position: int = 0  # M-RoPE position of the first token
+    next_position: int = 0  # Position of the first token
 
 
 @dataclass(eq=False)
@@ -82,7 +82,8 @@ class KeyValueCache:
     def __init__(self, model: Any, slots: int, budget: int):
         config = model.config.get_text_config()
         size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        shape = (config.num_hidden_layers, 2, 0, config.num_key_value_heads, 0, size)
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        shape = (config.num_hidden_layers, 2, 0, heads, 0, size)
         self._empty = torch.zeros(shape, dtype=model.dtype, device=model.device)
         self._slots, self._budget = max(slots, FEWEST_ROWS), budget
         self.clear()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from rollout.engines.base import EngineStats, Request, Response, Sampling
 from rollout.engines.key_value_cache import FEWEST_ROWS, Group, KeyValueCache, RunningResponse, Slots
 from rollout.engines.sampling import sample_tokens
 from rollout.engines.shared_prompt_attention import IMPLEMENTATION, Decode, Prefill
-from rollout.policy import Policy
+from rollout.policies import Policy
 from rollout.records import AllowedTokens, FinishReason, Image
 from rollout.weight_buckets import copy_into
 
@@ -32,11 +33,7 @@ class TransformersEngine:
     def __init__(self, policy: Policy, slots: int = 256, batch_tokens: int = 65536):
         self.policy = policy
         self.policy_version = -1
-        policy.model.set_attn_implementation({"text_config": IMPLEMENTATION})
-        self._text = policy.model.model.language_model
-        if any(kind != "full_attention" for kind in self._text.config.layer_types):
-            raise ValueError(f"policy {policy.model.name_or_path}: layers with sliding attention; expected full attention in all of them")
-        self._context: int = self._text.config.max_position_embeddings
+        policy.use_attention(IMPLEMENTATION)
         self._slots = Slots(slots)
         self._features: dict[str, torch.Tensor] = {}  # of pictures, with these weights
         self._cache = KeyValueCache(policy.model, slots, batch_tokens)
@@ -54,7 +51,7 @@ class TransformersEngine:
 
     def submit(self, request: Request) -> int:
         """Raises `ValueError` when prompt and response are longer than the model's context or than `batch_tokens`."""
-        request.check_context(self._context)
+        request.check_context(self.policy.context)
         self._cache.check_fits(len(request.prompt_ids), request.sampling.max_new_tokens)
         self._tickets += 1
         self._waiting.append(Group(self._tickets, request, deque(range(request.siblings))))
@@ -152,7 +149,7 @@ class TransformersEngine:
         lengths = [len(request.prompt_ids) for request in requests]
         ends = np.cumsum(lengths)
         prompts = [(slice(end - length, end), group.blocks) for group, end, length in zip(groups, ends.tolist(), lengths, strict=True)]
-        hidden = self._forward(self._embeddings(requests), np.concatenate(positions, 1), Prefill(prompts))
+        hidden = self._forward(self._embedded(requests), np.concatenate(positions, 1), Prefill(prompts))
         logits = self._logits(hidden[torch.from_numpy(ends - 1).to(hidden.device)])
         for group, row, position in zip(groups, logits, positions, strict=True):
             group.logits, group.next_position = row, int(position.max()) + 1
@@ -167,45 +164,37 @@ class TransformersEngine:
         last, position = np.zeros((2, step.rows), np.int64)
         last[:used] = slots.ids[every, slots.length[:used] - 1]
         position[:used] = slots.position[:used] + slots.length[:used] - 1
-        embeddings = self.policy.model.get_input_embeddings()(torch.from_numpy(last).to(self.policy.device))[None]
-        hidden = self._forward(embeddings, np.broadcast_to(position, (3, step.rows)), step)
+        embedded = self.policy.embed(torch.from_numpy(last).to(self.policy.device))
+        hidden = self._forward(embedded, np.broadcast_to(position, (self.policy.axes, step.rows)), step)
         self._sample(self._logits(hidden)[:used], every)
         self.stats.slot_steps_used += used
         self.stats.slot_steps_available += slots.slots
         self.stats.decode_s += time.perf_counter() - began
 
-    def _embeddings(self, requests: Sequence[Request]) -> torch.Tensor:
-        """(1, tokens, hidden) of the concatenated prompts."""
-        policy = self.policy
-        ids = torch.from_numpy(np.concatenate([request.prompt_ids for request in requests]).astype(np.int64)).to(policy.device)
-        embeddings = policy.model.get_input_embeddings()(ids)
+    def _embedded(self, requests: Sequence[Request]) -> dict[str, Any]:
+        """Inputs of the decoder for the concatenated prompts."""
+        ids = torch.from_numpy(np.concatenate([request.prompt_ids for request in requests]).astype(np.int64)).to(self.policy.device)
         pictures = [request.image for request in requests if request.image]
-        if pictures:
-            embeddings[ids == policy.image_token_id] = torch.cat([self._picture_features(image) for image in pictures])
-        return embeddings[None]
+        return self.policy.embed(ids, [self._picture_features(image) for image in pictures])
 
     def _picture_features(self, image: Image) -> torch.Tensor:
-        """(tokens, hidden). One picture at a time, so that its features do not depend on others."""
+        """(parts, tokens, hidden). One picture at a time, so that its features do not depend on others."""
         if image.key not in self._features:
-            pixels, grids = self.policy.pixels([image])
-            (features,) = self.policy.model.model.get_image_features(pixels, grids, return_dict=True).pooler_output
-            if sum(map(len, self._features.values())) > FEATURE_TOKENS:
+            (features,) = self.policy.features(self.policy.pixels([image]))
+            if sum(kept.shape[1] for kept in self._features.values()) > FEATURE_TOKENS:
                 self._features.clear()
             self._features[image.key] = features
         return self._features[image.key]
 
-    def _forward(self, embeddings: torch.Tensor, positions: np.ndarray, cached: Prefill | Decode) -> torch.Tensor:
-        """Embeddings (1, tokens, hidden) and positions (3, tokens) -> (tokens, hidden)."""
-        placed = torch.from_numpy(np.ascontiguousarray(positions)[:, None]).to(self.policy.device)
-        masks = dict.fromkeys(self._text.config.layer_types)  # all None, so that the model makes no masks: this attention has its own
-        output = self._text(inputs_embeds=embeddings, position_ids=placed, attention_mask=masks, use_cache=False, cached=cached)
-        return output.last_hidden_state[0]
+    def _forward(self, embedded: dict[str, Any], positions: np.ndarray, cached: Prefill | Decode) -> torch.Tensor:
+        """Positions (axes, tokens) -> (tokens, hidden)."""
+        return self.policy.hidden(embedded, torch.from_numpy(np.array(positions)).to(self.policy.device), cached=cached)
 
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """(rows, hidden) -> (rows, vocabulary) float32."""
         missing = FEWEST_ROWS - len(hidden)
         padded = torch.cat([hidden, hidden[:1].expand(missing, -1)]) if missing > 0 else hidden
-        return self.policy.model.lm_head(padded)[: len(hidden)].float()
+        return self.policy.lm_head(padded)[: len(hidden)].float()
 
     def _sample(self, logits: torch.Tensor, slots: np.ndarray) -> None:
         """Sample the next token of these slots, and finish the responses that end with it."""

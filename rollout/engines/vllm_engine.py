@@ -17,7 +17,7 @@ from torch.multiprocessing.reductions import reduce_tensor
 
 from retrieval_actors.pictures import decode
 from rollout.engines.base import EngineStats, Request, Response
-from rollout.policy import Policy
+from rollout.policies import Policy
 from rollout.weight_buckets import refuse_other_names
 
 STEPS = 16  # most scheduler steps of one `collect`, so that its caller can submit
@@ -116,7 +116,7 @@ class VllmEngine:
         )
         ids = request.prompt_ids
         if request.image:  # vLLM expands one placeholder to all of the picture
-            pads = ids == self.policy.image_token_id
+            pads = ids == self.policy.model.config.image_token_id
             ids = ids[~(pads & np.roll(pads, 1))]
         prompt: dict[str, Any] = {"prompt_token_ids": ids.tolist()}
         if request.image:

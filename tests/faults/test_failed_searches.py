@@ -31,7 +31,7 @@ from retrieval_actors.records import Passage
 from rewards.actor import start_reward_actor
 from rewards.config import RewardConfig
 from rollout.config import RolloutConfig
-from rollout.policy import Policy
+from rollout.policies import Policy
 from rollout.records import GoldStep, Question, summary_of
 from rollout.roll_out import roll_out
 

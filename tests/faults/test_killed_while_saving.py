@@ -17,7 +17,7 @@ from tiny_turns import save_tiny_policy, weights_of
 
 from learner.config import LearnerConfig
 from learner.learner_group import LearnerGroup
-from rollout.policy import Policy
+from rollout.policies import Policy
 
 
 def write_and_never_finish(learner: LearnerGroup, folder: Path) -> None:

@@ -19,7 +19,7 @@ from experiments.run.run_state import Totals
 from experiments.tracking.run_folder import COMPLETE, RunFolder
 from learner.ranks.checkpoint_files import CorruptCheckpointError, facts_of
 from rollout.nan_check import NotFiniteError
-from rollout.policy import Policy
+from rollout.policies import Policy
 from rollout.weight_buckets import unpack_weights
 
 

@@ -8,7 +8,7 @@ from tiny_turns import group, picture, save_tiny_policy
 
 from learner.config import LearnerConfig
 from learner.learner_group import LearnerGroup
-from rollout.policy import Policy
+from rollout.policies import Policy
 from rollout.records import ScoredTurn
 
 settings.register_profile("busy machine", deadline=None)

@@ -12,7 +12,7 @@ from experiments.config import load_config
 from experiments.evaluation.evaluator import EvaluationWorker, Evaluator
 from learner.deadline import LearnerLostError
 from rollout.config import RolloutConfig
-from rollout.policy import Policy
+from rollout.policies import Policy
 from rollout.weight_buckets import PublishedBucket, PublishedWeights
 
 CONFIG = RolloutConfig(mode="offline", group_size=2, max_new_tokens=8)

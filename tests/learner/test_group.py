@@ -18,7 +18,7 @@ from learner.config import LearnerConfig
 from learner.deadline import DeadlineError, results
 from learner.learner_group import LearnerGroup
 from learner.ranks.checkpoint_files import CorruptCheckpointError, NoRoomError, facts_of
-from rollout.policy import Policy
+from rollout.policies import Policy
 from rollout.weight_buckets import copy_into, unpack_weights
 
 CONFIG = LearnerConfig(lr=1e-3, warmup_iterations=1, tokens_per_micro_batch=96, cpus_per_learner=0.5, deadline_s=250)
@@ -429,10 +429,8 @@ def test_the_exported_policy_gives_the_logits_of_the_learner_with_and_without_a_
     copy_into(learned.model, unpack_weights(fetched(weights_of(one))))
     for turn in (next(t for t in turns if t.image is None), next(t for t in turns if t.image is not None)):
         ids = torch.from_numpy(turn.prompt_ids.astype("int64"))[None]
-        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        if turn.image is not None:
-            pixels, grids = learned.pixels([turn.image])
-            inputs |= {"pixel_values": pixels, "image_grid_thw": grids, "mm_token_type_ids": (ids == learned.image_token_id).int()}
+        pictured = learned.pictured(ids, [turn.image] if turn.image else [])
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **pictured}
         with torch.no_grad():
             torch.testing.assert_close(exported(**inputs).logits, learned.model(**inputs).logits, atol=0, rtol=0)
 

@@ -10,7 +10,7 @@ from tiny_turns import group, picture, plain_logprobs
 from learner.config import LearnerConfig
 from learner.objective.token_logprobs import Scorer, inputs_of, packed
 from learner.ranks.deepspeed_engine import prepare, published_parameters, without_adapters
-from rollout.policy import Policy
+from rollout.policies import Policy
 
 LORA = LearnerConfig(lora_rank=4)
 

@@ -18,7 +18,7 @@ from learner.objective.advantages import group_advantages, turn_advantages
 from learner.ranks.checkpoint_files import facts_of
 from rollout.engines.base import Response
 from rollout.nan_check import NotFiniteError, largest, magnitude
-from rollout.policy import Policy
+from rollout.policies import Policy
 from rollout.records import TurnReward
 
 CONFIG = LearnerConfig(lr=1e-3, warmup_iterations=1, cpus_per_learner=0.1, num_learners=2, deadline_s=200)

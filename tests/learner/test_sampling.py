@@ -20,7 +20,7 @@ from rollout.config import RolloutConfig
 from rollout.engines.base import Request, Sampling, generate
 from rollout.engines.sampling import sample_tokens
 from rollout.engines.transformers_engine import TransformersEngine
-from rollout.policy import Policy
+from rollout.policies import Policy
 from rollout.record_files import read_rollouts, write_rollouts
 from rollout.records import AllowedTokens, Question, ScoredTurn, State, Turn, TurnReward
 

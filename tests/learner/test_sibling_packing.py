@@ -10,7 +10,7 @@ from learner.objective.batch_plan import cut, plan, share_out
 from learner.objective.packed_attention import ATTENTIONS, attention_of, sees
 from learner.objective.sibling_packing import Response, Row, pack
 from learner.objective.token_logprobs import Scorer, inputs_of, packed
-from rollout.policy import Policy
+from rollout.policies import Policy
 from rollout.records import Image
 
 

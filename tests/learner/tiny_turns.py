@@ -16,7 +16,7 @@ from PIL import Image as PillowImage
 
 from experiments.worlds.tiny_policy import tiny_policy, train_tokenizer
 from learner.learner_group import LearnerGroup
-from rollout.policy import Policy
+from rollout.policies import Policy
 from rollout.records import Image, Message, Question, ScoredTurn, State, Turn, TurnReward
 from rollout.weight_buckets import BUCKET_BYTES, Bucket, Packer, PublishedWeights
 
@@ -57,14 +57,7 @@ def picture(seed: int, side: int = 56) -> Image:
 def plain_logprobs(policy: Policy, prompt_ids: np.ndarray, image: Image | None, response_ids: np.ndarray) -> torch.Tensor:
     """(tokens,) log-probs of a response by the library's own forward pass: one row, no packing."""
     ids = torch.from_numpy(np.concatenate([prompt_ids, response_ids]).astype(np.int64))[None]
-    pictured = {}
-    if image is not None:
-        pixel_values, grids = policy.pixels([image])
-        pictured = {
-            "pixel_values": pixel_values,
-            "image_grid_thw": grids,
-            "mm_token_type_ids": (ids == policy.image_token_id).int(),
-        }
+    pictured = policy.pictured(ids, [image] if image else [])
     logits = policy.model(input_ids=ids, attention_mask=torch.ones_like(ids), **pictured).logits[0, len(prompt_ids) - 1 : -1].float()
     return torch.log_softmax(logits, -1).gather(1, ids[0, len(prompt_ids) :, None])[:, 0]
 

@@ -14,7 +14,7 @@ from retrieval_actors.actors.start_actors import start_retrieval
 from retrieval_actors.build.from_passages import build_knowledge_base
 from retrieval_actors.config import RetrievalConfig
 from rollout.engines.transformers_engine import TransformersEngine
-from rollout.policy import Policy
+from rollout.policies import Policy
 
 
 @pytest.fixture(scope="session")

@@ -30,10 +30,7 @@ def sample(engine, requests, **sampling):
 def plain_logprobs(policy, request, response) -> np.ndarray:
     """By the library's own forward pass: one row, no cache; of the distribution that each token was drawn from."""
     ids = torch.from_numpy(np.concatenate([request.prompt_ids, response.ids]).astype(np.int64))[None]
-    pictured = {}
-    if request.image:
-        pixels, grids = policy.pixels([request.image])
-        pictured = {"pixel_values": pixels, "image_grid_thw": grids, "mm_token_type_ids": (ids == policy.image_token_id).int()}
+    pictured = policy.pictured(ids, [request.image] if request.image else [])
     with torch.no_grad():
         logits = policy.model(input_ids=ids, **pictured).logits[0, len(request.prompt_ids) - 1 : -1].float()
     sampling = request.sampling
@@ -56,10 +53,7 @@ def test_greedy_equals_the_library_s_generate(engine, requests):
     for request in requests[:6]:
         (response,) = sample(engine, [Request(request.prompt_ids, request.image, 1, 0)], temperature=0, max_new_tokens=10)[0]
         ids = torch.from_numpy(request.prompt_ids.astype(np.int64))[None]
-        pictured = {}
-        if request.image:
-            pixels, grids = engine.policy.pixels([request.image])
-            pictured = {"pixel_values": pixels, "image_grid_thw": grids, "mm_token_type_ids": (ids == engine.policy.image_token_id).int()}
+        pictured = engine.policy.pictured(ids, [request.image] if request.image else [])
         banned = list(engine.policy.banned_token_ids)
         expected = engine.policy.model.generate(
             input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=10, suppress_tokens=banned, **pictured

@@ -22,7 +22,7 @@ from rollout.engines import make_engine
 from rollout.engines.base import Request, Sampling, generate
 from rollout.engines.key_value_cache import bucket_length
 from rollout.engines.transformers_engine import TransformersEngine
-from rollout.policy import Policy
+from rollout.policies.qwen_vl import QwenVLPolicy
 from tests.rollout.test_engine import plain_logprobs
 
 SAMPLINGS = (Sampling(max_new_tokens=20), Sampling(0.7, 0.9, 20, 9), Sampling(0.0, max_new_tokens=12), Sampling(1.3, max_new_tokens=33))
@@ -297,7 +297,7 @@ def test_heads_that_share_their_keys_and_the_older_family_work_as_well(fresh_pol
     config = getattr(transformers, f"{family}Config")(text_config=text, vision_config=vision, tie_word_embeddings=True, **ids)
     torch.manual_seed(0)
     model = getattr(transformers, f"{family}ForConditionalGeneration")(config)
-    policy = Policy(model.eval(), fresh_policy.tokenizer, fresh_policy.image_processor)
+    policy = QwenVLPolicy(model.eval(), fresh_policy.tokenizer, fresh_policy.image_processor)
     for request, responses in zip(requests[8:16], generate(TransformersEngine(policy), requests[8:16]), strict=True):
         np.testing.assert_allclose(responses[-1].logprobs, plain_logprobs(policy, request, responses[-1]), atol=1e-4)
 

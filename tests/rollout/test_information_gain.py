@@ -26,10 +26,8 @@ def by_hand(policy, message, image, answer: str) -> float:
     whole = policy.tokenizer(f"{OPENING} {answer}{CLOSING}", add_special_tokens=False)["input_ids"]
     last = len(whole) - len(policy.tokenizer(CLOSING, add_special_tokens=False)["input_ids"])
     ids = torch.tensor(np.concatenate([prompt, whole])[None].astype(np.int64))
-    pixels, grids = policy.pixels([image]) if image else (None, None)
-    types = (ids == policy.image_token_id).long()
     with torch.no_grad():
-        logits = policy.model(input_ids=ids, pixel_values=pixels, image_grid_thw=grids, mm_token_type_ids=types).logits[0].float()
+        logits = policy.model(input_ids=ids, **policy.pictured(ids, [image] if image else [])).logits[0].float()
     places = range(len(prompt) + len(opening), len(prompt) + last)
     return math.exp(np.mean([float(logits[place - 1].log_softmax(-1)[ids[0, place]]) for place in places]))
 

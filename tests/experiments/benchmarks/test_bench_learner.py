@@ -12,7 +12,7 @@ from experiments.benchmarks.learner import GROUP, learner_rows, one_sample_rows,
 from experiments.benchmarks.learner_gpu import gpu_rows, measured, random_policy
 from experiments.benchmarks.learner_turns import default_turns, turns_of_lengths
 from learner.objective.token_logprobs import Scorer
-from rollout.policy import Policy
+from rollout.policies import Policy
 
 
 @pytest.fixture(scope="module")

@@ -192,7 +192,7 @@ def test_only_so_many_processes_share_a_gpu_as_there_are_and_as_their_shares_all
 
 def memory(role: str, *settings: str) -> dict[str, int]:
     config = load_config(["paper_3b.yaml", *settings])
-    policy = policy_shape("Qwen/Qwen2.5-VL-3B-Instruct", LearnerConfig()).model.config
+    policy = policy_shape("Qwen/Qwen2.5-VL-3B-Instruct", LearnerConfig()).policy.model.config
     if role == "learner":
         return learner_memory(config, policy, 4000, 4000, 100)
     return sampler_memory(config, policy, 1000, role == "rollout")

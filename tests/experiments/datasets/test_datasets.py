@@ -25,7 +25,7 @@ from retrieval_actors.sources.data_files import DataError
 from rewards.actor import RETRIEVERS
 from rollout.config import RolloutConfig
 from rollout.episode import EpisodeState, plan
-from rollout.policy import Policy
+from rollout.policies import Policy
 from rollout.records import Action, Question
 from rollout.turn_parser import parse_answer, parse_plan
 

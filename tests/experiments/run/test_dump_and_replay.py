@@ -13,7 +13,7 @@ from test_train_command import PATIENCE, ROOT, command
 
 from experiments.config import RunConfigError, load_config
 from experiments.train import WRONG_INPUT, main
-from rollout.policy import Policy
+from rollout.policies import Policy
 from rollout.record_files import read_rollouts
 
 

@@ -15,7 +15,7 @@ import pytest
 from experiments.command_line.entry_point import STOPPED, WRONG_INPUT
 from experiments.evaluation.metrics import METRICS
 from experiments.train import main
-from rollout.policy import Policy
+from rollout.policies import Policy
 
 ROOT = Path(__file__).parents[3]
 PATIENCE = 280

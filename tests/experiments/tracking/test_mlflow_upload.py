@@ -20,7 +20,7 @@ from experiments.tracking.model_registry import model_name
 from experiments.tracking.run_folder import RunFolder
 from experiments.upload import main as upload_command
 from experiments.upload import tracking_of
-from rollout.policy import Policy
+from rollout.policies import Policy
 from rollout.records import Image, Question
 
 

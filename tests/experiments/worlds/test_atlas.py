@@ -7,8 +7,8 @@ import pytest
 
 from experiments.worlds.atlas import FAMILIES, KNOWLEDGE_BASES, SMALLEST_GAP, SPLITS, Atlas, World
 from experiments.worlds.flag_pictures import describe, draw, photograph
+from retrieval_actors.pictures import decode
 from rollout.needs import asked_need, holds_answer
-from rollout.policy import decode
 
 NAME = re.compile(r"\b[A-Z][a-z]+-[a-z]+\b")
 

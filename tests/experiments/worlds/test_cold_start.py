@@ -12,7 +12,7 @@ from rich.console import Console
 from experiments.worlds.atlas import KNOWLEDGE_BASES
 from experiments.worlds.cold_start_training import ColdStartConfig, encode, fresh_policy, response_logits, train
 from experiments.worlds.teacher import demonstrations, teacher_texts
-from rollout.policy import Policy
+from rollout.policies import Policy
 from rollout.records import UNKNOWN
 from rollout.turn_parser import parse_answer, parse_plan
 

@@ -1,0 +1,71 @@
+"""The chat format of a policy: its tokenizer's own template, the token that ends a response, and the tokens that a response never holds."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from jinja2.exceptions import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+NEVER_SAMPLED = ("<|endoftext|>", "<|im_start|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
+"""Also where a tokenizer does not mark them as special. A sampled image placeholder, without a picture, would break the learner's forward pass."""
+OPEN_THOUGHT = re.compile(r"<think>\s*\Z")
+
+
+class ChatFormat:
+    """`lists`: contents are lists of parts, as the templates of VLMs expect them; else plain strings.
+    Raises `ValueError` for a tokenizer without a template."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, lists: bool):
+        if not tokenizer.chat_template:
+            fix = "put its chat_template.jinja beside the tokenizer, or set chat_template in tokenizer_config.json"
+            raise ValueError(f"the tokenizer has no chat template: {fix}")
+        self.tokenizer, self._lists = tokenizer, lists
+        known = tokenizer.get_vocab()
+        added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+        self._special = sorted({*tokenizer.all_special_tokens, *added, *NEVER_SAMPLED} & known.keys(), key=len, reverse=True)
+        self.end_token_id: int = self._end_of_turn()
+        self.banned_token_ids: tuple[int, ...] = tuple(sorted({known[token] for token in self._special} - {self.end_token_id}))
+        self._has_system = self._takes_system()
+
+    def prompt(self, system: str, user: list[dict[str, str]]) -> str:
+        """The text up to where the response begins. `user`: parts of type `text` or `image`. An empty system prompt is left to the template,
+        which may put in a default. A template that has no place for system prompts gets it at the start of the user's message. A thought that
+        the template opens is cut off again: the response opens its own."""
+        user = [part | {"text": self._without_special_tokens(part["text"])} if part["type"] == "text" else part for part in user]
+        system = self._without_special_tokens(system)
+        if system and not self._has_system:
+            user, system = [{"type": "text", "text": f"{system}\n\n"}, *user], ""
+        turns = [("system", [{"type": "text", "text": system}])] * bool(system) + [("user", user)]
+        return OPEN_THOUGHT.sub("", self._rendered(turns, add_generation_prompt=True))
+
+    def _rendered(self, turns: list[tuple[str, list[dict[str, str]]]], **options: Any) -> str:
+        def content(parts: list[dict[str, str]]) -> Any:
+            return parts if self._lists else "".join(part["text"] for part in parts)
+
+        messages = [{"role": role, "content": content(parts)} for role, parts in turns]
+        return str(self.tokenizer.apply_chat_template(messages, tokenize=False, **options))
+
+    def _end_of_turn(self) -> int:
+        """The special token that the template writes after a response; without one, the tokenizer's end of text."""
+        mark = "RESPONSE"
+        user, response = ([{"type": "text", "text": text}] for text in ("QUESTION", mark))
+        after = self._rendered([("user", user), ("assistant", response)]).rpartition(mark)[2].lstrip()
+        ends = next((token for token in self._special if after.startswith(token)), self.tokenizer.eos_token)
+        if ends is None:
+            raise ValueError("the tokenizer has no token that ends a response: set eos_token in tokenizer_config.json")
+        return int(self.tokenizer.convert_tokens_to_ids(ends))
+
+    def _takes_system(self) -> bool:
+        try:
+            return "SYSTEM" in self._rendered([("system", [{"type": "text", "text": "SYSTEM"}]), ("user", [{"type": "text", "text": "U"}])])
+        except TemplateError:
+            return False
+
+    def _without_special_tokens(self, text: str) -> str:
+        """Breaks up special tokens that are spelled out in a text: they would open a turn, or stand for a picture."""
+        for token in self._special:
+            if token in text:
+                text = text.replace(token, f"{token[0]} {token[1:]}")
+        return text
