@@ -21,7 +21,7 @@ from experiments.worlds.natural_teacher import quoting
 from experiments.worlds.teacher_search import KnowledgeBases
 from retrieval_actors.embedders.registry import build_embedder
 from retrieval_actors.records import Passage, Query
-from rollout.policy import Policy
+from rollout.policies import Policy
 from rollout.records import UNKNOWN, GoldStep
 from rollout.turn_parser import is_unknown, parse_answer, parse_plan
 
