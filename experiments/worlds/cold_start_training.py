@@ -40,13 +40,15 @@ class ColdStartConfig:
     """Configuration of a run (`pretrained.yaml`): the teacher answers its training questions over its knowledge bases, for the policy `start`."""
     minutes: float = 60.0
     """Minutes of training after the first batch is ready (embedding the first atlas takes a minute). At the end the learning rate is zero."""
+    tokens: int = 0
+    """Tokens of prompts and responses after which training ends, if the minutes are not over before; 0: no limit."""
     muon: bool = True
     """Muon for the matrices of the layers; false: AdamW for everything, which changes a trained policy less."""
     lr: float = 2e-3
     warmup_steps: int = 50
     """Steps in which the learning rate rises."""
     decay: float = 0.6
-    """Last fraction of the time, in which the learning rate falls linearly to zero; 0: constant."""
+    """Last fraction of the minutes or tokens, in which the learning rate falls linearly to zero; 0: constant."""
     freeze_embeddings: bool = False
     """Keep the embeddings, and with them the head where both are the same: most words of a trained policy do not occur here."""
     tokens_per_batch: int = 4096
@@ -120,7 +122,7 @@ def fresh_policy(config: ColdStartConfig, texts: Iterable[str]) -> Policy:
 
 
 def train(config: ColdStartConfig, turns: Iterator[Demonstration], texts: Iterable[str], console: Console) -> Policy:
-    """Learns from the endless stream `turns` until the minutes are over. The policy is saved every `save_every` steps and at the end.
+    """Learns from the endless stream `turns` until the minutes or tokens are over. The policy is saved every `save_every` steps and at the end.
     `curve.jsonl`: steps, tokens, turns and tokens a second so far; since the last point, the mean loss and, by kind of turn, the share with every
     token right."""
     torch.set_num_threads(config.threads)
@@ -139,7 +141,7 @@ def train(config: ColdStartConfig, turns: Iterator[Demonstration], texts: Iterab
     with Progress(*columns, console=console) as progress, (out / "curve.jsonl").open("w") as curve:
         task = progress.add_task("", total=config.minutes * 60, line="")
         for rows in itertools.chain([first], stream):
-            fraction = (time.time() - began) / (config.minutes * 60)
+            fraction = max((time.time() - began) / (config.minutes * 60), seen["tokens"] / config.tokens if config.tokens else 0)
             if fraction >= 1:
                 break
             step = seen["step"] + 1
