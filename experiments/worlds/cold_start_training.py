@@ -139,7 +139,7 @@ def train(config: ColdStartConfig, turns: Iterator[Demonstration], texts: Iterab
     window: dict[str, list[float]] = defaultdict(list)
     began = time.time()
     with Progress(*columns, console=console) as progress, (out / "curve.jsonl").open("w") as curve:
-        task = progress.add_task("", total=config.minutes * 60, line="")
+        task = progress.add_task("", total=1.0, line="")
         for rows in itertools.chain([first], stream):
             fraction = max((time.time() - began) / (config.minutes * 60), seen["tokens"] / config.tokens if config.tokens else 0)
             if fraction >= 1:
@@ -166,7 +166,7 @@ def train(config: ColdStartConfig, turns: Iterator[Demonstration], texts: Iterab
                 seconds = time.time() - began
                 speed = {"seconds": round(seconds), "tokens_per_second": round(seen["tokens"] / seconds, 1)}
                 print(json.dumps({**seen, **speed, **means}), file=curve, flush=True)
-                progress.update(task, completed=seconds, line="  ".join(f"{name} {value}" for name, value in means.items()))
+                progress.update(task, completed=fraction, line="  ".join(f"{name} {value}" for name, value in means.items()))
             if step % config.save_every == 0:
                 policy.save(out)
     policy.save(out)
