@@ -195,14 +195,14 @@ def main(arguments: list[str]) -> int:
         raise RunConfigError(f"fetch what? r1-router fetch {' | '.join(MODELS)} [key=value ...]")
     config = read_settings(FetchSettings, settings)
     out = Path(config.out or "policies/smollm2-135m")
-    if not (out / "config.json").is_file():
-        if out.exists():
-            raise RunConfigError(f"{out} exists and is no policy (config.json is missing): move it away, or set out=FOLDER")
-        work = out.with_name(f".{out.name}.part")
+    work = out.with_name(f".{out.name}.part")
+    if (out / "config.json").is_file():
+        console.print(f"already there: {out}  (remove it to fetch it again)", soft_wrap=True)
+    elif out.exists():
+        raise RunConfigError(f"{out} exists and is no policy (config.json is missing): move it away, or set out=FOLDER")
+    else:
         with hold(out):
             replace_folder(out, fetch(MODELS[name], config.source, work, console))
-        shutil.rmtree(work)
         console.print(f"written: {out}  (train.policy={out} starts from it)", soft_wrap=True)
-    else:
-        console.print(f"already there: {out}  (remove it to fetch it again)", soft_wrap=True)
+    shutil.rmtree(work, ignore_errors=True)
     return 0
