@@ -74,7 +74,7 @@ serve: $(STAMP)
 study: $(STAMP)
 	@$(BIN)/python -m experiments.cli study $(ARGS)
 
-# What can be made again; runs/ and mlflow.db are results, and stay.
+# What can be made again; runs/ and mlflow.db are results, policies/ was downloaded: they stay.
 clean:
 	rm -rf $(VENV) kbs bench build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,4 +1,4 @@
-"""`make resolve`: do all extras resolve with constraints.txt, for both Pythons? About a minute; downloads metadata and no wheels.
+"""`make resolve`: do all extras resolve with constraints.txt, for both Pythons? Half a minute; downloads metadata and no wheels.
 
 Exits with 1 and uv's explanation, which names the requirements that are in conflict.
 """
@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -23,22 +24,24 @@ def settings_of_pip() -> dict[str, str]:
 
 
 def main() -> int:
-    pip, environment, failed = settings_of_pip(), dict(os.environ), 0
+    pip, environment = settings_of_pip(), dict(os.environ)
     if "cert" in pip:
         environment.setdefault("SSL_CERT_FILE", pip["cert"])
     common = ["pyproject.toml", "--constraint=constraints.txt", "--no-python-downloads", "--quiet"]
     common += [f"--default-index={pip['index-url']}"] if "index-url" in pip else []
-    with tempfile.TemporaryDirectory() as cache:
-        for python, extras in itertools.product(PYTHONS, EXTRAS):
-            command = [sys.executable, "-m", "uv", "pip", "compile", *common, f"--python-version={python}", f"--cache-dir={cache}"]
-            command += [f"--extra={name}" for name in (*extras.split(","), "dev")]
-            done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+
+    def resolved(python: str, extras: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "uv", "pip", "compile", *common, f"--python-version={python}", f"--cache-dir={cache}"]
+        command += [f"--extra={name}" for name in (*extras.split(","), "dev")]
+        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+
+    failed, rows = False, list(itertools.product(PYTHONS, EXTRAS))
+    with tempfile.TemporaryDirectory() as cache, ThreadPoolExecutor(max_workers=3) as pool:
+        for (python, extras), done in zip(rows, pool.map(resolved, *zip(*rows, strict=True)), strict=True):
             result = "does not resolve" if done.returncode else f"{done.stdout.count('==')} packages"
-            print(f"Python {python}  .[{extras},dev]  {result}", flush=True)
-            if done.returncode:
-                failed += 1
-                print(done.stderr.rstrip(), flush=True)
-    return int(failed > 0)
+            print(f"Python {python}  .[{extras},dev]  {result}", done.stderr.rstrip(), sep="\n" if done.stderr else "", flush=True)
+            failed |= done.returncode != 0
+    return int(failed)
 
 
 if __name__ == "__main__":
