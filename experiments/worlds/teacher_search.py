@@ -55,13 +55,15 @@ class KnowledgeBases:
 
     def prepare(self, asked: Iterable[tuple[str, Question]], k: int) -> None:
         """Searches all knowledge bases for each query of a question at once, which is several times faster than one by one."""
-        asked = list(asked)
+        asked, embedded = list(asked), dict[tuple[str, bool], np.ndarray]()
         for kb, base in self.bases.items():
             keys = dict.fromkeys(self._key(kb, query, question) for query, question in asked)
-            queries = [Query(text, image.data if image else None) for _, text, image in keys]
-            vectors = build_embedder(base.card.embedder).embed_queries(queries)
+            alike = base.card.embedder, self._looks(kb)  # Knowledge bases with the same vectors of queries
+            if alike not in embedded:
+                queries = [Query(text, image.data if image else None) for _, text, image in keys]
+                embedded[alike] = build_embedder(base.card.embedder).embed_queries(queries)
             shards = [base.shard(number) for number in range(base.card.shards)]
-            hits = [PassageRows(shard.table).hits(shard.first, *shard.search(vectors, k), pictures=False) for shard in shards]
+            hits = [PassageRows(shard.table).hits(shard.first, *shard.search(embedded[alike], k), pictures=False) for shard in shards]
             _, positions = merge_top_k([(found.scores, found.positions) for found in hits], k)
             passages = {position: passage for found in hits for position, passage in found.passages.items()}
             for key, row in zip(keys, positions.tolist(), strict=True):
@@ -74,7 +76,10 @@ class KnowledgeBases:
         return self.found[key][:k]
 
     def _key(self, kb: str, query: str, question: Question) -> tuple[str, str, Image | None]:
-        return kb, query, question.image if "image" in self.cards[kb].modality else None
+        return kb, query, question.image if self._looks(kb) else None
+
+    def _looks(self, kb: str) -> bool:
+        return "image" in self.cards[kb].modality
 
 
 class WordOverlap:
