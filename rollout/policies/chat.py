@@ -29,7 +29,7 @@ class ChatFormat:
         self.end_token_id: int = self._end_of_turn()
         self.banned_token_ids: tuple[int, ...] = tuple(sorted({known[token] for token in self._special} - {self.end_token_id}))
         self._has_system = self._takes_system()
-        alone, after_nothing = [("user", TEXT)], [("system", []), ("user", TEXT)]
+        alone, after_nothing = [("user", TEXT)], [("system", [{"type": "text", "text": ""}]), ("user", TEXT)]
         self._adds_system = self._has_system and len(self._rendered(after_nothing)) < len(self._rendered(alone))
 
     def prompt(self, system: str, user: list[dict[str, str]]) -> str:
