@@ -81,12 +81,12 @@ def route_loss(routes: RouteTokens, denominator: float) -> tuple[torch.Tensor, d
     so there is no ratio and no clipping (all-action policy gradient: Petit et al. 2019, arXiv 1910.09093). Metrics are sums over turns."""
     turns = len(routes.weights)
     names = routes.logprobs.new_zeros(len(routes.rewards)).index_add(0, routes.route, routes.logprobs)
-    top = names.detach().new_full((turns,), -torch.inf).index_reduce(0, routes.turn, names.detach(), "amax")
+    top = names.detach().new_full((turns,), -torch.inf).scatter_reduce(0, routes.turn, names.detach(), "amax")
     likelihood = (names - top[routes.turn]).exp()
     p = likelihood / names.new_zeros(turns).index_add(0, routes.turn, likelihood)[routes.turn]
     expected = names.new_zeros(turns).index_add(0, routes.turn, p * routes.rewards)
     with torch.no_grad():
-        best = routes.rewards.new_full((turns,), -torch.inf).index_reduce(0, routes.turn, routes.rewards, "amax")
+        best = routes.rewards.new_full((turns,), -torch.inf).scatter_reduce(0, routes.turn, routes.rewards, "amax")
         metrics = {
             "routes": p.new_tensor(float(turns)),
             "best_route_probability": p[routes.rewards == best[routes.turn]].sum(),

@@ -35,3 +35,8 @@ def _row(planned: PlannedRow, turns: Sequence[ScoredTurn], advantages: Any, cred
     chosen = planned.turns
     columns = ([advantages[i] for i in chosen], credit.weights[chosen], scored.episode[chosen].tolist(), credit.routes[chosen])
     return row_of([turns[i] for i in chosen], *columns)
+
+
+def denominators(turns: Sequence[ScoredTurn], advantages: TurnAdvantages, config: LearnerConfig, policy_version: int) -> list[float]:
+    """Of each mini-batch."""
+    return [sum(row.weight for row in rows) for rows in deal(ScoredSummary.of(turns), advantages, config, policy_version)[0]]
