@@ -104,9 +104,9 @@ class LearnerGroup(Checkpointable):
         found = {name: float(count) for name, count in counts.items()} | {"lr": lr, "seconds": time.perf_counter() - begin}
         if groups.groups:
             found["varied_groups"] = 1 - groups.dropped / groups.groups
-        plans = scored.kind == KINDS.index("plan")
-        if self.config.routes == "all" and plans.any():
-            found["turns_with_routes"] = float(np.isfinite(credit.routes[plans]).mean())
+        plan_turns = scored.kind == KINDS.index("plan")
+        if self.config.routes == "all" and plan_turns.any():
+            found["turns_with_routes"] = float(np.isfinite(credit.routes[plan_turns]).mean())
         return found | update_metrics(steps)
 
     def _fetch(self, turns: ScoredTurns, plans: Sequence[list[PlannedMiniBatch]]) -> None:

@@ -28,7 +28,7 @@ class PlannedMiniBatch(NamedTuple):
     """One rank's part of one optimizer step, before its turns are fetched."""
 
     rows: list[list[list[int]]]  # micro-batch -> row -> numbers of its turns
-    advantages: np.ndarray  # (turns of this rank,) float32, in the order of `rows`; so the next two
+    advantages: np.ndarray  # (turns of this rank,) float32, in the order of `rows`; so the next three
     weights: np.ndarray  # float32: of each token
     episode: np.ndarray
     routes: np.ndarray  # float32: weight of the expected reward over routes; NaN: the name's tokens have the credit of the others
