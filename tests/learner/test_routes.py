@@ -102,8 +102,8 @@ def test_the_gradient_is_that_of_the_expected_reward_by_plain_forward_passes(pol
 
 
 @UNCOMPILED
-def test_names_behind_one_copy_of_their_prefix_have_the_logprobs_of_rows_of_their_own(policy):
-    turns = some_turns(policy, pictured=True)
+def test_names_behind_one_copy_of_their_prefix_have_the_logprobs_of_rows_of_their_own_at_temperature_1(policy):
+    turns = [replace(turn, turn=replace(turn.turn, temperature=0.7)) for turn in some_turns(policy, pictured=True)]
     (rows,) = dealt_rows(turns, turn_advantages(turns, ALL), ALL, 0)
     batch = packed(rows, policy)
     routed = [(row, response) for row in rows for response in row.responses if response.packed_routes]
@@ -168,14 +168,15 @@ def test_without_a_packed_route_the_loss_is_zero_and_still_has_a_gradient():
 
 
 def test_two_ranks_with_partitioned_weights_make_the_update_of_one(one, two, policy):
-    turns, config = some_turns(policy, pictured=True), replace(CONFIG, routes="all")
+    turns = some_turns(policy, pictured=True)
+    config = replace(CONFIG, routes="all", updates_per_iteration=2, sampler_cap=2.0, kl_weight=0.1)
     one.build(config)
     two.build(replace(config, num_learners=2, zero_stage=3))
     alone, together = one.update(turns), two.update(turns)
     assert alone["turns_with_routes"] == 1.0
     assert 0 < alone["best_route_probability"] < 1
     assert 0 < alone["route_entropy"] <= np.log(3)
-    for name in ("loss", "grad_norm", "best_route_probability", "route_entropy", "learned_tokens"):
+    for name in ("loss", "kl", "grad_norm", "best_route_probability", "route_entropy", "learned_tokens"):
         assert together[name] == pytest.approx(alone[name], rel=1e-3), name
     assert_same_update(weights(one), weights(two))
     for _ in range(3):
