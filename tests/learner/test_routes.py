@@ -48,7 +48,8 @@ def packed_loss(policy: Policy, turns: list[ScoredTurn], config: LearnerConfig, 
     rank.policy, rank.engine = policy, Scorer(policy)
     config, advantages = replace(config, tokens_per_micro_batch=tokens), turn_advantages(turns, config)
     (rows,), (denominator,) = dealt_rows(turns, advantages, config, 0), denominators(turns, advantages, config, 0)
-    parts = [rank._loss(packed(batch, policy), denominator, None, None) for batch in cut(rows, tokens)]
+    batches = [packed(batch, policy) for batch in cut(rows, tokens)]
+    parts = [rank._loss(batch, denominator, rank._logprobs(batch), None) for batch in batches]
     metrics = {name: sum(found[name].item() for _, found in parts) for name in parts[0][1]}
     return sum(loss for loss, _ in parts), metrics
 
@@ -169,7 +170,7 @@ def test_without_a_packed_route_the_loss_is_zero_and_still_has_a_gradient():
 
 def test_two_ranks_with_partitioned_weights_make_the_update_of_one(one, two, policy):
     turns = some_turns(policy, pictured=True)
-    config = replace(CONFIG, routes="all", updates_per_iteration=2, sampler_cap=2.0, kl_weight=0.1)
+    config = replace(CONFIG, routes="all", kl_weight=0.1)
     one.build(config)
     two.build(replace(config, num_learners=2, zero_stage=3))
     alone, together = one.update(turns), two.update(turns)
