@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scored_episode import CAPITAL, FIRST, PEOPLE, QUESTION, RETRIEVERS, STOP, episode, group, plan, same
 
@@ -49,6 +49,7 @@ def with_routes(siblings: TurnGroup) -> TurnGroup:
     return replace(siblings, turns=tuple(turns))
 
 
+@settings(deadline=None, max_examples=60)
 @given(QUERIES, NEEDS, HISTORY, CONFIGS)
 def test_the_reward_of_a_route_is_what_the_sibling_that_took_it_earned(query, needs, history, config):
     question = replace(QUESTION, gold_steps=tuple(needs))
