@@ -61,8 +61,8 @@ def rows_of_load(policy: Policy, load: str, quick: bool) -> list[Row]:
         turns = turns_of_lengths(policy, 2 if quick else 8, GROUP, prompt=512, response=32)
     scored = ScoredSummary.of(turns)
     advantages = turn_advantages(scored, CONFIG)
-    (planned,), weights = deal(scored, advantages, CONFIG, 0)
-    columns = advantages.advantages, weights, scored.episode
+    (planned,), credit = deal(scored, advantages, CONFIG, 0)
+    columns = advantages.advantages, credit.weights, scored.episode, credit.routes
     return [row_of([turns[i] for i in row.turns], *(column[row.turns] for column in columns)) for row in planned]
 
 

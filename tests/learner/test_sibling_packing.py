@@ -81,8 +81,8 @@ def test_a_token_sees_the_prompt_and_its_own_response_up_to_itself():
         [1, 1, 1, 1, 0],
         [1, 1, 0, 0, 1],
     ]
-    assert sees(segments, segments).int().tolist() == whole
-    assert sees(segments[2:], segments).int().tolist() == whole[2:]
+    assert sees(segments, segments, segments).int().tolist() == whole
+    assert sees(segments[2:], segments[2:], segments).int().tolist() == whole[2:]
 
 
 @UNCOMPILED
@@ -90,8 +90,8 @@ def test_a_token_sees_the_prompt_and_its_own_response_up_to_itself():
 @given(st.lists(st.builds(row, st.integers(1, 6), st.integers(1, 5), st.integers(1, 5)), min_size=1, max_size=4), st.integers(0, 99))
 def test_every_way_to_attend_is_attention_with_one_mask_over_everything(rows, seed):
     batch = pack(rows, [np.zeros((3, len(r.prompt_ids)), np.int64) for r in rows], 0)
-    numbers, segments = torch.from_numpy(batch.rows), torch.from_numpy(batch.segments)
-    mask = sees(segments, segments) & (numbers[:, None] == numbers[None])
+    numbers, segments, parents = (torch.from_numpy(column) for column in (batch.rows, batch.segments, batch.parents))
+    mask = sees(segments, parents, segments) & (numbers[:, None] == numbers[None])
     query, key, value = (
         torch.randn(8, 1, len(numbers), 16, generator=torch.Generator().manual_seed(seed)).transpose(0, 1).split([4, 2, 2], 1)
     )
