@@ -111,12 +111,12 @@ class Scorer(nn.Module):
         return self.policy.lm_head(hidden[sources], targets, sampled)
 
     def _embedded(self, ids: torch.Tensor, image_of_row: torch.Tensor, pixels: dict[str, torch.Tensor] | None) -> dict[str, Any]:
-        if pixels is not None:
-            features = self.policy.features(pixels)
-            return self.policy.embed(ids, [features[i] for i in image_of_row.tolist()])
-        embedded = self.policy.embed(ids)
-        if blank := self.policy.blank():
-            embedded["inputs_embeds"] = embedded["inputs_embeds"] + 0.0 * self.policy.features(blank)[0].sum()
+        """The vision tower runs first on every rank: with ZeRO-3 all of them have to run the same modules in the same order."""
+        shown = pixels or self.policy.blank()
+        features = self.policy.features(shown) if shown else []
+        embedded = self.policy.embed(ids, [features[i] for i in image_of_row.tolist()] if pixels else [])
+        if features and not pixels:
+            embedded["inputs_embeds"] = embedded["inputs_embeds"] + 0.0 * features[0].sum()
         return embedded
 
 
