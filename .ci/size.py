@@ -5,24 +5,24 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 ROOMS = ("retrieval_actors", "rollout", "rewards", "learner", "experiments")
-PRODUCT_LINES, PRODUCT_FILES = 20_000, 190
+PRODUCT_LINES, PRODUCT_FILES = 23_000, 210
 """All five rooms without the benchmarks."""
 BUDGETS = {
     "retrieval_actors": 3600,
-    "rollout": 3600,
-    "rewards": 900,
-    "learner": 3600,
-    "experiments/worlds": 1000,
-    "experiments/datasets": 800,
+    "rollout": 4000,
+    "rewards": 950,
+    "learner": 3700,
+    "experiments/worlds": 1100,
+    "experiments/datasets": 850,
     "experiments/run": 1400,
-    "experiments/evaluation": 1150,
+    "experiments/evaluation": 1250,
     "experiments/report": 900,
     "experiments/tracking": 1050,
-    "experiments/cluster": 1200,
+    "experiments/cluster": 1250,
     "experiments/serving": 1500,
     "experiments/studies": 600,
     "experiments/benchmarks": 2000,
-    "experiments": 12_000,
+    "experiments": 13_000,
 }
 """Lines at most, of a folder and all below it."""
 
