@@ -16,7 +16,7 @@ OPEN_THOUGHT = re.compile(r"<think>\s*\Z")
 
 class ChatFormat:
     """`lists`: contents are lists of parts, as the templates of VLMs expect them; else plain strings.
-    Raises `ValueError` for a tokenizer without a template."""
+    Raises `ValueError` for a tokenizer without a template, or with one that fails."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, lists: bool):
         if not tokenizer.chat_template:
@@ -48,7 +48,10 @@ class ChatFormat:
             return parts if self._lists else "".join(part["text"] for part in parts)
 
         messages = [{"role": role, "content": content(parts)} for role, parts in turns]
-        return str(self.tokenizer.apply_chat_template(messages, tokenize=False, **options))
+        try:
+            return str(self.tokenizer.apply_chat_template(messages, tokenize=False, **options))
+        except (TemplateError, TypeError) as error:
+            raise ValueError(f"its chat template fails: {str(error).partition('\n')[0]}") from None
 
     def _end_of_turn(self) -> int:
         """The special token that the template writes after a response; without one, the tokenizer's end of text."""
@@ -61,7 +64,7 @@ class ChatFormat:
     def _takes_system(self) -> bool:
         try:
             return self._rendered([("system", TEXT), ("user", TEXT)]).count("TEXT") == 2
-        except TemplateError:
+        except ValueError:
             return False
 
     def _without_special_tokens(self, text: str) -> str:

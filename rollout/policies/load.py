@@ -30,7 +30,7 @@ def load_policy(path: str | Path, *, dtype: str = "float32", device: str = "cpu"
         policy.check_forward()
         assert policy.chat  # Refuses a tokenizer without a template
     except (ValueError, OSError) as error:
-        raise ValueError(f"policy {path}: {str(error).splitlines()[0]}") from None
+        raise ValueError(f"policy {path}: {str(error).partition('\n')[0]}") from None
     return policy
 
 
@@ -44,7 +44,7 @@ def kind_of(path: str | Path) -> tuple[type[Policy], Any]:
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     except (ValueError, OSError) as error:
-        raise ValueError(f"{where}: {str(error).splitlines()[0]}") from None
+        raise ValueError(f"{where}: {str(error).partition('\n')[0]}") from None
     if why := unsupported(config):
         raise ValueError(f"{where}: {why}; expected {EXPECTED}")
     if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
@@ -53,7 +53,7 @@ def kind_of(path: str | Path) -> tuple[type[Policy], Any]:
         with torch.device("meta"):
             base = AutoModelForImageTextToText.from_config(config).base_model
     except (ValueError, AttributeError) as error:
-        raise ValueError(f"{where}: its config.json does not fit together: {str(error).splitlines()[0]}") from None
+        raise ValueError(f"{where}: its config.json does not fit together: {str(error).partition('\n')[0]}") from None
     for kind in (QwenVLPolicy, SmolVLMPolicy):
         if kind.fits(base):
             return kind, config
