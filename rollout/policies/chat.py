@@ -14,6 +14,10 @@ TEXT = [{"type": "text", "text": "TEXT"}]
 OPEN_THOUGHT = re.compile(r"<think>\s*\Z")
 
 
+def one_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
+
+
 class ChatFormat:
     """`lists`: contents are lists of parts, as the templates of VLMs expect them; else plain strings.
     Raises `ValueError` for a tokenizer without a template, or with one that fails."""
