@@ -55,7 +55,7 @@ class ChatFormat:
         try:
             return str(self.tokenizer.apply_chat_template(messages, tokenize=False, **options))
         except (TemplateError, TypeError) as error:
-            raise ValueError(f"its chat template fails: {str(error).partition('\n')[0]}") from None
+            raise ValueError(f"its chat template fails: {one_line(error)}") from None
 
     def _end_of_turn(self) -> int:
         """The special token that the template writes after a response; without one, the tokenizer's end of text."""

@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 from rollout.nan_check import refuse_weights
+from rollout.policies.chat import one_line
 from rollout.policies.policy import EXPECTED, Policy
 from rollout.policies.qwen_vl import QwenVLPolicy
 from rollout.policies.smolvlm import SmolVLMPolicy
@@ -30,7 +31,7 @@ def load_policy(path: str | Path, *, dtype: str = "float32", device: str = "cpu"
         policy.check_forward()
         assert policy.chat  # Refuses a tokenizer without a template
     except (ValueError, OSError) as error:
-        raise ValueError(f"policy {path}: {str(error).partition('\n')[0]}") from None
+        raise ValueError(f"policy {path}: {one_line(error)}") from None
     return policy
 
 
@@ -44,7 +45,7 @@ def kind_of(path: str | Path) -> tuple[type[Policy], Any]:
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     except (ValueError, OSError) as error:
-        raise ValueError(f"{where}: {str(error).partition('\n')[0]}") from None
+        raise ValueError(f"{where}: {one_line(error)}") from None
     if why := unsupported(config):
         raise ValueError(f"{where}: {why}; expected {EXPECTED}")
     if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
@@ -53,7 +54,7 @@ def kind_of(path: str | Path) -> tuple[type[Policy], Any]:
         with torch.device("meta"):
             base = AutoModelForImageTextToText.from_config(config).base_model
     except (ValueError, AttributeError) as error:
-        raise ValueError(f"{where}: its config.json does not fit together: {str(error).partition('\n')[0]}") from None
+        raise ValueError(f"{where}: its config.json does not fit together: {one_line(error)}") from None
     for kind in (QwenVLPolicy, SmolVLMPolicy):
         if kind.fits(base):
             return kind, config
