@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -16,11 +19,22 @@ from ray.rllib.env.env_runner import EnvRunner
 from ray.rllib.utils.checkpoints import Checkpointable
 
 from rollout.engines import make_engine
+from rollout.engines.base import EngineDiedError
 from rollout.records import Question, RecordedTurn, Trajectory
 from rollout.roll_out import EngineTimeline, EpisodeRun, WorkReport
 from rollout.weight_buckets import BroadcastGroup, Bucket, Inbox, PublishedBucket, seal
 
 NO_SPACE = gym.spaces.Box(-1, 1, (1,), np.float32)  # RLlib asks every env runner for its spaces; questions and answers have none
+
+
+@contextmanager
+def ended_with_its_engine() -> Iterator[None]:
+    """Ends this process when that of its engine has ended: Ray then starts another worker, which gets the weights and the questions."""
+    try:
+        yield
+    except EngineDiedError as error:
+        print(error, file=sys.stderr, flush=True)
+        os._exit(1)
 
 
 class WrongPolicyVersion(RuntimeError):
@@ -66,7 +80,8 @@ class RolloutWorker(EnvRunner, Checkpointable):
     def use_weights(self, version: int, checksums: Sequence[int]) -> tuple[int, int]:
         """Load these buckets; returns the version and the checksum of all. Raises `MissingWeightsError`; ValueError for other names or shapes."""
         self._drop_run()
-        self.engine.update_weights(version, self._inbox.tensors(version, checksums))
+        with ended_with_its_engine():
+            self.engine.update_weights(version, self._inbox.tensors(version, checksums))
         return version, seal(version, checksums)
 
     @ray.method(num_returns=2)
@@ -96,7 +111,8 @@ class RolloutWorker(EnvRunner, Checkpointable):
             raise WrongPolicyVersion(f"rollout worker {self.worker_index} has no questions of policy version {policy_version}")
         self.timeline.resume()
         try:
-            finished = self._run.work(seconds)
+            with ended_with_its_engine():
+                finished = self._run.work(seconds)
         except BaseException:  # a bug: remove these questions from the engine
             self._drop_run()
             raise

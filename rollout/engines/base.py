@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from rollout.policies import Policy
 
 
+class EngineDiedError(RuntimeError):
+    """The process of the engine has ended, or hangs. Only a new engine helps."""
+
+
 @dataclass(frozen=True)
 class Sampling:
     temperature: float = 1.0  # 0: greedy
