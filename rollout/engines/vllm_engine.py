@@ -112,7 +112,9 @@ class VllmEngine:
         found: list[Response] = []
         with self._alive():
             while self._under_way and not found and self._has_output(began + wait_s - time.monotonic()):
-                found = [self._finished(output) for output in self._engine.step() if output.finished and output.request_id in self._under_way]
+                found = [
+                    self._finished(output) for output in self._engine.step() if output.finished and output.request_id in self._under_way
+                ]
                 self._heard = time.monotonic()
         self.stats.decode_s += time.monotonic() - began
         if self._under_way and time.monotonic() - self._heard > self.stalled_s:
@@ -203,7 +205,11 @@ class VllmEngine:
 
 def _watch(process: Any) -> None:
     """Raise an error in all that waits for vLLM's process when it ends; without it, they would wait for ever."""
-    resources, outputs, calls = process.resources, process.outputs_queue, process.utility_results  # not `process`: it ends with its last reference
+    resources, outputs, calls = (
+        process.resources,
+        process.outputs_queue,
+        process.utility_results,
+    )  # not `process`: it ends with its last reference
 
     def fail() -> None:
         connection.wait(resources.engine_manager.sentinels())

