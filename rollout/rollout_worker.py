@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,22 +16,12 @@ from ray.rllib.env.env_runner import EnvRunner
 from ray.rllib.utils.checkpoints import Checkpointable
 
 from rollout.engines import make_engine
-from rollout.engines.base import EngineDiedError
+from rollout.engines.base import ended_with_its_engine
 from rollout.records import Question, RecordedTurn, Trajectory
 from rollout.roll_out import EngineTimeline, EpisodeRun, WorkReport
 from rollout.weight_buckets import BroadcastGroup, Bucket, Inbox, PublishedBucket, seal
 
 NO_SPACE = gym.spaces.Box(-1, 1, (1,), np.float32)  # RLlib asks every env runner for its spaces; questions and answers have none
-
-
-@contextmanager
-def ended_with_its_engine() -> Iterator[None]:
-    """Ends this process when that of its engine has ended: Ray then starts another worker, which gets the weights and the questions."""
-    try:
-        yield
-    except EngineDiedError as error:
-        print(error, file=sys.stderr, flush=True)
-        os._exit(1)
 
 
 class WrongPolicyVersion(RuntimeError):
