@@ -1,5 +1,6 @@
-# make train | test | test-all | lint | size | serve | study | vllm-cpu | clean. Each sets up what it needs, once, in .venv.
+# make train | pretrained | test | test-all | lint | size | resolve | serve | study | vllm-cpu | clean. Each sets up what it needs, once, in .venv.
 # PYTHON=python3.12 picks another Python, EXTRA=gpu,vllm other extras, ARGS="key=value ..." goes to the command,
+# COLD_START_ARGS="key=value ..." goes to the cold start of `make pretrained`.
 # RUN=FOLDER is what `make serve` serves instead of the newest run, TEST_PROCESSES=N how many processes `make test` uses.
 # PIP_ARGS goes to pip: on a machine without a GPU, an --extra-index-url of PyTorch's CPU wheels saves a download of several GB.
 
@@ -9,6 +10,7 @@ VLLM := .venv-vllm
 EXTRA ?= cpu
 PIP_ARGS ?=
 ARGS ?=
+COLD_START_ARGS ?=
 RUN ?=
 TEST_PROCESSES ?= 2
 FITS := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))
@@ -16,7 +18,7 @@ PYTHON ?= $(shell for python in python3 python3.12 python3.11; do $$python -c '$
 # The stamp's name holds a checksum of what is installed: another pyproject.toml or constraints.txt, another set-up.
 STAMP := $(VENV)/.ready-$(EXTRA)-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 
-.PHONY: setup train test test-all lint size serve study vllm-cpu clean
+.PHONY: setup train pretrained test test-all lint size resolve serve study vllm-cpu clean
 .DEFAULT_GOAL := train
 
 setup: $(STAMP)
@@ -33,6 +35,20 @@ $(STAMP):
 train: $(STAMP)
 	@$(BIN)/python -m experiments.train laptop.yaml $(ARGS)
 
+# A language model that knows the world, on real data, on the CPU: fetch, cold start, train, report. What is there already is not done again, and
+# a training that was stopped is resumed. Cut short: make pretrained COLD_START_ARGS="minutes=1" ARGS="train.iterations=2".
+pretrained: runs/smollm2_cold_start
+	@grep -qs '"after"' runs/pretrained/summary.json || $(BIN)/python -m experiments.train pretrained.yaml train.resume=auto $(ARGS)
+	@echo "report: runs/pretrained/report.html"
+
+runs/smollm2_cold_start: | policies/smollm2-135m
+	@$(BIN)/python -m experiments.cli cold-start data=pretrained.yaml start=policies/smollm2-135m out=$@.part tokens=150000 minutes=90 muon=false \
+		lr=3e-4 warmup_steps=20 tokens_per_batch=1000 freeze_embeddings=true threads=2 log_every=10 save_every=25 $(COLD_START_ARGS)
+	@mv $@.part $@
+
+policies/smollm2-135m: | $(STAMP)
+	@$(BIN)/python -m experiments.cli fetch smollm2
+
 test: $(STAMP)
 	@$(BIN)/python -m pytest -q -m "not slow" -n $(TEST_PROCESSES) --dist loadfile $(ARGS)
 
@@ -48,6 +64,10 @@ lint: $(STAMP)
 # Files and lines of Python by room; fails over budget.
 size: $(STAMP)
 	@$(BIN)/python .ci/size.py
+
+# Whether all extras can be installed with constraints.txt, on Python 3.11 and 3.12.
+resolve: $(STAMP)
+	@$(BIN)/python .ci/resolve.py
 
 serve: $(STAMP)
 	@$(BIN)/python -m experiments.cli serve $(RUN) $(ARGS)
@@ -69,7 +89,7 @@ $(VLLM)/.ready: pyproject.toml constraints.txt
 	@$(VLLM)/bin/python -m pip install --quiet $(PIP_ARGS) --constraint constraints.txt --requirement $(VLLM)/requirements.txt --editable ".[cpu,dev]"
 	@touch $@
 
-# What can be made again; runs/ and mlflow.db are results, and stay.
+# What can be made again; runs/ and mlflow.db are results, policies/ was downloaded: they stay.
 clean:
 	rm -rf $(VENV) $(VLLM) kbs bench build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,8 +1,10 @@
 """`r1-router cold-start [key=value ...]`: train the tiny policy from scratch to where reinforcement learning starts.
 
-Supervised learning on the teacher's turns over an endless stream of fresh training worlds, or on the turns of a step data set (`recorded`).
+Supervised learning on the teacher's turns over an endless stream of fresh training worlds, on the turns of a step data set (`recorded`), or, for
+a policy that can read already, on the teacher's turns on the training questions of a run (`data`).
 
     r1-router cold-start out=runs/cold_start minutes=60
+    r1-router cold-start data=pretrained.yaml start=policies/smollm2-135m out=runs/warm muon=false lr=3e-4
 """
 
 from __future__ import annotations
@@ -14,12 +16,14 @@ from experiments.command_line.entry_point import command
 from experiments.command_line.terminal import Console
 from experiments.config import RunConfigError, load_config
 from experiments.config.reading import read_settings
-from experiments.datasets import load_dataset
+from experiments.datasets import ensure_knowledge_bases, load_dataset
 from experiments.worlds.cold_start_training import ColdStartConfig, train
+from experiments.worlds.natural_teacher import natural_demonstrations, natural_manner
 from experiments.worlds.teacher import Demonstration, answer_response, demonstrations, lifelike_demonstrations, plan_response, teacher_texts
+from experiments.worlds.teacher_search import KnowledgeBases
 from retrieval_actors.folder_lock import hold
 from rewards.actor import RETRIEVERS
-from rollout.records import RecordedTurn
+from rollout.records import Question, RecordedTurn
 from rollout.turn_parser import STOP
 
 
@@ -51,12 +55,36 @@ def demonstration(turn: RecordedTurn) -> Demonstration:
     return Demonstration(turn.kind, turn.message, turn.image, response)
 
 
+def taught(config: ColdStartConfig, console: Console) -> Iterator[Demonstration]:
+    """An endless stream: the teacher's turns on the training questions of the run's configuration, over its knowledge bases, which are built if
+    missing, with its prompts and passages. All that it will ask is searched before the first turn. Raises RunConfigError."""
+    run = load_config([config.data])
+    dataset = load_dataset(run.data, run.evaluation, run.retrieval.folders)
+    questions = [question for question in dataset.train if isinstance(question, Question) and question.gold_steps]
+    needs = [(need, question) for question in questions for need in question.gold_steps or ()]
+    if not needs:
+        raise RunConfigError(f"data={config.data}: data.name={run.data.name} has no training questions with gold steps")
+    if unknown := {need.kb for need, _ in needs} - {source.name for source in dataset.training_kbs}:
+        raise RunConfigError(f"data={config.data}: gold steps name {', '.join(sorted(unknown))}; set retrieval.folders for it")
+    with console.status("knowledge bases") as status:
+        folders = ensure_knowledge_bases(dataset.training_kbs, lambda what, done, total: status.update(f"{what} {done}/{total}"))
+        bases = KnowledgeBases(folders)
+        status.update(f"searching for the needs of {len(questions)} training questions")
+        bases.prepare([(need.query, question) for need, question in needs], run.rollout.passages)
+    manner = natural_manner(run.rollout, bases.cards)
+    return natural_demonstrations(questions, bases.search, manner, config.seed, config.blind)
+
+
 @command
 def main(arguments: list[str]) -> int:
     console = Console()
     config = read_settings(ColdStartConfig, arguments)
     hold(config.out)
-    if config.recorded:
+    if config.data:
+        if not config.start:
+            raise RunConfigError(f"data={config.data} without start; expected the folder of a policy that can read, or no data")
+        train(config, taught(config, console), (), console)
+    elif config.recorded:
         recorded = training_turns(config.recorded)
         texts = (turn.system + turn.user + demonstration(turn).response for turn in recorded)  # most of a prompt is its system message
         train(config, recorded_demonstrations(recorded, config.seed), texts, console)

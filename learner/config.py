@@ -40,6 +40,10 @@ class LearnerConfig:
     """Subtracted from a reward: the `mean` of its group, of the others (`leave_one_out`: RLOO), or this, shrunk to other groups' (`shrunk`)."""
     normalisation: Literal["std", "batch_std", "none", "components"] = "std"
     """Advantages are divided by the `std` of their group, by `batch_std` or not at all (`none`); `components`: per part of the reward (GDPO)."""
+    routes: Literal["sampled", "all"] = "sampled"
+    """Credit of a knowledge base's name: by `sampled` siblings, as of other tokens; or the exact gradient over `all` names (docs/07_learner.md)."""
+    routes_weight: PositiveFloat = 4.0
+    """`routes=all`: weight of a turn's expected reward. 1: the mean of sampled credit with `normalisation=none`; 4: near that with `std`."""
     resample_limit: NonNegativeInt = 0
     """Rounds in which questions without variance are replaced by others (DAPO); 0: none."""
 
@@ -147,6 +151,11 @@ def check_rollout(learner: LearnerConfig, rollout: RolloutConfig) -> None:
     if rollout.group_size < 2 and learner.baseline != "shrunk":
         found = f"rollout.group_size is {rollout.group_size} with learner.baseline={learner.baseline}: nothing to compare a turn with"
         raise ValueError(f"{found}; expected at least 2, or baseline=shrunk with learner.normalisation=none")
+    if learner.routes == "all" and mode != "branch":
+        why = "another knowledge base's reward is known only for the turns of live siblings"
+        raise ValueError(f"learner.routes is 'all' with rollout.mode={mode}: {why}; expected rollout.mode=branch, or routes=sampled")
+    if learner.routes == "all" and not rollout.record_routes:
+        raise ValueError("learner.routes is 'all' with rollout.record_routes=false: the names are not recorded; set it to true")
     if mode != "chain" and learner.episode_weight:
         found = f"learner.episode_weight is {learner.episode_weight:g} with rollout.mode={mode}"
         raise ValueError(f"{found}: siblings that the episode did not continue from have no outcome; expected 0, or rollout.mode=chain")

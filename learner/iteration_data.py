@@ -20,6 +20,7 @@ from rollout.records import Trajectory, TrajectorySummary
 from rollout.roll_out import WorkReport
 
 NOT_ADDED = (*MAXIMA, "grad_norm", "largest_weight", "seconds", "ended")
+PER_ROUTED_TURN = ("best_route_probability", "route_entropy")
 PER_TOKEN = ("ratio", "clip_fraction", "entropy", "kl", "correction")
 LEFT_OUT = "its recorded prompt is longer than rollout.max_prompt_tokens"
 
@@ -120,7 +121,7 @@ def rollout_metrics(summaries: Sequence[TrajectorySummary]) -> dict[str, float]:
     return {
         "trajectories": float(len(summaries)),
         "turns": turns,
-        **{name: total(name) for name in ("sampled_tokens", "search_errors", "masked_turns")},
+        **{name: total(name) for name in ("sampled_tokens", "search_errors", "masked_turns", "unknown_routes")},
         "failed_episodes": float(sum(not summary.whole for summary in summaries)),
         "retrievals_per_question": _share(total("retrievals"), len(summaries)),
         "malformed_plans": _share(total("malformed_plans"), total("steps")),
@@ -178,7 +179,7 @@ def update_metrics(steps: list[dict[str, float]]) -> dict[str, float]:
         return {"steps": 0.0, "learned_tokens": 0.0}
 
     def total(name: str) -> float:
-        return sum(step[name] for step in steps)
+        return sum(step.get(name, 0.0) for step in steps)
 
     first, tokens = steps[0], total("tokens")
     return {name: total(name) / tokens for name in PER_TOKEN if name in first} | {
@@ -189,6 +190,7 @@ def update_metrics(steps: list[dict[str, float]]) -> dict[str, float]:
         "steps": float(len(steps)),
         "learned_tokens": tokens,
         "tokens_per_second": total("row_tokens") / total("seconds"),
+        **({name: total(name) / total("routes") for name in PER_ROUTED_TURN} if total("routes") else {}),
     }
 
 

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray
 from ray.exceptions import RayError
 from ray.rllib.utils.checkpoints import Checkpointable
@@ -26,6 +27,7 @@ from learner.objective.batch_plan import PlannedMiniBatch, deal, plan
 from learner.ranks.checkpoint_files import refuse_damaged, refuse_without_room
 from learner.reward_calls import ScoredTurns
 from retrieval_actors.folder_lock import replace_folder
+from rewards.scored_summary import KINDS
 from rollout.nan_check import refuse_update
 from rollout.records import ScoredTurn
 from rollout.timeline import Span
@@ -84,12 +86,12 @@ class LearnerGroup(Checkpointable):
         turns = turns if isinstance(turns, ScoredTurns) else ScoredTurns.put(turns)
         scored = turns.summary
         advantages, lr = turn_advantages(scored, self.config), learning_rate(self.config, version)
-        mini_batches, weights = deal(scored, advantages, self.config, version)
+        mini_batches, credit = deal(scored, advantages, self.config, version)
         plans: list[list[PlannedMiniBatch]] = [[] for _ in self.ranks]
         for rows in mini_batches:
             denominator = sum(row.weight for row in rows)
             for mine, micro_batches in zip(plans, plan(rows, len(self.ranks), self.config.tokens_per_micro_batch), strict=True):
-                mine.append(PlannedMiniBatch.of(micro_batches, advantages.advantages, weights, scored, denominator, lr))
+                mine.append(PlannedMiniBatch.of(micro_batches, advantages.advantages, credit, scored, denominator, lr))
         self._fetch(turns, plans)
         steps = combined_steps(self._all("update", doing=f"the update from policy version {version}"))
         self.steps = [Span("step", step["ended"] - step["seconds"], step["ended"]) for step in steps]
@@ -102,6 +104,9 @@ class LearnerGroup(Checkpointable):
         found = {name: float(count) for name, count in counts.items()} | {"lr": lr, "seconds": time.perf_counter() - begin}
         if groups.groups:
             found["varied_groups"] = 1 - groups.dropped / groups.groups
+        plan_turns = scored.kind == KINDS.index("plan")
+        if self.config.routes == "all" and plan_turns.any():
+            found["turns_with_routes"] = float(np.isfinite(credit.routes[plan_turns]).mean())
         return found | update_metrics(steps)
 
     def _fetch(self, turns: ScoredTurns, plans: Sequence[list[PlannedMiniBatch]]) -> None:

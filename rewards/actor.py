@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,12 +15,12 @@ from retrieval_actors.sharded_search import Retriever
 from rewards.config import RewardConfig
 from rewards.scored_summary import Route, ScoredSummary
 from rewards.step_rewards import STOPPING, JudgedTurn, Retrievers, Similarity, answer_reward, judge_of, plan_needs
-from rewards.terms import composed_of, composed_reward
+from rewards.terms import WeightedTerm, composed_of, composed_reward
 from rollout.nan_check import NotFiniteError
 from rollout.need_matcher import need_matcher
 from rollout.needs import prepare
 from rollout.records import ScoredTurn, Trajectory, TurnGroup, TurnReward
-from rollout.turn_parser import parse_plan
+from rollout.turn_parser import parse_plan, with_retriever
 
 RETRIEVERS = {"Text Retriever": "text", "Text Image Retriever": "text_image", "Table Retriever": "table"}
 
@@ -55,11 +56,17 @@ def score_trajectory(
     whose query asks for no gold step, final turns without gold answers; and, whatever the reward, turns after a failed search."""
     outcome, question = _outcome(trajectory, config), trajectory.question.id
     name = question if episode is None else episode
-    return [
-        ScoredTurn(group.state.key, group.state.prompt_ids, group.state.image, group.turns[place], reward, name, outcome, question)
-        for group, place, reward in _rewards(trajectory, similarity, config, retrievers)
-        if reward is not None and not group.state.after_failure
-    ]
+    found = []
+    for group, place, judge in _judges(trajectory, similarity, config, retrievers):
+        turn = group.turns[place]
+        reward = None if group.state.after_failure else judge(turn.text)
+        if reward is not None:
+            names = turn.routes.names if turn.routes else ()
+            routes = [judge(with_retriever(turn.text, other)) for other in names]
+            rewards = tuple(route.total for route in routes if route is not None)
+            seen = group.state.key, group.state.prompt_ids, group.state.image, turn
+            found.append(ScoredTurn(*seen, reward, name, outcome, question, rewards if len(rewards) == len(names) else ()))
+    return found
 
 
 def texts_to_compare(trajectory: Trajectory, retrievers: Retrievers, config: RewardConfig) -> Iterator[str]:
@@ -113,20 +120,25 @@ def _outcome(trajectory: Trajectory, config: RewardConfig) -> float | None:
     return answer_reward(trajectory.final.text, trajectory.question.answers, config).total
 
 
-def _rewards(
+def _judges(
     trajectory: Trajectory, similarity: Similarity, config: RewardConfig, retrievers: Retrievers
-) -> Iterator[tuple[TurnGroup, int, TurnReward | None]]:
-    """(group, place of the sibling in it, reward or None if not judged)."""
+) -> Iterator[tuple[TurnGroup, int, Callable[[str], TurnReward | None]]]:
+    """(group, place of the sibling in it, the reward of a text in its place: None if not judged)."""
     if not config.terms:
         for group in trajectory.groups:
             judge = None if group.state.after_failure else judge_of(group.state, similarity, config, retrievers)
-            yield from ((group, place, judge and judge(turn.text)) for place, turn in enumerate(group.turns))
+            rewarded = functools.cache(judge) if judge else lambda text: None
+            yield from ((group, place, rewarded) for place in range(len(group.turns)))
         return
     terms = composed_of(config.terms)
     for group, place, judged in judged_turns(trajectory, similarity, config, retrievers):
         if len(group.turns) > 1 and group.state.kind != "final":  # only the trunk's step and outcome are known: do not use them
             judged = replace(judged, step=None, outcome=None)
-        yield group, place, composed_reward(judged, terms)
+        yield group, place, functools.partial(_composed, judged, terms)
+
+
+def _composed(turn: JudgedTurn, terms: tuple[WeightedTerm, ...], text: str) -> TurnReward | None:
+    return composed_reward(replace(turn, text=text), terms)
 
 
 class RewardActor:

@@ -29,7 +29,9 @@ class ScoredSummary:
     """Scored turns, with tables of their states and episodes. Integers have the smallest type that fits: many are sent.
     (states,): state_keys, bytes; prompt_tokens, the length of the prompt; image_keys, bytes, empty for none. (episodes,): ids in the order of
     their first turns, the ids of their questions, and outcomes, float64, NaN for none. (turns,): places in the tables of states and episodes, and
-    in `KINDS`; the length of the response, and whether it ended at its limit; the version that sampled it; the reward, float64."""
+    in `KINDS`; the length of the response, and whether it ended at its limit; the version that sampled it; the reward, float64.
+    For the exact gradient over routes: name_tokens, from the name of the knowledge base to the end, 0 where the rewards of the routes are unknown;
+    prefixes, 1, 2, ..., equal where all before the name is, 0 where all routes earn the same; route_tokens, input tokens of the other names."""
 
     state_keys: np.ndarray
     prompt_tokens: np.ndarray
@@ -44,6 +46,9 @@ class ScoredSummary:
     cut_off: np.ndarray
     policy_version: np.ndarray
     rewards: np.ndarray
+    name_tokens: np.ndarray
+    prefixes: np.ndarray
+    route_tokens: np.ndarray
     components: Mapping[str, tuple[float, int]] = field(default_factory=dict)  # name -> sum over the turns that have it, and their number
     parts: tuple[Mapping[str, float], ...] = ()  # of each turn: the parts that add up to its reward; empty without `with_parts`
     routes: Mapping[Route, int] = field(default_factory=dict)  # of all plan turns that ask, judged or not -> their number
@@ -59,6 +64,8 @@ class ScoredSummary:
         first = dict(zip(reversed(state), reversed(turns), strict=True))
         images = [first[place].image for place in states.values()]
         outcomes = {place: turn.outcome for place, turn in zip(episode, turns, strict=True) if turn.outcome is not None}
+        routes = [turn.turn.routes if turn.route_rewards else None for turn in turns]
+        prefixes: dict[tuple[str | bytes, ...] | None, int] = {None: 0}
         components: dict[str, list[float]] = {}
         for turn in turns:
             for name, value in turn.reward.components.items():
@@ -76,6 +83,9 @@ class ScoredSummary:
             cut_off=np.array([turn.turn.finish_reason == "length" for turn in turns], bool),
             policy_version=smallest_integers([turn.turn.policy_version for turn in turns]),
             rewards=np.array([turn.reward.total for turn in turns], np.float64),
+            name_tokens=smallest_integers([len(found.ids[found.sampled]) if found else 0 for found in routes]),
+            prefixes=smallest_integers([prefixes.setdefault(_prefix_of(turn), len(prefixes)) for turn in turns]),
+            route_tokens=smallest_integers([sum(len(ids) - 1 for ids in found.others) if found else 0 for found in routes]),
             outcomes=np.array([outcomes.get(place, np.nan) for place in range(len(episodes))], np.float64),
             components={name: (sum(values), len(values)) for name, values in components.items()},
             parts=tuple(turn.reward.parts or {"total": turn.reward.total} for turn in turns) if with_parts else (),
@@ -90,8 +100,12 @@ class ScoredSummary:
         episodes = np.cumsum([0, *(len(summary.episodes) for summary in summaries)])
         columns = {
             name: np.concatenate([getattr(summary, name) for summary in summaries])
-            for name in ("state_keys", "prompt_tokens", "image_keys", "kind", "tokens", "cut_off", "policy_version", "rewards", "outcomes")
+            for name in (
+                *("state_keys", "prompt_tokens", "image_keys", "kind", "tokens", "cut_off", "policy_version", "rewards", "outcomes"),
+                *("name_tokens", "route_tokens"),
+            )
         }
+        prefixes = np.cumsum([0, *(int(summary.prefixes.max(initial=0)) for summary in summaries)])
         components: dict[str, tuple[float, int]] = {}
         for name, (total, count) in [entry for summary in summaries for entry in summary.components.items()]:
             before = components.get(name, (0.0, 0))
@@ -105,6 +119,9 @@ class ScoredSummary:
             questions=tuple(name for summary in summaries for name in summary.questions),
             state=np.concatenate([summary.state.astype(int) + first for summary, first in zip(summaries, states, strict=False)]),
             episode=np.concatenate([summary.episode.astype(int) + first for summary, first in zip(summaries, episodes, strict=False)]),
+            prefixes=np.concatenate(
+                [np.where(s.prefixes, s.prefixes.astype(int) + first, 0) for s, first in zip(summaries, prefixes, strict=False)]
+            ),
             components=components,
             parts=tuple(part for summary in summaries for part in summary.parts),
             routes=routes,
@@ -128,6 +145,14 @@ class ScoredSummary:
 
     def with_suffix(self, suffix: str) -> ScoredSummary:
         return replace(self, episodes=tuple(name + suffix for name in self.episodes)) if suffix else self
+
+
+def _prefix_of(turn: ScoredTurn) -> tuple[str | bytes, ...] | None:
+    """All that the exact gradient over routes depends on; None where it is 0, or the rewards of the routes are not known."""
+    routes, rewards = turn.turn.routes, turn.route_rewards
+    if routes is None or min(rewards, default=0.0) == max(rewards, default=0.0):
+        return None
+    return turn.state_key, turn.turn.response_ids[: routes.start].tobytes(), *(ids.tobytes() for ids in routes.ids)
 
 
 def smallest_integers(values: Sequence[int] | np.ndarray) -> np.ndarray:

@@ -47,6 +47,8 @@ class RolloutConfig:
     """Bound on the tokens of all running episodes of one worker; the next episode begins when there is room."""
     gold_gains: bool = False
     """Measure information gains (information_gain.py); set by `reward.terms.information_gain`."""
+    record_routes: bool = False
+    """Record the tokens that plan turns would have with each knowledge base's name (route_names.py); set by `learner.routes`."""
     need_calibration: str = ""
     """Set by `reward.need_calibration`."""
     episode_s: NonNegativeFloat = 0.0

@@ -15,6 +15,7 @@ from rollout.config import RolloutConfig
 from rollout.information_gain import information_gains
 from rollout.prompts import find_prompts
 from rollout.records import UNKNOWN, Action, Exchange, Message, Question, State, Step, Trajectory, Turn, TurnGroup, TurnKind
+from rollout.route_names import with_routes
 from rollout.searches import SearchRequest
 from rollout.turn_parser import parse_answer, parse_plan
 
@@ -109,6 +110,8 @@ def plan(ep: EpisodeState) -> Generator[State, Any, Action | None]:
     """The first half of a step: what to search for, and where; None when the turn is malformed."""
     descriptions = "\n".join(f"- {card.retriever_name}: {card.description}" for card in ep.cards.values())
     group = yield ep.turn_state("plan", ep.prompts.plan(ep.question.text, ep.pictured, ep.history, descriptions))
+    if ep.config.record_routes:
+        group = replace(group, turns=with_routes(group.turns, ep.policy, ep.retrievers))
     group, action = choose_trunk(group, ep.rng, lambda text: parse_plan(text, ep.retrievers))
     ep.groups.append(group)
     ep.plan, ep.action = group.chosen, action

@@ -51,6 +51,7 @@ def refuse_turns(turns: Sequence[ScoredTurn]) -> None:
     for turn in turns:
         what = f"{turn.turn.kind} turn of question {turn.episode_group} (episode {turn.episode})"
         numbers = {"reward": turn.reward.total, "outcome": turn.outcome or 0.0, **turn.reward.parts, **turn.reward.components}
+        numbers |= {f"reward of route {i}": reward for i, reward in enumerate(turn.route_rewards)}
         refuse_numbers(numbers, what, "check reward.terms and the embedder")
         named = {f"log-prob of token {i}": turn.turn.logprobs[i] for i in np.flatnonzero(~np.isfinite(turn.turn.logprobs))}
         refuse_numbers(named, what, "the policy overflowed while it sampled")

@@ -45,7 +45,7 @@ class PromptSet:
         return Message(self.plan_system.format(retrievers=retrievers), f"{_so_far(question, history)}\n{self.plan_request}", image)
 
     def answer(self, query: str, passages: Sequence[Passage], image: bool, max_chars: int) -> Message:
-        read = "".join(f"[{i}] {_shown(passage, max_chars)}\n" for i, passage in enumerate(passages, 1))
+        read = "".join(f"[{i}] {shown(passage, max_chars)}\n" for i, passage in enumerate(passages, 1))
         return Message(self.answer_system, read + self.answer_request.format(query=query), image)
 
     def final(self, question: str, image: bool, history: Sequence[Exchange]) -> Message:
@@ -56,7 +56,7 @@ def _so_far(question: str, history: Sequence[Exchange]) -> str:
     return question + "".join(f"\nSub-question {i}: {e.query}\nAnswer {i}: {e.answer}" for i, e in enumerate(history, 1))
 
 
-def _shown(passage: Passage, max_chars: int) -> str:
+def shown(passage: Passage, max_chars: int) -> str:
     text = f"{passage.title}: {passage.text}" if passage.title else passage.text
     return text if len(text) <= max_chars else text[:max_chars].rsplit(" ", 1)[0] + " ..."
 

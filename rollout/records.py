@@ -85,6 +85,20 @@ class AllowedTokens:
 
 
 @dataclass(frozen=True)
+class RouteNames:
+    """A plan turn that asks, with the name of every knowledge base in its place (route_names.py). No `ids`: its place was not found."""
+
+    start: int = 0  # place in the response of the first token after `<ret>`
+    names: tuple[str, ...] = ()  # retriever names, as the policy writes them
+    ids: tuple[np.ndarray, ...] = ()  # for each name (tokens,) int32: the name and the rest of the turn
+    sampled: int = 0  # which of them the turn has; its ids are those of the response
+
+    @property
+    def others(self) -> list[np.ndarray]:
+        return [ids for i, ids in enumerate(self.ids) if i != self.sampled]
+
+
+@dataclass(frozen=True)
 class Turn:
     """One response of the policy. Its ids go to the learner as they are, never decoded and encoded again."""
 
@@ -96,6 +110,7 @@ class Turn:
     text: str  # decoded without special tokens: for parsing and reading, never for training
     temperature: float = 1.0  # 1 for greedy responses. The learner divides its logits by it.
     allowed: AllowedTokens | None = None  # None: the whole vocabulary; at a temperature other than 1 without `Policy.banned_token_ids`
+    routes: RouteNames | None = None  # None: it does not ask, or `rollout.record_routes` is off
 
 
 @dataclass(frozen=True)
@@ -198,6 +213,7 @@ class ScoredTurn:
     episode: str  # id of the trajectory; turns of one episode share its outcome
     outcome: float | None  # reward of the final answer; None if the episode or a search failed, or there is no gold answer
     episode_group: str  # id of the question: its episodes are compared in `chain` mode
+    route_rewards: tuple[float, ...] = ()  # of the turn with each of `turn.routes.names`; empty: not known
 
 
 @dataclass(frozen=True)
@@ -249,6 +265,7 @@ def summary_of(trajectory: Trajectory) -> TrajectorySummary:
         "search_errors": trajectory.search_errors,
         "sampled_tokens": sum(len(turn.response_ids) for turn in turns),
         "masked_turns": sum(len(group.turns) for group in trajectory.groups if group.state.after_failure),
+        "unknown_routes": sum(turn.routes is not None and not turn.routes.ids for turn in turns),
         "cut_off_turns": sum(turn.finish_reason == "length" for turn in turns),
         "steps": len(steps),
         "malformed_plans": sum(step.action is None for step in steps),

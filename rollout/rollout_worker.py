@@ -33,13 +33,13 @@ class RolloutWorker(EnvRunner, Checkpointable):
     every restart. `config`: a `StepGRPOConfig`."""
 
     def __init__(self, *, config: Any, **kwargs: Any):
-        from rollout.policies import Policy  # not above: the driver imports this file, and starts seconds earlier without transformers
+        from rollout.policies import load_policy  # not above: the driver imports this file, and starts seconds earlier without transformers
 
         super().__init__(config=config, **kwargs)
         self.config.data = None  # the questions come with each call
         torch.set_num_threads(config.rollout.threads)
         device = "cuda" if config.num_gpus_per_env_runner and config.rollout.engine != "vllm" else "cpu"  # vLLM has a copy of its own
-        policy = Policy.load(config.policy_path, dtype=config.learner.dtype, device=device)
+        policy = load_policy(config.policy_path, dtype=config.learner.dtype, device=device)
         self.engine = make_engine(policy, config.rollout)
         self._inbox, self._device = Inbox(), policy.device
         self.timeline = EngineTimeline(self.engine, drawn=config.trace)

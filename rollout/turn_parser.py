@@ -30,6 +30,13 @@ def parse_plan(text: str, retrievers: Mapping[str, str]) -> Action | None:
     return Action(query, kb) if query and kb else None
 
 
+def with_retriever(text: str, name: str) -> str:
+    """A well-formed plan turn that asks, with another retriever name; white space around the name stays."""
+    match = PLAN.fullmatch(text)
+    assert match is not None
+    return text[: match.start(2)] + match[2].replace(match[2].strip(), name, 1) + text[match.end(2) :]
+
+
 def parse_answer(text: str) -> str | None:
     """The answer of an answer or final turn; None when the turn is malformed or the answer empty."""
     match = ANSWER.fullmatch(text)

@@ -31,7 +31,7 @@ from learner.objective.sibling_packing import Response, Row, row_of
 from learner.objective.token_logprobs import Scorer, inputs_of, packed
 from learner.ranks.learner_rank import LearnerRank, MiniBatch
 from rewards.scored_summary import ScoredSummary
-from rollout.policies import Policy
+from rollout.policies import Policy, load_policy
 
 CONFIG = LearnerConfig()
 LOADS = {"turns of the default world": 3.0, "prompts of 512 tokens, responses of 32": 5.0}
@@ -61,8 +61,8 @@ def rows_of_load(policy: Policy, load: str, quick: bool) -> list[Row]:
         turns = turns_of_lengths(policy, 2 if quick else 8, GROUP, prompt=512, response=32)
     scored = ScoredSummary.of(turns)
     advantages = turn_advantages(scored, CONFIG)
-    (planned,), weights = deal(scored, advantages, CONFIG, 0)
-    columns = advantages.advantages, weights, scored.episode
+    (planned,), credit = deal(scored, advantages, CONFIG, 0)
+    columns = advantages.advantages, credit.weights, scored.episode, credit.routes
     return [row_of([turns[i] for i in row.turns], *(column[row.turns] for column in columns)) for row in planned]
 
 
@@ -85,7 +85,7 @@ def prefix_rows(load: str, bar: float, quick: bool) -> Iterator[BenchResult]:
 
 
 def shipped_policy() -> Policy:
-    return Policy.load(find_policy(TrainConfig().train.policy))
+    return load_policy(find_policy(TrainConfig().train.policy))
 
 
 def update_of(variant: str, policy: Policy, rows: Sequence[Row], in_one_pass: bool = False) -> Callable[[], None]:

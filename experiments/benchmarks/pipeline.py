@@ -19,7 +19,7 @@ from retrieval_actors.records import Passage, Query
 from rollout.config import RolloutConfig
 from rollout.engines.base import Sampling
 from rollout.engines.transformers_engine import TransformersEngine
-from rollout.policies import Policy
+from rollout.policies import load_policy
 from rollout.records import Question
 from rollout.roll_out import EngineTimeline, EpisodeRun, roll_out
 
@@ -54,7 +54,7 @@ def _words(text: str) -> frozenset[str]:
 def busy_rows(quick: bool) -> Iterator[BenchResult]:
     """One worker rolls out 64 questions (`quick`: 16) in `branch` mode: slots in use, and the share of time by phase."""
     torch.set_num_threads(1)
-    policy = Policy.load(find_policy(TrainConfig().train.policy))
+    policy = load_policy(find_policy(TrainConfig().train.policy))
     atlas = Atlas("validation", worlds=1)
     knowledge_bases, questions = SlowKnowledgeBases(atlas), atlas.questions(16 if quick else 64)
     config = RolloutConfig(group_size=8, slots=16 if quick else 64)
@@ -80,7 +80,7 @@ def upstream_rows(quick: bool) -> Iterator[BenchResult]:
     measured on a few questions, as its rate does not depend on their number; both other ways get all of them."""
     torch.set_num_threads(1)
     path = find_policy(TrainConfig().train.policy)
-    policy, library = Policy.load(path), Policy.load(path)  # the library keeps its own attention
+    policy, library = load_policy(path), load_policy(path)  # the library keeps its own attention
     atlas = Atlas("validation", worlds=1)
     knowledge_bases, questions = SlowKnowledgeBases(atlas), atlas.questions(8 if quick else 64)
     config = RolloutConfig(group_size=8)

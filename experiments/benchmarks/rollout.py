@@ -22,7 +22,7 @@ from experiments.config import TrainConfig, find_policy
 from experiments.worlds.teacher import demonstrations
 from rollout.engines.base import Request, Sampling, generate
 from rollout.engines.transformers_engine import TransformersEngine
-from rollout.policies import Policy
+from rollout.policies import Policy, load_policy
 
 SIBLINGS = 8
 SAMPLING = Sampling(max_new_tokens=64)
@@ -43,7 +43,7 @@ def rollout_rows(quick: bool) -> Iterator[BenchResult]:
 def engine_rows(quick: bool) -> Iterator[BenchResult]:
     torch.set_num_threads(1)
     path = find_policy(TrainConfig().train.policy)
-    policy, library = Policy.load(path), Policy.load(path)  # the library keeps its own attention
+    policy, library = load_policy(path), load_policy(path)  # the library keeps its own attention
     shown = list(itertools.islice(demonstrations(11), 64 * TURNS))
     every = [Request(policy.encode(turn.message, turn.image), turn.image, SIBLINGS, seed, SAMPLING) for seed, turn in enumerate(shown)]
     requests = every[:: TURNS * (4 if quick else 1)]

@@ -11,14 +11,15 @@ from pathlib import Path
 import torch
 from huggingface_hub import try_to_load_from_cache
 from PIL import Image as PillowImage
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
+from transformers import AutoTokenizer
 
 from experiments.cluster.findings import Finding
 from experiments.config import RunConfigError, find_policy
 from learner.config import LearnerConfig
 from learner.ranks.deepspeed_engine import prepare
 from rollout.policies import Policy
-from rollout.policies.policy import PICTURE, kind_of
+from rollout.policies.load import kind_of
+from rollout.policies.policy import PICTURE
 from rollout.policies.vlm import VisionLanguagePolicy
 from rollout.records import Image, Message
 
@@ -47,9 +48,8 @@ def policy_shape(path: str, learner: LearnerConfig) -> PolicyShape:
         kind, config = kind_of(folder or published)
     except (ValueError, OSError) as error:
         raise RunConfigError(f"train.policy: {error}") from None
-    auto = AutoModelForImageTextToText if kind.reads_pictures else AutoModelForCausalLM
     with torch.device("meta"):
-        policy = kind(auto.from_config(config, dtype=getattr(torch, learner.dtype), attn_implementation="sdpa"))
+        policy = kind(kind.auto.from_config(config, dtype=getattr(torch, learner.dtype), attn_implementation="sdpa"))
         prepare(policy, learner)
     return PolicyShape(found, folder, policy)
 

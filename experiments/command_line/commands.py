@@ -54,6 +54,7 @@ COMMANDS = {
     "kb search": Command("experiments.kb", (("", "experiments.kb.SearchSettings"),), "search"),
     "kb status": Command("experiments.kb", (), "status"),
     "cold-start": Command("experiments.cold_start", (("", "experiments.cold_start.ColdStartConfig"),)),
+    "fetch": Command("experiments.fetch", (("", "experiments.fetch.FetchSettings"),)),
     "doctor": Command("experiments.doctor", (RUN,)),
     "bench": Command("experiments.bench", (("", "experiments.bench.BenchSettings"),)),
     "study": Command("experiments.study", (("study.", "experiments.studies.plan.StudySettings"), RUN)),

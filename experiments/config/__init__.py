@@ -51,8 +51,9 @@ def with_derived(config: TrainConfig) -> TrainConfig:
     beside = Path(config.data.folder) / config.rollout.prompts
     prompts = str(beside) if not Path(config.rollout.prompts).is_file() and beside.is_file() else config.rollout.prompts
     gains = config.rollout.gold_gains or "information_gain" in config.reward.terms
+    routes = config.rollout.record_routes or config.learner.routes == "all"
     rollout = replace(config.rollout, prompts=prompts, need_calibration=config.reward.need_calibration, gold_gains=gains)
-    return replace(config, rollout=rollout)
+    return replace(config, rollout=replace(rollout, record_routes=routes))
 
 
 def resolved_yaml(config: TrainConfig) -> str:

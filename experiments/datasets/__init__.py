@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from experiments.config import DataConfig, EvaluationConfig, RunConfigError, TrainConfig
+from experiments.datasets.atlas_2wiki import load_atlas_2wiki
 from experiments.datasets.dataset import Dataset, KnowledgeBaseSource, ensure_knowledge_bases, no_training_questions
 from experiments.datasets.paper_sets import PAPER_SETS
 from experiments.datasets.question_file import load_questions
@@ -52,6 +53,7 @@ DATASETS: dict[str, Callable[[DataConfig, EvaluationConfig], Dataset]] = {
     "atlas": load_atlas,
     "real_atlas": load_real_atlas,
     "2wiki": load_two_wiki,
+    "atlas_2wiki": load_atlas_2wiki,
     "ottqa": load_ottqa,
     "wikitables": load_wikitables,
     **PAPER_SETS,

@@ -62,11 +62,11 @@ class EvaluationWorker:
 
     def _hold(self, weights: Weights) -> None:
         """Called with every batch, because a worker that Ray has restarted holds its first policy again."""
-        from rollout.policies import Policy  # not above: the driver imports this file, and starts seconds earlier without transformers
+        from rollout.policies import load_policy  # not above: the driver imports this file, and starts seconds earlier without transformers
 
         if isinstance(weights, str):
             if weights != self._held:
-                self._engine = make_engine(Policy.load(weights, dtype=self._dtype, device=self._device), self._config)
+                self._engine = make_engine(load_policy(weights, dtype=self._dtype, device=self._device), self._config)
                 self._held = weights
         elif weights.checksum != self._held:
             refs, what = [bucket.ref for bucket in weights.buckets], f"the weights of policy version {weights.version}"
@@ -158,5 +158,6 @@ class Evaluator:
 
 def rollout_as_measured(config: TrainConfig) -> RolloutConfig:
     """The rollout settings of a measurement: one answer a question, no time limit, nothing that only a reward needs."""
-    measured = replace(config.rollout, group_size=1, temperature=config.evaluation.temperature, episode_s=0.0, gold_gains=False)
+    measured = replace(config.rollout, group_size=1, temperature=config.evaluation.temperature, episode_s=0.0)
+    measured = replace(measured, gold_gains=False, record_routes=False)
     return measured if measured.mode == "offline" else replace(measured, mode="chain")

@@ -95,6 +95,7 @@ def curves_section(rows: Rows) -> str:
         panel("Validation questions", *validation, high=1),
         panel("Loss", "loss", low=None),
         panel("Groups with variance, which are learned from", "varied_groups", high=1, y="share"),
+        panel("All routes of a plan turn", "best_route_probability", "route_entropy", y="probability; nats"),
         panel("Entropy of a sampled token", "entropy", y="nats"),
         panel("Log-probability gap between rollout and learner", "mismatch", "mismatch_k3", y="nats"),
         panel("Gradient norm", "grad_norm"),

@@ -92,7 +92,9 @@ def roll_out_only(config: TrainConfig, dataset: Dataset, policy: str, console: C
 def learn_only(config: TrainConfig, policy: str, console: Console) -> int:
     """Learn from recorded rollouts, in order. With the policy and settings of the recorded run the result is the same, bit for bit."""
     recorded = dumped_iterations(config.train.replay_rollouts)[: config.train.iterations]
-    first, _ = read_rollouts(recorded[0])
+    first, turns = read_rollouts(recorded[0])
+    if config.learner.routes == "all" and not any(turn.route_rewards for turn in turns):
+        raise RunConfigError(f"learner.routes is 'all', but {recorded[0]} holds no routes; roll out again with it, or set it to sampled")
     if config.rollout.mode == "chain" and any(len(group.turns) > 1 for trajectory in first for group in trajectory.groups):
         raise RunConfigError(f"rollout.mode is 'chain', but {recorded[0]} holds siblings; expected the mode that it was rolled out in")
     with start_ray(config), Progress(console, config.name, len(recorded), 0) as progress:

@@ -76,7 +76,7 @@ def prepare(arguments: list[str], progress: Progress | None = None, starts_ray: 
     spec = ServiceSpec(
         PolicyReference(_absolute(policy), int(best.get("policy_version", 0))),  # 0 for a policy without a run
         replace(config.retrieval, folders={name: _absolute(folder) for name, folder in folders.items()}, deadline_s=deadline_s),
-        replace(config.rollout, temperature=0.0),
+        replace(config.rollout, temperature=0.0, record_routes=False),
         replace(settings, model=settings.model or subject.name, api_key=settings.key()),
         examples,
     )

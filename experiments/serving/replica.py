@@ -227,9 +227,9 @@ class Router:
 def load_engine(policy: PolicyReference, config: RolloutConfig, device: str) -> Any:
     import torch  # not above: the other deployments import this file, and start seconds earlier without it
 
-    from rollout.policies import Policy
+    from rollout.policies import load_policy
 
     torch.set_num_threads(config.threads)
-    engine = make_engine(Policy.load(policy.folder, device=device), config)
+    engine = make_engine(load_policy(policy.folder, device=device), config)
     engine.policy_version = policy.version
     return engine

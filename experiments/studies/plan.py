@@ -28,6 +28,7 @@ ARMS: Mapping[str, Arm] = {
         "outcome GRPO", ("reward.terms.outcome=1", "rollout.mode=chain", "learner.step_weight=0", "learner.episode_weight=1")
     ),
     STEP_GRPO: Arm("Step-GRPO"),
+    "all_routes": Arm("Step-GRPO, gradient over all routes", ("learner.routes=all",)),
     "retrieval_cost": Arm("Step-GRPO, retrieval cost", ("reward.terms.step=1", "reward.terms.retrieval_cost=0.1")),
     "one_step_off": Arm("Step-GRPO, one step off", ("train.overlap=1", "learner.sampler_cap=2")),
 }

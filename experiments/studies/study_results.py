@@ -30,6 +30,7 @@ COMPARED = (
 )
 LEARNING = ("routing", "validation_f1_recall", "validation_routing_accuracy", "validation_retrievals_per_question")
 """Metrics of iterations that are drawn, and averaged over a training: the mean shows how fast it learned."""
+ROUTED = 0.9  # share of sampled plan turns that name the right knowledge base
 BySeed = Mapping[int, list[Counts]]  # Seed -> counts of every held-out question
 
 
@@ -130,12 +131,15 @@ def _curve(training: Training, metric: str) -> list[tuple[float, float]]:
 
 
 def _training(training: Training) -> dict[str, Any]:
-    """Cost of the training, and the mean of each `LEARNING` metric over it."""
+    """Cost of the training, in all and until sampled plan turns first route right (None: never); and the mean of each `LEARNING` metric over it."""
     found, rows = training.folder.summary(), training.folder.metrics()
+    tokens = np.cumsum([row["sampled_tokens"] for row in rows])
+    routed = np.flatnonzero([row.get("routing", 0.0) >= ROUTED for row in rows])
     courses = {metric: [value for _, value in points_of(rows, metric)] for metric in LEARNING}
     return {
         **{"arm": training.arm, "seed": training.seed, "best": found["best"].get("iteration")},
         **{key: found[key] for key in ("turns", "iterations", "policy_version", "sampled_tokens")},
+        "sampled_tokens_until_routed": int(tokens[routed[0]]) if len(routed) else None,
         "seconds": {key: round(value, 1) for key, value in found["seconds"].items()},
         "learning": {metric: round(sum(values) / len(values), 5) for metric, values in courses.items() if values},
     }

@@ -1,7 +1,7 @@
 """MLflow's model registry: the best policy of a run is a version of the model `MODEL-DATASET`; the alias `best` names the best version.
 
 folder = mlflow.artifacts.download_artifacts("models:/r1-router-atlas@best")     # Hugging Face format; the newest: r1-router-atlas/latest
-Policy.load(folder)     # or AutoModelForImageTextToText.from_pretrained(folder)
+load_policy(folder)     # or the library's AutoModelForCausalLM, AutoModelForImageTextToText
 """
 
 from __future__ import annotations

@@ -20,10 +20,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from experiments.command_line.terminal import Console
 from experiments.worlds.teacher import Demonstration
 from experiments.worlds.tiny_policy import tiny_policy, train_tokenizer
-from rollout.policies import Policy
+from rollout.policies import Policy, load_policy
 from rollout.records import Image
-
-WARMUP_STEPS, SAVE_EVERY = 50, 500
 
 
 @dataclass
@@ -38,13 +36,21 @@ class ColdStartConfig:
     """The teacher searches with the embedders of a run, so it also finds similar, wrong passages; false: by shared words, without embedding."""
     recorded: str = ""
     """Configuration of a run over a step data set (`offline_steps.yaml`): learn the gold of its training turns, without the teacher."""
+    data: str = ""
+    """Configuration of a run (`pretrained.yaml`): the teacher answers its training questions over its knowledge bases, for the policy `start`."""
     minutes: float = 60.0
     """Minutes of training after the first batch is ready (embedding the first atlas takes a minute). At the end the learning rate is zero."""
+    tokens: int = 0
+    """Tokens of prompts and responses after which training ends, if the minutes are not over before; 0: no limit."""
     muon: bool = True
     """Muon for the matrices of the layers; false: AdamW for everything, which changes a trained policy less."""
     lr: float = 2e-3
+    warmup_steps: int = 50
+    """Steps in which the learning rate rises."""
     decay: float = 0.6
-    """Last fraction of the time, in which the learning rate falls linearly to zero; 0: constant."""
+    """Last fraction of the minutes or tokens, in which the learning rate falls linearly to zero; 0: constant."""
+    freeze_embeddings: bool = False
+    """Keep the embeddings, and with them the head where both are the same: most words of a trained policy do not occur here."""
     tokens_per_batch: int = 4096
     longest: int = 4096
     """Tokens of a demonstration, at most; longer ones are left out."""
@@ -56,6 +62,8 @@ class ColdStartConfig:
     """Size of a fresh policy's tokenizer, at most."""
     log_every: int = 100
     """Steps between two points of the curve."""
+    save_every: int = 500
+    """Steps between two times that the policy is saved; one that was stopped continues with `start` = `out` and the minutes that are left."""
 
 
 @dataclass(frozen=True)
@@ -114,11 +122,13 @@ def fresh_policy(config: ColdStartConfig, texts: Iterable[str]) -> Policy:
 
 
 def train(config: ColdStartConfig, turns: Iterator[Demonstration], texts: Iterable[str], console: Console) -> Policy:
-    """Learns from the endless stream `turns` until the minutes are over. The policy is saved every `SAVE_EVERY` steps and at the end.
-    `curve.jsonl`: steps, tokens and turns so far; since the last point, the mean loss and, by kind of turn, the share with every token right."""
+    """Learns from the endless stream `turns` until the minutes or tokens are over. The policy is saved every `save_every` steps and at the end.
+    `curve.jsonl`: steps, tokens, turns and tokens a second so far; since the last point, the mean loss and, by kind of turn, the share with every
+    token right."""
     torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
-    policy = Policy.load(config.start) if config.start else fresh_policy(config, texts)
+    policy = load_policy(config.start) if config.start else fresh_policy(config, texts)
+    policy.model.get_input_embeddings().weight.requires_grad_(not config.freeze_embeddings)
     opts = optimizers(policy, config.lr, config.muon)
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
@@ -129,15 +139,15 @@ def train(config: ColdStartConfig, turns: Iterator[Demonstration], texts: Iterab
     window: dict[str, list[float]] = defaultdict(list)
     began = time.time()
     with Progress(*columns, console=console) as progress, (out / "curve.jsonl").open("w") as curve:
-        task = progress.add_task("", total=config.minutes * 60, line="")
+        task = progress.add_task("", total=1.0, line="")
         for rows in itertools.chain([first], stream):
-            fraction = (time.time() - began) / (config.minutes * 60)
+            fraction = max((time.time() - began) / (config.minutes * 60), seen["tokens"] / config.tokens if config.tokens else 0)
             if fraction >= 1:
                 break
             step = seen["step"] + 1
             falling = min(1.0, (1 - fraction) / config.decay) if config.decay else 1.0
             for group in itertools.chain.from_iterable(optimizer.param_groups for optimizer in opts):
-                group["lr"] = config.lr * min(1.0, step / WARMUP_STEPS) * falling
+                group["lr"] = config.lr * min(1.0, step / config.warmup_steps) * falling
             logits, targets, owner = response_logits(policy, rows)
             loss = F.cross_entropy(logits.float(), targets, reduction="none").mean()
             loss.backward()
@@ -154,9 +164,10 @@ def train(config: ColdStartConfig, turns: Iterator[Demonstration], texts: Iterab
                 means = {name: round(float(np.mean(values)), 4) for name, values in sorted(window.items())}
                 window.clear()
                 seconds = time.time() - began
-                print(json.dumps({**seen, "seconds": round(seconds), **means}), file=curve, flush=True)
-                progress.update(task, completed=seconds, line="  ".join(f"{name} {value}" for name, value in means.items()))
-            if step % SAVE_EVERY == 0:
+                speed = {"seconds": round(seconds), "tokens_per_second": round(seen["tokens"] / seconds, 1)}
+                print(json.dumps({**seen, **speed, **means}), file=curve, flush=True)
+                progress.update(task, completed=fraction, line="  ".join(f"{name} {value}" for name, value in means.items()))
+            if step % config.save_every == 0:
                 policy.save(out)
     policy.save(out)
     return policy

@@ -7,23 +7,21 @@ from __future__ import annotations
 import itertools
 import random
 import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from experiments.worlds.atlas import FAMILIES, KNOWLEDGE_BASES, SYLLABLES, Atlas, World, belongs
 from experiments.worlds.teacher_search import EmbeddedAtlas, WordOverlap
 from retrieval_actors.records import Passage
+from rollout.config import RolloutConfig
 from rollout.need_matcher import mentions
 from rollout.needs import askable_needs, holds_answer
-from rollout.prompts import SHORT
+from rollout.prompts import SHORT, find_prompts
 from rollout.records import UNKNOWN, Exchange, GoldStep, Image, Message, Question, TurnKind
 from rollout.turn_parser import STOP
 
-FOLLOWS_GOLD = 0.6  # How often the episode continues with the gold knowledge base: else half of the answers were `unknown`
-GOES_ON, STOPS_EARLY = 0.15, 0.06  # How often the teacher asks again for a known answer, or stops without one
-MAX_STEPS, PASSAGES, PASSAGE_CHARACTERS = 3, 3, 400  # Of an episode of the teacher; of a search; of a passage in a prompt
 DRILLS = 3  # Extra answer turns for each question, as reading is learned last
 TABLE_DRILLS_KEPT, DRILLED_ELSEWHERE = 0.3, 0.1  # Few: rows are learned early; share of drills in a random knowledge base
 STATIC_EVERY = 6  # Every n-th question is also answered from all knowledge bases at once
@@ -80,39 +78,62 @@ def conclusion(question: Question, history: Sequence[Exchange]) -> str:
     return answer_response("I have the answer.", question.answers[0])
 
 
-def search_and_read(kb: str, need: GoldStep, question: Question, search: Search, rng: random.Random) -> Demonstration:
+@dataclass(frozen=True)
+class Manner:
+    """How the teacher asks and reads; by default in the fictional atlases."""
+
+    retrievers: Mapping[str, str] = field(default_factory=lambda: {kb: name for kb, (name, _) in KNOWLEDGE_BASES.items()})
+    descriptions: str = ""  # Of the retrievers, for prompts that list them
+    picture_kbs: Collection[str] = ("text_image",)  # Their answer turns see the picture of the question
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)  # Prompts, steps and passages
+    follows_gold: float = 0.6  # How often the episode continues with the gold knowledge base: else half of the answers were `unknown`
+    goes_on: float = 0.15  # How often it asks again for a known answer
+    stops_early: float = 0.06  # How often it stops without one
+    think: Callable[[GoldStep], str] = thought_of
+    read: Callable[[GoldStep, Sequence[Passage]], str] = reading
+
+
+ATLAS = Manner()
+
+
+def search_and_read(
+    kb: str, need: GoldStep, question: Question, search: Search, rng: random.Random, manner: Manner = ATLAS
+) -> Demonstration:
     """The answer turn for a need that this knowledge base was asked for."""
-    found = list(search(kb, need.query, question, PASSAGES))
-    rng.shuffle(found)
-    image = question.image if kb == "text_image" else None
-    return Demonstration("answer", SHORT.answer(need.query, found, image is not None, PASSAGE_CHARACTERS), image, reading(need, found))
+    rollout, image = manner.rollout, question.image if kb in manner.picture_kbs else None
+    found = list(search(kb, need.query, question, rollout.passages))
+    if rollout.shuffle_passages:
+        rng.shuffle(found)
+    message = find_prompts(rollout.prompts).answer(need.query, found, image is not None, rollout.max_passage_chars)
+    return Demonstration("answer", message, image, manner.read(need, found))
 
 
-def demonstrate(question: Question, search: Search, rng: random.Random, blind: bool = True) -> list[Demonstration]:
+def demonstrate(question: Question, search: Search, rng: random.Random, blind: bool = True, manner: Manner = ATLAS) -> list[Demonstration]:
     """The turns of one episode of the teacher; with `blind=False` it names the right knowledge base."""
     turns: list[Demonstration] = []
     history: tuple[Exchange, ...] = ()
-    gold, pictured = question.gold_steps or (), question.image is not None
+    gold, pictured, prompts = question.gold_steps or (), question.image is not None, find_prompts(manner.rollout.prompts)
 
     def plan(response: str) -> Demonstration:
-        return Demonstration("plan", SHORT.plan(question.text, pictured, history, ""), question.image, response)
+        message = prompts.plan(question.text, pictured, history, manner.descriptions)
+        return Demonstration("plan", message, question.image, response)
 
-    while len(history) < MAX_STEPS:
+    while len(history) < manner.rollout.max_steps:
         needs = askable_needs(question, history)
-        guess = rng.choice(list(KNOWLEDGE_BASES))
-        if not gold and rng.random() < GOES_ON:  # a needless look-up, shown as a plan but not followed
+        guess = rng.choice(list(manner.retrievers))
+        if not gold and rng.random() < manner.goes_on:  # a needless look-up, shown as a plan but not followed
             query = f"Which country has the flag with {question.answers[0]}?"
-            turns.append(plan(plan_response("I need the country.", query, KNOWLEDGE_BASES[guess if blind else "text_image"][0])))
-        if (not needs and (not gold or rng.random() >= GOES_ON)) or rng.random() < STOPS_EARLY:
+            turns.append(plan(plan_response("I need the country.", query, manner.retrievers[guess if blind else "text_image"])))
+        if (not needs and (not gold or rng.random() >= manner.goes_on)) or rng.random() < manner.stops_early:
             turns.append(plan(plan_response("I know enough.", STOP, STOP)))
             if not needs or rng.random() < 0.5:
                 break
         need = (needs or gold[-1:])[0]  # the first one named: of two compared values it is clear which is left
-        turns.append(plan(plan_response(thought_of(need), need.query, KNOWLEDGE_BASES[guess if blind else need.kb][0])))
-        kb = need.kb if rng.random() < FOLLOWS_GOLD else guess
-        turns.append(read := search_and_read(kb, need, question, search, rng))
+        turns.append(plan(plan_response(manner.think(need), need.query, manner.retrievers[guess if blind else need.kb])))
+        kb = need.kb if rng.random() < manner.follows_gold else guess
+        turns.append(read := search_and_read(kb, need, question, search, rng, manner))
         history += (Exchange(need.query, kb, UNKNOWN if UNKNOWN in read.response else need.answer),)
-    turns.append(Demonstration("final", SHORT.final(question.text, pictured, history), question.image, conclusion(question, history)))
+    turns.append(Demonstration("final", prompts.final(question.text, pictured, history), question.image, conclusion(question, history)))
     return turns
 
 
@@ -129,14 +150,15 @@ def drill(question: Question, search: Search, rng: random.Random) -> Demonstrati
 
 def static(question: Question, search: Search, rng: random.Random) -> Demonstration:
     """One answer turn over all knowledge bases, searched with the question itself, as the method `all` asks it."""
-    found = [passage for kb in KNOWLEDGE_BASES for passage in search(kb, question.text, question, PASSAGES)]
+    rollout = ATLAS.rollout
+    found = [passage for kb in KNOWLEDGE_BASES for passage in search(kb, question.text, question, rollout.passages)]
     rng.shuffle(found)
     steps = question.gold_steps or ()
     if question.family == "picture":
         response = conclusion(question, ())
     else:
         response = reading(steps[0], found) if len(steps) == 1 else answer_response("Not here.", UNKNOWN)
-    message = SHORT.answer(question.text, found, question.image is not None, PASSAGE_CHARACTERS)
+    message = SHORT.answer(question.text, found, question.image is not None, rollout.max_passage_chars)
     return Demonstration("answer", message, question.image, response)
 
 

@@ -19,7 +19,7 @@ R = TypeVar("R", bound=Any)  # a row, with its `length` and `image_key`
 @dataclass(frozen=True)
 class PlannedRow:
     turns: list[int]  # numbers, in the iteration, of turns from one state
-    length: int  # tokens in the row: the prompt, and all but the last token of each response
+    length: int  # tokens in the row: the prompt, all but the last token of each response, and other names that are packed behind it
     image_key: bytes
     weight: float  # its share of the denominator of the loss
 
@@ -28,21 +28,22 @@ class PlannedMiniBatch(NamedTuple):
     """One rank's part of one optimizer step, before its turns are fetched."""
 
     rows: list[list[list[int]]]  # micro-batch -> row -> numbers of its turns
-    advantages: np.ndarray  # (turns of this rank,) float32, in the order of `rows`; so the next two
+    advantages: np.ndarray  # (turns of this rank,) float32, in the order of `rows`; so the next three
     weights: np.ndarray  # float32: of each token
     episode: np.ndarray
+    routes: np.ndarray  # float32: weight of the expected reward over routes; NaN: the name's tokens have the credit of the others
     denominator: float
     lr: float
     episodes: int
 
     @classmethod
     def of(
-        cls, batches: Sequence[Sequence[PlannedRow]], advantages: Any, weights: Any, scored: ScoredSummary, denominator: float, lr: float
+        cls, batches: Sequence[Sequence[PlannedRow]], advantages: Any, credit: Credit, scored: ScoredSummary, denominator: float, lr: float
     ) -> PlannedMiniBatch:
         rows = [[row.turns for row in batch] for batch in batches]
         turns = np.array([turn for batch in rows for row in batch for turn in row], np.int64)
-        columns = advantages[turns].astype(np.float32), weights[turns].astype(np.float32), smallest_integers(scored.episode[turns])
-        return cls(rows, *columns, denominator, lr, len(scored.episodes))
+        advantage, weight, route = (column[turns].astype(np.float32) for column in (advantages, credit.weights, credit.routes))
+        return cls(rows, advantage, weight, smallest_integers(scored.episode[turns]), route, denominator, lr, len(scored.episodes))
 
 
 def token_weights(scored: ScoredSummary, chosen: np.ndarray, aggregation: str, constant_tokens: int) -> tuple[np.ndarray, np.ndarray]:
@@ -65,41 +66,71 @@ def token_weights(scored: ScoredSummary, chosen: np.ndarray, aggregation: str, c
     return weights, weights * lengths
 
 
+class Credit(NamedTuple):
+    """Of each turn (turns,): whether it is packed, bool; float64: the weight of its tokens, its share of the denominator, and the weight of its
+    expected reward over all routes (NaN: sampled credit)."""
+
+    packed: np.ndarray
+    weights: np.ndarray
+    shares: np.ndarray
+    routes: np.ndarray
+
+
+def credit_of(scored: ScoredSummary, advantages: TurnAdvantages, config: LearnerConfig) -> Credit:
+    """Turns whose groups have no variance, and turns without a token, are left out. With `routes=all`, names have a gradient there, too: of turns
+    that are equal up to the name one is packed, with the weights of all. What is not learned of a turn is not in the denominator either."""
+    learned = advantages.kept & (scored.tokens > 0)
+    by_routes = (scored.name_tokens > 0) & (config.routes == "all")
+    routed = by_routes & (scored.prefixes > 0) & ~(scored.cut_off & (config.overlong == "mask"))
+    counted, weights, shares = np.flatnonzero(learned | routed), *np.zeros((2, len(scored)))
+    weights[counted], shares[counted] = token_weights(scored, counted, config.aggregation, config.constant_tokens)
+    only_names = routed & ~learned
+    shares[only_names] *= scored.name_tokens[only_names] / scored.tokens[only_names]
+    routes = np.where(by_routes, 0.0, np.nan)
+    _, first, prefix = np.unique(scored.prefixes[routed], return_index=True, return_inverse=True)
+    packed = np.flatnonzero(routed)[first]
+    routes[packed] = config.routes_weight * np.bincount(prefix, weights[routed], len(first))
+    added = np.bincount(prefix, np.where(only_names, shares, 0.0)[routed], len(first))
+    shares[only_names] = weights[only_names] = 0.0
+    shares[packed] += added
+    learned[packed] = True
+    return Credit(learned, weights, shares, routes)
+
+
 def deal(
     scored: ScoredSummary, advantages: TurnAdvantages, config: LearnerConfig, policy_version: int
-) -> tuple[list[list[PlannedRow]], np.ndarray]:
-    """The rows of all turns that are learned from, in mini-batches with the same mixture of turn kinds, in an order seeded by the policy version;
-    and (turns,) float64 weights of their tokens. Turns whose groups have no variance, and turns without a token, are left out."""
-    learned = np.flatnonzero(advantages.kept & (scored.tokens > 0))
-    weights, shares = np.zeros((2, len(scored)))
-    weights[learned], shares[learned] = token_weights(scored, learned, config.aggregation, config.constant_tokens)
+) -> tuple[list[list[PlannedRow]], Credit]:
+    """The rows of all turns that are learned from, in mini-batches with the same mixture of kinds, in an order seeded by the policy version."""
+    credit = credit_of(scored, advantages, config)
+    learned = np.flatnonzero(credit.packed)
     order = np.random.default_rng((config.seed, policy_version))
     dealt: list[list[PlannedRow]] = [[] for _ in range(config.updates_per_iteration)]
     place = 0
     for kind in sorted({KINDS[number] for number in scored.kind[learned].tolist()}):
-        rows = planned_rows(scored, learned[scored.kind[learned] == KINDS.index(kind)], shares, config.tokens_per_micro_batch)
+        rows = planned_rows(scored, learned[scored.kind[learned] == KINDS.index(kind)], credit, config.tokens_per_micro_batch)
         for i in order.permutation(len(rows)) if len(dealt) > 1 else range(len(rows)):
             dealt[place % len(dealt)].append(rows[i])
             place += 1
-    return [rows for rows in dealt if rows], weights
+    return [rows for rows in dealt if rows], credit
 
 
-def planned_rows(scored: ScoredSummary, chosen: np.ndarray, shares: np.ndarray, longest: int) -> list[PlannedRow]:
-    """`chosen` turns with equal state become one row, cut between responses above `longest` tokens. shares: (turns,), of the denominator."""
+def planned_rows(scored: ScoredSummary, chosen: np.ndarray, credit: Credit, longest: int) -> list[PlannedRow]:
+    """`chosen` turns with equal state become one row, cut between responses above `longest` tokens."""
     states: dict[int, list[int]] = {}
     for turn, state in zip(chosen.tolist(), scored.states[chosen].tolist(), strict=True):
         states.setdefault(state, []).append(turn)
-    tokens, added, place = scored.tokens.tolist(), shares.tolist(), scored.state.tolist()
+    tokens = (scored.tokens.astype(int) - 1 + np.where(credit.routes > 0, scored.route_tokens, 0)).tolist()
+    added, place = credit.shares.tolist(), scored.state.tolist()
     prompts, images = scored.prompt_tokens.tolist(), scored.image_keys.tolist()
     rows = []
     for members in states.values():
         state = place[members[0]]
         cuts: list[tuple[list[int], int]] = []
         for turn in members:
-            if not cuts or cuts[-1][1] + tokens[turn] - 1 > longest:
+            if not cuts or cuts[-1][1] + tokens[turn] > longest:
                 cuts.append(([], prompts[state]))
             row, length = cuts[-1]
-            cuts[-1] = ([*row, turn], length + tokens[turn] - 1)
+            cuts[-1] = ([*row, turn], length + tokens[turn])
         rows += [PlannedRow(row, length, images[state], sum(added[i] for i in row)) for row, length in cuts]
     return rows
 

@@ -64,6 +64,37 @@ def loss_of(tokens: Tokens, config: LearnerConfig, denominator: float) -> tuple[
     return loss, metrics
 
 
+@dataclass(frozen=True)
+class RouteTokens:
+    """The names of all knowledge bases behind each prefix of one micro-batch, at temperature 1 over the whole vocabulary. As in `MicroBatch`."""
+
+    logprobs: torch.Tensor  # (route tokens,) with gradient
+    route: torch.Tensor
+    turn: torch.Tensor
+    rewards: torch.Tensor
+    weights: torch.Tensor
+
+
+def route_loss(routes: RouteTokens, denominator: float) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """-sum(weights * expected reward) / denominator, where the expectation is over the knowledge bases of a turn: sum_k p_k R_k, with p_k the
+    probability of name k, divided by that of all names. Its gradient is exact: sum_k p_k (R_k - expected reward) grad log p_k; nothing is sampled,
+    so there is no ratio and no clipping (all-action policy gradient: Petit et al. 2019, arXiv 1910.09093). Metrics are sums over turns."""
+    turns = len(routes.weights)
+    names = routes.logprobs.new_zeros(len(routes.rewards)).index_add(0, routes.route, routes.logprobs)
+    top = names.detach().new_full((turns,), -torch.inf).scatter_reduce(0, routes.turn, names.detach(), "amax")
+    likelihood = (names - top[routes.turn]).exp()
+    p = likelihood / names.new_zeros(turns).index_add(0, routes.turn, likelihood)[routes.turn]
+    expected = names.new_zeros(turns).index_add(0, routes.turn, p * routes.rewards)
+    with torch.no_grad():
+        best = routes.rewards.new_full((turns,), -torch.inf).scatter_reduce(0, routes.turn, routes.rewards, "amax")
+        metrics = {
+            "routes": p.new_tensor(float(turns)),
+            "best_route_probability": p[routes.rewards == best[routes.turn]].sum(),
+            "route_entropy": torch.special.entr(p).sum(),
+        }
+    return -(routes.weights * expected).sum() / denominator, metrics
+
+
 def _log_ratio(tokens: Tokens, old: torch.Tensor, level: str) -> torch.Tensor:
     """`turn`, `sequence`: mean over the unit, with each token's own gradient: GSPO's token form (arXiv 2507.18071, equation 14)."""
     if level == "token":

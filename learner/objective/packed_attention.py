@@ -1,4 +1,4 @@
-"""Attention within packed rows: a token sees its prompt and its own response, never a sibling, never another row."""
+"""Attention within packed rows: a token sees its prompt and its own response, never a sibling, another route or another row."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ class RowByRow:
         self.masks: list[torch.Tensor] = []
         begin = 0
         for length in self.rows:
-            segments = torch.from_numpy(batch.segments[begin : begin + length])
+            segments, parents = (torch.from_numpy(column[begin : begin + length]) for column in (batch.segments, batch.parents))
             prompt = int((segments == PROMPT).sum())
             self.parts += [prompt, length - prompt]
-            hidden = ~sees(segments, segments)[prompt:]
+            hidden = ~sees(segments[prompt:], parents[prompt:], segments)
             self.masks.append(torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, -torch.inf).to(device)[None, None])
             begin += length
 
@@ -58,10 +58,11 @@ class Flex:
     def __init__(self, batch: MicroBatch, device: torch.device, dtype: torch.dtype):
         from torch.nn.attention.flex_attention import create_block_mask
 
-        rows, segments = torch.from_numpy(batch.rows).to(device), torch.from_numpy(batch.segments).to(device)
+        rows, segments, parents = (torch.from_numpy(column).to(device) for column in (batch.rows, batch.segments, batch.parents))
 
         def seen(_batch: Any, _head: Any, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
-            return (rows[q] == rows[k]) & ((segments[k] == PROMPT) | (segments[k] == segments[q])) & (q >= k)
+            own = (segments[k] == PROMPT) | (segments[k] == segments[q]) | (segments[k] == parents[q])
+            return (rows[q] == rows[k]) & own & (q >= k)
 
         self.mask = create_block_mask(seen, None, None, len(rows), len(rows), device=str(device), _compile=device.type == "cuda")
 
@@ -85,10 +86,10 @@ def attention_of(name: str, batch: MicroBatch, device: torch.device, dtype: torc
     return ATTENTIONS[name](batch, device, dtype)
 
 
-def sees(queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
-    """(queries, keys) bool: what the last tokens of a row attend to. `keys`: segments of the row; `queries`: of its last tokens."""
+def sees(queries: torch.Tensor, parents: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+    """(queries, keys) bool: what the last tokens of a row attend to. `keys`: segments of the row; `queries`, `parents`: of its last tokens."""
     causal = torch.ones(len(queries), len(keys), dtype=torch.bool).tril(len(keys) - len(queries))
-    return ((keys[None] == PROMPT) | (keys[None] == queries[:, None])) & causal
+    return ((keys[None] == PROMPT) | (keys[None] == queries[:, None]) | (keys[None] == parents[:, None])) & causal
 
 
 def install(policy: Policy) -> None:

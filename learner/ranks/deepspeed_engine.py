@@ -12,7 +12,7 @@ from peft.tuners.lora import LoraLayer
 
 from learner.config import LearnerConfig
 from learner.objective.token_logprobs import Scorer
-from rollout.policies import Policy
+from rollout.policies import Policy, load_policy
 
 ADAPTER = "default"
 SMALLEST_PARTITIONED = 10_000  # ZeRO-3 keeps smaller tensors whole on every rank: gathering them costs more than storing them
@@ -34,7 +34,7 @@ def build_reference(path: str, policy: Policy, config: LearnerConfig) -> Any:
     the policy if that is frozen. Not for LoRA: there the reference is the policy without its adapters."""
     import deepspeed
 
-    reference = Policy.load(path, dtype=config.dtype, device=str(policy.device))
+    reference = load_policy(path, dtype=config.dtype, device=str(policy.device))
     reference.model.requires_grad_(False)
     if config.zero_stage == 3:
         return deepspeed.initialize(model=Scorer(reference), config=engine_settings(config), dist_init_required=False)[0]

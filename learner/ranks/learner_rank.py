@@ -19,14 +19,14 @@ import torch
 
 from learner.config import LearnerConfig
 from learner.objective.batch_plan import PlannedMiniBatch
-from learner.objective.losses import MAXIMA, Tokens, loss_of, sums_by
+from learner.objective.losses import MAXIMA, RouteTokens, Tokens, loss_of, route_loss, sums_by
 from learner.objective.sibling_packing import MicroBatch, Row, row_of
 from learner.objective.token_logprobs import inputs_of, packed
 from learner.ranks.checkpoint_files import FileFacts, allow_checkpoint_types, consolidated_weights, refuse_without_room
 from learner.ranks.deepspeed_engine import build_engine, build_reference, published_parameters, without_adapters
 from learner.ranks.weight_sender import WeightSender
 from rollout.nan_check import largest, magnitude, refuse_weights
-from rollout.policies import Policy
+from rollout.policies import load_policy
 from rollout.records import ScoredTurn
 from rollout.weight_buckets import copy_into
 
@@ -82,7 +82,7 @@ class LearnerRank(WeightSender):
                 built.destroy()
         self.config, self.packer.bucket_bytes = config, config.bucket_bytes
         torch.manual_seed(config.seed)
-        self.policy = Policy.load(self.policy_path, dtype=config.dtype, device=str(self.device))
+        self.policy = load_policy(self.policy_path, dtype=config.dtype, device=str(self.device))
         if weights_of:
             found = consolidated_weights(Path(weights_of), TAG)
             refuse_weights(found.items(), weights_of, CHOOSE_ANOTHER)
@@ -106,7 +106,7 @@ class LearnerRank(WeightSender):
 
         self._fetched = []
         for part in planned:
-            columns = zip(part.advantages.tolist(), part.weights.tolist(), part.episode.tolist(), strict=True)
+            columns = zip(*(column.tolist() for column in (part.advantages, part.weights, part.episode, part.routes)), strict=True)
             rows = [[row_of([turn(i) for i in row], *zip(*islice(columns, len(row)), strict=True)) for row in batch] for batch in part.rows]
             self._fetched.append(MiniBatch(rows, part.denominator, part.lr, part.episodes))
 
@@ -123,7 +123,7 @@ class LearnerRank(WeightSender):
 
     def save_policy(self, folder: str) -> None:
         """Write the policy in Hugging Face format, from rank 0. Raises `NoRoomError`."""
-        policy = None if self.rank else Policy.load(self.policy_path, dtype=self.config.dtype)
+        policy = None if self.rank else load_policy(self.policy_path, dtype=self.config.dtype)
         written = dict(policy.model.named_parameters()) if policy else {}
         with torch.no_grad():
             for name, tensor in self.gathered():
@@ -185,19 +185,25 @@ class LearnerRank(WeightSender):
         self, batch: MicroBatch, denominator: float, learner_logprobs: torch.Tensor | None, log_ratios: torch.Tensor | None
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         inputs = self._inputs(batch)
-        logprobs, entropy = self.engine(**inputs)
+        count = len(batch.turns)
+        (logprobs, routes), (entropy, _) = (scores.split([count, len(scores) - count]) for scores in self.engine(**inputs))
         sampler, advantages, weights, turns = map(self._tensor, (batch.old_logprobs, batch.advantages, batch.weights, batch.turns))
-        reference = self._reference_logprobs(inputs) if self.config.kl_weight else None
+        reference = self._reference_logprobs(inputs)[:count] if self.config.kl_weight else None
         mean = None if log_ratios is None else log_ratios[self._tensor(batch.episodes)]
         tokens = Tokens(logprobs, entropy, sampler, advantages, weights, turns, learner_logprobs, reference, mean)
-        return loss_of(tokens, self.config, denominator)
+        loss, metrics = loss_of(tokens, self.config, denominator)
+        if self.config.routes == "all":
+            columns = map(self._tensor, (batch.route_of, batch.route_turns, batch.route_rewards, batch.route_weights))
+            of_routes, found = route_loss(RouteTokens(routes, *columns), denominator)
+            loss, metrics = loss + of_routes, metrics | found
+        return loss, metrics
 
     def _tensor(self, array: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(array).to(self.device)
 
     @torch.no_grad()
     def _logprobs(self, batch: MicroBatch) -> torch.Tensor:
-        return self.engine(**self._inputs(batch))[0]
+        return self.engine(**self._inputs(batch))[0][: len(batch.turns)]
 
     @torch.no_grad()
     def _reference_logprobs(self, inputs: dict[str, Any]) -> torch.Tensor:

@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 NEVER_SAMPLED = ("<|endoftext|>", "<|im_start|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
 """Also where a tokenizer does not mark them as special. A sampled image placeholder, without a picture, would break the learner's forward pass."""
+TEXT = [{"type": "text", "text": "TEXT"}]
 OPEN_THOUGHT = re.compile(r"<think>\s*\Z")
 
 
@@ -28,17 +29,19 @@ class ChatFormat:
         self.end_token_id: int = self._end_of_turn()
         self.banned_token_ids: tuple[int, ...] = tuple(sorted({known[token] for token in self._special} - {self.end_token_id}))
         self._has_system = self._takes_system()
+        alone, after_nothing = [("user", TEXT)], [("system", [{"type": "text", "text": ""}]), ("user", TEXT)]
+        self._adds_system = self._has_system and len(self._rendered(after_nothing)) < len(self._rendered(alone))
 
     def prompt(self, system: str, user: list[dict[str, str]]) -> str:
-        """The text up to where the response begins. `user`: parts of type `text` or `image`. An empty system prompt is left to the template,
-        which may put in a default. A template that has no place for system prompts gets it at the start of the user's message. A thought that
-        the template opens is cut off again: the response opens its own."""
+        """The text up to where the response begins. `user`: parts of type `text` or `image`. A template that puts in a system prompt of
+        its own where there is none gets an empty one: the default would be 20 tokens of every prompt. One that has no place for system prompts gets
+        it at the start of the user's message. A thought that the template opens is cut off again: the response opens its own."""
         user = [part | {"text": self._without_special_tokens(part["text"])} if part["type"] == "text" else part for part in user]
         system = self._without_special_tokens(system)
         if system and not self._has_system:
             user, system = [{"type": "text", "text": f"{system}\n\n"}, *user], ""
-        turns = [("system", [{"type": "text", "text": system}])] * bool(system) + [("user", user)]
-        return OPEN_THOUGHT.sub("", self._rendered(turns, add_generation_prompt=True))
+        first = [("system", [{"type": "text", "text": system}])] if system or self._adds_system else []
+        return OPEN_THOUGHT.sub("", self._rendered([*first, ("user", user)], add_generation_prompt=True))
 
     def _rendered(self, turns: list[tuple[str, list[dict[str, str]]]], **options: Any) -> str:
         def content(parts: list[dict[str, str]]) -> Any:
@@ -49,9 +52,7 @@ class ChatFormat:
 
     def _end_of_turn(self) -> int:
         """The special token that the template writes after a response; without one, the tokenizer's end of text."""
-        mark = "RESPONSE"
-        user, response = ([{"type": "text", "text": text}] for text in ("QUESTION", mark))
-        after = self._rendered([("user", user), ("assistant", response)]).rpartition(mark)[2].lstrip()
+        after = self._rendered([("user", TEXT), ("assistant", TEXT)]).rpartition("TEXT")[2].lstrip()
         ends = next((token for token in self._special if after.startswith(token)), self.tokenizer.eos_token)
         if ends is None:
             raise ValueError("the tokenizer has no token that ends a response: set eos_token in tokenizer_config.json")
@@ -59,7 +60,7 @@ class ChatFormat:
 
     def _takes_system(self) -> bool:
         try:
-            return "SYSTEM" in self._rendered([("system", [{"type": "text", "text": "SYSTEM"}]), ("user", [{"type": "text", "text": "U"}])])
+            return self._rendered([("system", TEXT), ("user", TEXT)]).count("TEXT") == 2
         except TemplateError:
             return False
 

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from torch import nn
+from transformers import AutoModelForImageTextToText
 
 from rollout.policies.policy import Policy
 from rollout.records import Image
@@ -17,6 +18,7 @@ IMAGE_CACHE = 512  # Pictures whose pixels are kept for later turns
 
 class VisionLanguagePolicy(Policy):
     reads_pictures: ClassVar[bool] = True
+    auto: ClassVar[Any] = AutoModelForImageTextToText
 
     def __init__(self, model: Any, tokenizer: Any = None, image_processor: Any = None):
         super().__init__(model, tokenizer, image_processor)

@@ -103,7 +103,7 @@ def test_every_command_file_runs_with_python_m(file: str, monkeypatch, capsys):
     ("library", "modules"),
     {
         "torch": "experiments.config experiments.kb experiments.compare experiments.report.report_page experiments.serve rewards.actor",
-        "transformers": "experiments.train experiments.study experiments.evaluate learner.step_grpo",
+        "transformers": "experiments.fetch experiments.train experiments.study experiments.evaluate learner.step_grpo",
     }.items(),
 )
 def test_what_loads_no_policy_starts_without_the_libraries_that_would(library, modules):

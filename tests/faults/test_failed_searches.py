@@ -31,7 +31,7 @@ from retrieval_actors.records import Passage
 from rewards.actor import start_reward_actor
 from rewards.config import RewardConfig
 from rollout.config import RolloutConfig
-from rollout.policies import Policy
+from rollout.policies import load_policy
 from rollout.records import GoldStep, Question, summary_of
 from rollout.roll_out import roll_out
 
@@ -90,7 +90,7 @@ def killed_in_mid_run(models, folders, mode):
     rollout = RolloutConfig(mode=mode, group_size=COPIES, max_steps=2, passages=2, slots=1)
     try:
         return roll_out(
-            QUESTIONS, Killer(Policy.load("experiments/worlds/cold_start_policy"), retriever.shards["table"][0]), retriever, rollout, seed=1
+            QUESTIONS, Killer(load_policy("experiments/worlds/cold_start_policy"), retriever.shards["table"][0]), retriever, rollout, seed=1
         )
     finally:
         retriever.close()

@@ -17,7 +17,7 @@ from tiny_turns import save_tiny_policy, weights_of
 
 from learner.config import LearnerConfig
 from learner.learner_group import LearnerGroup
-from rollout.policies import Policy
+from rollout.policies import load_policy
 
 
 def write_and_never_finish(learner: LearnerGroup, folder: Path) -> None:
@@ -42,7 +42,7 @@ def kill(learner: LearnerGroup) -> None:
 @pytest.mark.timeout(150)
 def test_the_checkpoint_before_is_whole_and_the_half_written_one_is_refused(ray_cluster, tmp_path):
     policy_path = save_tiny_policy()
-    policy = Policy.load(policy_path)
+    policy = load_policy(policy_path)
     turns = [turn for seed in range(3) for turn in siblings(policy, seed)]
     config = LearnerConfig(lr=1e-3, cpus_per_learner=0.2, deadline_s=250)
     first = LearnerGroup(config, policy_path)

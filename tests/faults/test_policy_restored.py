@@ -19,7 +19,7 @@ from experiments.run.run_state import Totals
 from experiments.tracking.run_folder import COMPLETE, RunFolder
 from learner.ranks.checkpoint_files import CorruptCheckpointError, facts_of
 from rollout.nan_check import NotFiniteError
-from rollout.policies import Policy
+from rollout.policies import load_policy
 from rollout.weight_buckets import unpack_weights
 
 
@@ -61,7 +61,7 @@ def learned(run) -> dict[str, torch.Tensor]:
 
 
 def is_in_folder(run, weights: dict[str, torch.Tensor]) -> bool:
-    saved = dict(Policy.load(run.folder.policy).model.named_parameters())
+    saved = dict(load_policy(run.folder.policy).model.named_parameters())
     return all(torch.equal(saved[name], tensor) for name, tensor in weights.items())
 
 

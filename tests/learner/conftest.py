@@ -8,7 +8,7 @@ from tiny_turns import group, picture, save_tiny_policy
 
 from learner.config import LearnerConfig
 from learner.learner_group import LearnerGroup
-from rollout.policies import Policy
+from rollout.policies import Policy, load_policy
 from rollout.records import ScoredTurn
 
 settings.register_profile("busy machine", deadline=None)
@@ -22,7 +22,7 @@ def policy_path() -> str:
 
 @pytest.fixture(scope="session")
 def policy(policy_path) -> Policy:
-    return Policy.load(policy_path)
+    return load_policy(policy_path)
 
 
 @pytest.fixture(scope="session")

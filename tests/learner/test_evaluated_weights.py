@@ -12,7 +12,7 @@ from experiments.config import load_config
 from experiments.evaluation.evaluator import EvaluationWorker, Evaluator
 from learner.deadline import LearnerLostError
 from rollout.config import RolloutConfig
-from rollout.policies import Policy
+from rollout.policies import Policy, load_policy
 from rollout.weight_buckets import PublishedBucket, PublishedWeights
 
 CONFIG = RolloutConfig(mode="offline", group_size=2, max_new_tokens=8)
@@ -31,7 +31,7 @@ def sampled(worker: EvaluationWorker, weights: str | PublishedWeights) -> list[t
 def test_a_policy_that_is_sent_does_what_it_does_from_its_folder_bit_for_bit_and_the_one_before_comes_back(
     ray_cluster, policy_path, tmp_path
 ):
-    policy = Policy.load(policy_path)
+    policy = load_policy(policy_path)
     for parameter in policy.model.parameters():
         parameter.data.mul_(1.5)
     policy.save(tmp_path / "changed")

@@ -18,7 +18,7 @@ from learner.config import LearnerConfig
 from learner.deadline import DeadlineError, results
 from learner.learner_group import LearnerGroup
 from learner.ranks.checkpoint_files import CorruptCheckpointError, NoRoomError, facts_of
-from rollout.policies import Policy
+from rollout.policies import load_policy
 from rollout.weight_buckets import copy_into, unpack_weights
 
 CONFIG = LearnerConfig(lr=1e-3, warmup_iterations=1, tokens_per_micro_batch=96, cpus_per_learner=0.5, deadline_s=250)
@@ -138,7 +138,7 @@ def test_a_policy_trained_by_adapters_is_saved_merged(one, turns, tmp_path):
     one.build(replace(CONFIG, lora_rank=4))
     one.update(turns)
     one.save_policy(tmp_path / "policy")
-    assert_close(dict(Policy.load(tmp_path / "policy").model.named_parameters()), weights(one), atol=0, rtol=0)
+    assert_close(dict(load_policy(tmp_path / "policy").model.named_parameters()), weights(one), atol=0, rtol=0)
 
 
 def test_ranks_without_anything_to_learn_keep_up_with_the_others(two, policy):
@@ -414,7 +414,7 @@ def test_the_saved_policy_loads_and_has_the_weights_of_the_learner(two, turns, t
     two.build(replace(CONFIG, num_learners=2, zero_stage=3))
     two.update(turns)
     two.save_policy(tmp_path / "policy")
-    loaded = Policy.load(tmp_path / "policy")
+    loaded = load_policy(tmp_path / "policy")
     assert_close(dict(loaded.model.named_parameters()), weights(two), atol=0, rtol=0)
     assert loaded.tokenizer.get_vocab()
 
@@ -425,7 +425,7 @@ def test_the_exported_policy_gives_the_logits_of_the_learner_with_and_without_a_
     one.save_policy(tmp_path / "policy")
     exported = AutoModelForImageTextToText.from_pretrained(tmp_path / "policy").eval()
     assert exported.lm_head.weight.data_ptr() == exported.get_input_embeddings().weight.data_ptr(), "tied weights came apart"
-    learned = Policy.load(policy_path)
+    learned = load_policy(policy_path)
     copy_into(learned.model, unpack_weights(fetched(weights_of(one))))
     for turn in (next(t for t in turns if t.image is None), next(t for t in turns if t.image is not None)):
         ids = torch.from_numpy(turn.prompt_ids.astype("int64"))[None]

@@ -65,6 +65,8 @@ def test_settings_that_do_not_go_together_are_refused_with_what_does(settings, m
         ),
         ({"episode_weight": 1.0, "normalisation": "components"}, "branch", 8, "episode_weight is 1 with rollout.mode=branch"),
         ({"episode_weight": 1.0}, "offline", 8, "episode_weight is 1 with rollout.mode=offline"),
+        ({"routes": "all"}, "offline", 8, "learner.routes is 'all' with rollout.mode=offline: .* expected rollout.mode=branch"),
+        ({"routes": "all"}, "branch", 8, "learner.routes is 'all' with rollout.record_routes=false"),
     ],
 )
 def test_what_is_sampled_has_to_be_something_that_can_be_learned_from(settings, mode, group_size, message):

@@ -10,14 +10,14 @@ from tiny_turns import group, picture, plain_logprobs
 from learner.config import LearnerConfig
 from learner.objective.token_logprobs import Scorer, inputs_of, packed
 from learner.ranks.deepspeed_engine import prepare, published_parameters, without_adapters
-from rollout.policies import Policy
+from rollout.policies import Policy, load_policy
 
 LORA = LearnerConfig(lora_rank=4)
 
 
 @pytest.fixture
 def fresh(policy_path) -> Policy:
-    return Policy.load(policy_path)
+    return load_policy(policy_path)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def test_fresh_adapters_change_nothing_and_are_all_that_is_trained(fresh, policy
 
 def test_published_are_merged_weights_under_the_names_of_the_policy(fresh, policy_path, seen):
     adapted(fresh)
-    merged = Policy.load(policy_path)
+    merged = load_policy(policy_path)
     published = dict(published_parameters(fresh.model, partitioned=False))
     assert published.keys() == dict(merged.model.named_parameters()).keys()
     with torch.no_grad():
@@ -94,7 +94,7 @@ def test_a_target_that_no_layer_has_is_refused_with_the_names_that_there_are(fre
 
 def test_a_frozen_vision_tower_gets_no_gradients_and_all_else_the_same_ones(fresh, policy_path, seen):
     prepare(fresh, LearnerConfig(freeze_vision=True))
-    frozen, whole = gradients(fresh, seen), gradients(Policy.load(policy_path), seen)
+    frozen, whole = gradients(fresh, seen), gradients(load_policy(policy_path), seen)
     assert {name for name in whole if ".visual." not in name} == set(frozen) < set(whole)
     for name, gradient in frozen.items():
         torch.testing.assert_close(gradient, whole[name], atol=1e-6, rtol=1e-5)
@@ -102,11 +102,11 @@ def test_a_frozen_vision_tower_gets_no_gradients_and_all_else_the_same_ones(fres
 
 def test_activations_computed_again_give_the_same_gradients_and_less_is_kept(fresh, policy_path, seen):
     prepare(fresh, LearnerConfig(gradient_checkpointing=True))
-    again, kept = gradients(fresh, seen), gradients(Policy.load(policy_path), seen)
+    again, kept = gradients(fresh, seen), gradients(load_policy(policy_path), seen)
     assert again.keys() == kept.keys()
     for name, gradient in again.items():
         torch.testing.assert_close(gradient, kept[name], atol=1e-6, rtol=1e-5)
-    assert kept_bytes(fresh, seen) < 0.6 * kept_bytes(Policy.load(policy_path), seen)
+    assert kept_bytes(fresh, seen) < 0.6 * kept_bytes(load_policy(policy_path), seen)
 
 
 def kept_bytes(policy: Policy, turns) -> int:

@@ -18,7 +18,7 @@ from learner.objective.advantages import group_advantages, turn_advantages
 from learner.ranks.checkpoint_files import facts_of
 from rollout.engines.base import Response
 from rollout.nan_check import NotFiniteError, largest, magnitude
-from rollout.policies import Policy
+from rollout.policies import load_policy
 from rollout.records import TurnReward
 
 CONFIG = LearnerConfig(lr=1e-3, warmup_iterations=1, cpus_per_learner=0.1, num_learners=2, deadline_s=200)
@@ -94,7 +94,7 @@ def test_a_checkpoint_whose_weights_are_not_finite_is_not_loaded_whatever_its_ch
 
 
 def test_a_policy_whose_weights_are_not_finite_is_neither_saved_nor_loaded(policy_path, tmp_path):
-    policy = Policy.load(policy_path)
+    policy = load_policy(policy_path)
     policy.save(tmp_path / "good")
     with torch.no_grad():
         policy.model.lm_head.weight[3, 4] = math.nan
@@ -103,7 +103,7 @@ def test_a_policy_whose_weights_are_not_finite_is_neither_saved_nor_loaded(polic
     assert not (tmp_path / "bad").exists()
     policy.model.save_pretrained(tmp_path / "good")
     with pytest.raises(NotFiniteError, match=r"policy \S+good: 1 tensors hold NaN or infinity"):
-        Policy.load(tmp_path / "good")
+        load_policy(tmp_path / "good")
 
 
 NAMED = {

@@ -9,16 +9,16 @@ import torch
 from choices import CHOICES
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from local_rows import dealt_rows
+from local_rows import dealt_rows, denominators
 from table_policy import logprobs_of
 
 from learner.config import LearnerConfig
 from learner.objective.advantages import turn_advantages
 from learner.objective.batch_plan import plan, token_weights
-from learner.objective.losses import Tokens, loss_of, sums_by
+from learner.objective.losses import RouteTokens, Tokens, loss_of, route_loss, sums_by
 from learner.objective.sibling_packing import pack
 from rewards.scored_summary import ScoredSummary
-from rollout.records import ScoredTurn, Turn, TurnReward
+from rollout.records import RouteNames, ScoredTurn, Turn, TurnReward
 
 PROMPTS, VOCABULARY = 5, 7
 OFF_POLICY = 0.4
@@ -37,8 +37,13 @@ def turns_of(seed: int) -> list[ScoredTurn]:
                 kind = ("plan", "answer", "final")[state % 3]
                 turn = Turn(kind, ids, logprobs, "stop", 0, "")
                 prompt = np.full(3, state, np.int32)
-                reward = TurnReward(float(random.random()))
-                found.append(ScoredTurn(f"s{state}", prompt, None, turn, reward, f"q#{episode}", float(episode % 2), "q"))
+                reward, earned = TurnReward(float(random.random())), ()
+                if kind == "plan" and len(ids) > 1:  # a prefix of one or two tokens, one of two
+                    start = int(random.integers(1, min(3, len(ids))))
+                    names = (ids[start:], random.integers(0, VOCABULARY, random.integers(1, 4)).astype(np.int32))
+                    turn = replace(turn, routes=RouteNames(start, ("Text", "Table"), names))
+                    earned = (0.7, 0.7) if episode == 1 else (reward.total, 0.2)
+                found.append(ScoredTurn(f"s{state}", prompt, None, turn, reward, f"q#{episode}", float(episode % 2), "q", earned))
     return found
 
 
@@ -48,36 +53,40 @@ def gradient(turns, config: LearnerConfig, ranks: int, tokens: int, seed: int) -
     table = (OFF_POLICY * torch.randn(PROMPTS, VOCABULARY, generator=generator)).requires_grad_()
     reference = torch.randn(PROMPTS, VOCABULARY, generator=generator)
     before = torch.randn(PROMPTS, VOCABULARY, generator=generator)
-    rows = dealt_rows(turns, turn_advantages(turns, config), replace(config, tokens_per_micro_batch=tokens), 0)[0]
-    denominator = sum(row.weight for row in rows)
+    config, advantages = replace(config, tokens_per_micro_batch=tokens), turn_advantages(turns, config)
+    rows, denominator = (found(turns, advantages, config, 0)[0] for found in (dealt_rows, denominators))
     batches = [
         pack(batch, [np.zeros((3, len(row.prompt_ids)), np.int64) for row in batch], 0)
         for mine in plan(rows, ranks, tokens)
         for batch in mine
     ]
-    learners = [logprobs_of(before, batch)[0] if config.sampler_cap else None for batch in batches]
+    counts = [len(batch.turns) for batch in batches]
+    learners = [logprobs_of(before, batch)[0][:n] if config.sampler_cap else None for batch, n in zip(batches, counts, strict=True)]
     means = torch.zeros(2, 4)
-    for batch, learner in zip(batches, learners, strict=True):
+    for batch, learner, count in zip(batches, learners, counts, strict=True):
         old = torch.from_numpy(batch.old_logprobs) if learner is None else learner
-        means += sums_by((logprobs_of(table, batch)[0] - old).detach(), torch.from_numpy(batch.episodes), 4)
+        means += sums_by((logprobs_of(table, batch)[0][:count] - old).detach(), torch.from_numpy(batch.episodes), 4)
     total, metrics = 0.0, {}
-    for batch, learner in zip(batches, learners, strict=True):
+    for batch, learner, count in zip(batches, learners, counts, strict=True):
         logprobs, entropy = logprobs_of(table, batch)
         loss, found = loss_of(
             Tokens(
-                logprobs=logprobs,
-                entropy=entropy,
+                logprobs=logprobs[:count],
+                entropy=entropy[:count],
                 sampler_logprobs=torch.from_numpy(batch.old_logprobs),
                 advantages=torch.from_numpy(batch.advantages),
                 weights=torch.from_numpy(batch.weights),
                 turn=torch.from_numpy(batch.turns),
                 learner_logprobs=learner,
-                reference_logprobs=logprobs_of(reference, batch)[0] if config.kl_weight else None,
+                reference_logprobs=logprobs_of(reference, batch)[0][:count] if config.kl_weight else None,
                 sequence_log_ratio=(means[0] / means[1].clamp(min=1))[torch.from_numpy(batch.episodes)],
             ),
             config,
             denominator,
         )
+        columns = map(torch.from_numpy, (batch.route_of, batch.route_turns, batch.route_rewards, batch.route_weights))
+        of_routes, routed = route_loss(RouteTokens(logprobs[count:], *columns), denominator)
+        loss, found = loss + of_routes, found | routed
         loss.backward()
         total += loss.item()
         for name, value in found.items():
@@ -87,6 +96,8 @@ def gradient(turns, config: LearnerConfig, ranks: int, tokens: int, seed: int) -
 
 CONFIGS = st.builds(
     LearnerConfig,
+    routes=st.sampled_from(CHOICES["routes"]),
+    overlong=st.sampled_from(CHOICES["overlong"]),
     step_weight=st.just(1.0),
     episode_weight=st.sampled_from([0.0, 1.0]),
     normalisation=st.sampled_from(["std", "batch_std", "none"]),

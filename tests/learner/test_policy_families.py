@@ -14,7 +14,7 @@ from learner.objective.token_logprobs import Scorer, inputs_of, packed
 from learner.ranks.deepspeed_engine import prepare, published_parameters
 from rollout.engines.base import Request, Sampling, generate
 from rollout.engines.transformers_engine import TransformersEngine
-from rollout.policies import Policy
+from rollout.policies import Policy, load_policy
 
 
 def turns_of(policy: Policy):
@@ -32,7 +32,7 @@ def plain(policy: Policy, turns) -> torch.Tensor:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_packed_log_probs_are_those_of_a_plain_forward_pass_also_after_an_update(family):
-    policy = Policy.load(saved_family(family))
+    policy = load_policy(saved_family(family))
     turns, scorer = turns_of(policy), Scorer(policy)
     found, expected = logprobs(scorer, policy, turns), plain(policy, turns)
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
@@ -53,7 +53,7 @@ def test_packed_log_probs_are_those_of_a_plain_forward_pass_also_after_an_update
 @pytest.mark.parametrize("family", WITH_PICTURES)
 def test_without_pictures_the_same_modules_run(family):
     """All ranks have to, whatever rows they got."""
-    policy = Policy.load(saved_family(family))
+    policy = load_policy(saved_family(family))
     score = logprobs(Scorer(policy), policy, group(policy, 2, 3)).sum()
     unused = [
         name
@@ -69,7 +69,7 @@ def test_without_pictures_the_same_modules_run(family):
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "qwen3-vl", "smolvlm"])
 def test_adapters_change_what_is_sampled_right_after_the_update(family):
-    policy, learned = Policy.load(saved_family(family)), Policy.load(saved_family(family))
+    policy, learned = load_policy(saved_family(family)), load_policy(saved_family(family))
     prepare(learned, LearnerConfig(lora_rank=4, lora_targets=["q_proj", "down_proj"]))
     engine, generator = TransformersEngine(policy), torch.Generator().manual_seed(0)
     requests = [Request(turn.prompt_ids, turn.image, 1, 5, Sampling(max_new_tokens=12)) for turn in turns_of(policy)[::3]]

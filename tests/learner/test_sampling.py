@@ -20,7 +20,7 @@ from rollout.config import RolloutConfig
 from rollout.engines.base import Request, Sampling, generate
 from rollout.engines.sampling import sample_tokens
 from rollout.engines.transformers_engine import TransformersEngine
-from rollout.policies import Policy
+from rollout.policies import Policy, load_policy
 from rollout.record_files import read_rollouts, write_rollouts
 from rollout.records import AllowedTokens, Question, ScoredTurn, State, Turn, TurnReward
 
@@ -95,7 +95,7 @@ def sampled(policy: Policy, sampling: Sampling) -> list[ScoredTurn]:
 
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling(0.7, 1.0, 3, 9), Sampling(1.5), Sampling(0.8, 0.7), Sampling(0.0)], ids=str)
 def test_what_the_engine_says_of_its_tokens_is_what_the_learner_computes_even_from_a_file(policy_path, tmp_path, sampling):
-    policy = Policy.load(policy_path)
+    policy = load_policy(policy_path)
     turns = sampled(policy, replace(sampling, max_new_tokens=9))
     write_rollouts(tmp_path / "rollouts", [], turns)
     for seen in (turns, read_rollouts(tmp_path / "rollouts")[1]):

@@ -10,7 +10,7 @@ from learner.objective.batch_plan import cut, plan, share_out
 from learner.objective.packed_attention import ATTENTIONS, attention_of, sees
 from learner.objective.sibling_packing import Response, Row, pack
 from learner.objective.token_logprobs import Scorer, inputs_of, packed
-from rollout.policies import Policy
+from rollout.policies import load_policy
 from rollout.records import Image
 
 
@@ -57,7 +57,7 @@ def test_cutting_a_long_group_into_rows_changes_no_logprob(policy):
 
 
 def test_a_batch_without_pictures_still_gives_the_vision_tower_gradients_of_zero(policy_path):
-    policy = Policy.load(policy_path)
+    policy = load_policy(policy_path)
     turns = group(policy, 2, 3)
     score(policy, rows_of(turns, [1.0] * 3, [1.0] * 3, 999))[0].sum().backward()
     gradients = [p.grad for p in policy.model.model.visual.parameters()]
@@ -65,7 +65,7 @@ def test_a_batch_without_pictures_still_gives_the_vision_tower_gradients_of_zero
 
 
 def test_an_empty_batch_has_no_tokens_and_gives_every_parameter_a_gradient_of_zeros(policy_path):
-    policy = Policy.load(policy_path)
+    policy = load_policy(policy_path)
     logprobs, _ = score(policy, [])
     assert logprobs.shape == (0,)
     logprobs.sum().backward()
@@ -81,8 +81,8 @@ def test_a_token_sees_the_prompt_and_its_own_response_up_to_itself():
         [1, 1, 1, 1, 0],
         [1, 1, 0, 0, 1],
     ]
-    assert sees(segments, segments).int().tolist() == whole
-    assert sees(segments[2:], segments).int().tolist() == whole[2:]
+    assert sees(segments, segments, segments).int().tolist() == whole
+    assert sees(segments[2:], segments[2:], segments).int().tolist() == whole[2:]
 
 
 @UNCOMPILED
@@ -90,8 +90,8 @@ def test_a_token_sees_the_prompt_and_its_own_response_up_to_itself():
 @given(st.lists(st.builds(row, st.integers(1, 6), st.integers(1, 5), st.integers(1, 5)), min_size=1, max_size=4), st.integers(0, 99))
 def test_every_way_to_attend_is_attention_with_one_mask_over_everything(rows, seed):
     batch = pack(rows, [np.zeros((3, len(r.prompt_ids)), np.int64) for r in rows], 0)
-    numbers, segments = torch.from_numpy(batch.rows), torch.from_numpy(batch.segments)
-    mask = sees(segments, segments) & (numbers[:, None] == numbers[None])
+    numbers, segments, parents = (torch.from_numpy(column) for column in (batch.rows, batch.segments, batch.parents))
+    mask = sees(segments, parents, segments) & (numbers[:, None] == numbers[None])
     query, key, value = (
         torch.randn(8, 1, len(numbers), 16, generator=torch.Generator().manual_seed(seed)).transpose(0, 1).split([4, 2, 2], 1)
     )

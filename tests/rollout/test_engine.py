@@ -11,6 +11,7 @@ from experiments.worlds.teacher import demonstrations
 from rollout.engines.base import Request, Sampling, generate
 from rollout.engines.sampling import truncate
 from rollout.engines.transformers_engine import TransformersEngine
+from rollout.policies import load_policy
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +101,7 @@ def test_no_requests_is_a_legal_batch(engine):
 
 def test_an_update_takes_effect_at_once_and_a_bad_one_changes_nothing(fresh_policy, requests, tmp_path):
     fresh_policy.save(tmp_path)
-    engine = TransformersEngine(type(fresh_policy).load(tmp_path))
+    engine = TransformersEngine(load_policy(tmp_path))
     before = {name: parameter.clone() for name, parameter in engine.policy.model.named_parameters()}
     with pytest.raises(ValueError, match=r"weights: .* in all\) were not sent"):
         engine.update_weights(1, dict(itertools.islice(before.items(), 3)))

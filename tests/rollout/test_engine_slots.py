@@ -22,6 +22,7 @@ from rollout.engines import make_engine
 from rollout.engines.base import Request, Sampling, generate
 from rollout.engines.key_value_cache import bucket_length
 from rollout.engines.transformers_engine import TransformersEngine
+from rollout.policies import load_policy
 from rollout.policies.qwen_vl import QwenVLPolicy
 from tests.rollout.test_engine import plain_logprobs
 
@@ -114,7 +115,7 @@ def test_finished_responses_leave_at_once_and_waiting_ones_take_their_slots(fres
 
 def test_an_update_in_mid_flight_leaves_nothing_of_the_old_weights(fresh_policy, requests, tmp_path):
     fresh_policy.save(tmp_path)
-    policy = type(fresh_policy).load(tmp_path)
+    policy = load_policy(tmp_path)
     engine = TransformersEngine(policy, slots=24)
     weights = {name: tensor + 0.05 * torch.randn_like(tensor) for name, tensor in policy.model.named_parameters()}
     tickets = {engine.submit(request): request for request in requests[:16]}
@@ -263,7 +264,7 @@ def test_a_group_larger_than_all_slots_ends(fresh_policy, requests):
 
 def test_pictures_are_encoded_once_until_the_weights_change(fresh_policy, requests, tmp_path):
     fresh_policy.save(tmp_path)
-    policy = type(fresh_policy).load(tmp_path)
+    policy = load_policy(tmp_path)
     seen = []
     policy.model.model.visual.register_forward_hook(lambda *_: seen.append(1))
     engine = TransformersEngine(policy)
@@ -278,7 +279,7 @@ def test_pictures_are_encoded_once_until_the_weights_change(fresh_policy, reques
 
 def test_in_bfloat16_log_probs_stay_close_to_those_of_a_plain_forward(fresh_policy, requests, tmp_path):
     fresh_policy.save(tmp_path)
-    policy = type(fresh_policy).load(tmp_path, dtype="bfloat16")
+    policy = load_policy(tmp_path, dtype="bfloat16")
     for request, responses in zip(requests[:6], generate(TransformersEngine(policy), requests[:6]), strict=True):
         plain = plain_logprobs(policy, request, responses[0])
         assert np.abs(responses[0].logprobs - plain).mean() < 0.1

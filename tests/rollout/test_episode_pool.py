@@ -13,6 +13,7 @@ from rollout.config import RolloutConfig
 from rollout.engines.transformers_engine import TransformersEngine
 from rollout.episode import derive_seed
 from rollout.episode_pool import EpisodePool
+from rollout.policies import load_policy
 from rollout.records import Question
 from rollout.roll_out import roll_out
 
@@ -171,7 +172,7 @@ def test_only_the_knowledge_bases_that_are_allowed_are_shown_and_asked(fresh_pol
 
 def test_new_weights_between_two_batches_take_effect_and_old_trajectories_stay_reproducible(fresh_policy, tmp_path):
     fresh_policy.save(tmp_path)
-    engine = TransformersEngine(type(fresh_policy).load(tmp_path))
+    engine = TransformersEngine(load_policy(tmp_path))
     before = {name: parameter.clone() for name, parameter in engine.policy.model.named_parameters()}
     config = RolloutConfig(group_size=2, max_new_tokens=6)
     first = roll_out(questions(3), engine, Library(), config, seed=5)

@@ -9,7 +9,7 @@ from PIL import Image as PillowImage
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from experiments.worlds.flag_pictures import draw, png
-from rollout.policies import Policy
+from rollout.policies import load_policy
 from rollout.records import Image, Message
 
 
@@ -20,7 +20,7 @@ def flag(side: int = 56) -> Image:
 
 def test_a_saved_policy_loads_again_and_by_the_library_itself(fresh_policy, tmp_path):
     fresh_policy.save(tmp_path)
-    again = Policy.load(tmp_path)
+    again = load_policy(tmp_path)
     message, image = Message("", "What is the capital of Kor-mu?", True), flag()
     assert np.array_equal(fresh_policy.encode(message, image), again.encode(message, image))
     plain = Qwen2_5_VLForConditionalGeneration.from_pretrained(tmp_path)
@@ -73,7 +73,7 @@ def test_bytes_that_are_no_picture_are_a_one_line_error(fresh_policy):
 
 def test_a_folder_that_is_not_there_is_named():
     with pytest.raises(FileNotFoundError, match=r"policy ./nowhere: no such folder"):
-        Policy.load("./nowhere")
+        load_policy("./nowhere")
 
 
 def test_what_a_text_spells_like_a_special_token_is_text(fresh_policy, atlas):

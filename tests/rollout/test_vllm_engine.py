@@ -18,7 +18,7 @@ from learner.config import LearnerConfig
 from learner.ranks.deepspeed_engine import prepare, published_parameters
 from rollout.engines.base import EngineDiedError, Request, Sampling, generate
 from rollout.engines.transformers_engine import TransformersEngine
-from rollout.policies import Policy
+from rollout.policies import load_policy
 from rollout.records import Message
 
 pytestmark = [
@@ -36,7 +36,7 @@ GREEDY = Sampling(temperature=0, max_new_tokens=16)
 def start(folder, **options):
     from rollout.engines.vllm_engine import VllmEngine
 
-    return VllmEngine(Policy.load(folder), **{"slots": 64, "batch_tokens": 16384} | options)
+    return VllmEngine(load_policy(folder), **{"slots": 64, "batch_tokens": 16384} | options)
 
 
 @pytest.fixture(scope="module", params=["smollm2", "llama"], ids=["tied", "untied"])
@@ -51,7 +51,7 @@ def engine(folder):
 
 @pytest.fixture
 def ours(folder):
-    return TransformersEngine(Policy.load(folder))
+    return TransformersEngine(load_policy(folder))
 
 
 def asked(policy, count, sampling=GREEDY, siblings=1):
@@ -151,7 +151,7 @@ def test_after_an_update_adapters_show_in_what_is_sampled(engine, ours, folder):
     base = own_weights(ours.policy)
     engine.update_weights(3, base)
     before = generate(engine, asked(ours.policy, 8))
-    adapted = Policy.load(folder)
+    adapted = load_policy(folder)
     prepare(adapted, LearnerConfig(lora_rank=4))
     noise = torch.Generator().manual_seed(0)
     for name, parameter in adapted.model.named_parameters():
@@ -215,7 +215,7 @@ def test_a_process_that_hangs_or_dies_during_an_update_is_noticed(engine, ours):
 
 @pytest.mark.skipif(not SMOLLM2.is_dir(), reason=f"no {SMOLLM2}: r1-router fetch smollm2")
 def test_smollm2_answers_200_questions_as_in_our_engine():
-    engine, ours = start(SMOLLM2), TransformersEngine(Policy.load(SMOLLM2), slots=64)
+    engine, ours = start(SMOLLM2), TransformersEngine(load_policy(SMOLLM2), slots=64)
     requests, found = asked(ours.policy, 200), {}
     for each in (engine, ours):
         began = time.monotonic()

@@ -25,7 +25,7 @@ from retrieval_actors.sources.data_files import DataError
 from rewards.actor import RETRIEVERS
 from rollout.config import RolloutConfig
 from rollout.episode import EpisodeState, plan
-from rollout.policies import Policy
+from rollout.policies import load_policy
 from rollout.records import Action, Question
 from rollout.turn_parser import parse_answer, parse_plan
 
@@ -73,7 +73,7 @@ def test_a_fourth_knowledge_base_is_a_line_of_configuration_and_the_prompt_lists
         assert [source.name for source in sources] == ["text", "text_image", "table", "news"]
     retriever = start_retrieval(RetrievalConfig(folders={"news": data.training_kbs[-1].ensure()}))
     retriever.close()
-    policy, cards = Policy.load(start_policy), {card.name: card for card in retriever.catalog}
+    policy, cards = load_policy(start_policy), {card.name: card for card in retriever.catalog}
     state = EpisodeState(Question("q", "?", ()), policy, cards, RolloutConfig(prompts="paper"), random.Random(0))
     assert "- News Retriever: What happened yesterday." in policy.tokenizer.decode(next(plan(state)).prompt_ids)
     said = "<think>news</think><sub-question>Did it rain?</sub-question><ret>News Retriever</ret>"

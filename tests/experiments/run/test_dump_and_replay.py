@@ -13,7 +13,7 @@ from test_train_command import PATIENCE, ROOT, command
 
 from experiments.config import RunConfigError, load_config
 from experiments.train import WRONG_INPUT, main
-from rollout.policies import Policy
+from rollout.policies import load_policy
 from rollout.record_files import read_rollouts
 
 
@@ -50,7 +50,7 @@ def test_rollouts_without_learning_are_learned_from_without_rolling_out(tmp_path
     assert second[0]["mismatch_max"] < 1e-4
     assert [row["reward"] for row in second] == [row["reward"] for row in first]
     assert second[0]["learned_tokens"] > 0
-    assert Policy.load(tmp_path / "runs/second/policy")
+    assert load_policy(tmp_path / "runs/second/policy")
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import pytest
 from experiments.command_line.entry_point import STOPPED, WRONG_INPUT
 from experiments.evaluation.metrics import METRICS
 from experiments.train import main
-from rollout.policies import Policy
+from rollout.policies import load_policy
 
 ROOT = Path(__file__).parents[3]
 PATIENCE = 280
@@ -83,7 +83,7 @@ def test_a_killed_run_goes_on_from_its_checkpoint_and_leaves_a_whole_run_folder(
     assert {"git_commit", "machine", "best"} <= set(summary)
 
     assert {path.name for path in (run / "trajectories").iterdir()} >= {"before.parquet", "after.parquet", "iteration-000003.parquet"}
-    assert Policy.load(run / "policy").model.num_parameters() > 0
+    assert load_policy(run / "policy").model.num_parameters() > 0
     assert (run / "report.html").stat().st_size > 10_000
 
     from mlflow import MlflowClient

@@ -30,7 +30,7 @@ QUESTIONS = [question(number) for number in range(12)]
 DATA = Dataset(
     [], [], QUESTIONS, evaluation_kbs=(KnowledgeBaseSource("text", Path("kbs/text")), KnowledgeBaseSource("table", Path("kbs/table")))
 )
-INDIFFERENT = {"name", "runs_folder", "train.resume", "train.seed", "train.turns", "tracking.parent"}
+INDIFFERENT = {"rollout.record_routes", "name", "runs_folder", "train.resume", "train.seed", "train.turns", "tracking.parent"}
 
 
 def study(tmp_path: Path, *settings: str):
@@ -110,7 +110,8 @@ def trained(training, turns: int = 1100) -> None:
             {
                 "iteration": number,
                 "turns": turns // 3 + 1,
-                "routing": 0.3 * number,
+                "sampled_tokens": 3000,
+                "routing": 0.4 * number - 0.2,
                 "validation_f1_recall": 0.2 * number,
                 "use_text": 0.5,
                 "use_text_image": 0.2,
@@ -168,7 +169,8 @@ def test_the_results_of_an_unfinished_study_say_what_is_missing_and_compare_what
     assert results["confusion"]["step_grpo"] == {"stop": {"stop": 10}, "text": {"stop": 2, "table": 2, "text": 10}}
     assert results["trainings"]["step_grpo-seed0"]["learning"]["routing"] == pytest.approx(0.6)
     assert set(results["sweep"]) == {"default"}
-    assert results["trainings"]["step_grpo-seed0"]["turns"] == 1100
+    cost = results["trainings"]["step_grpo-seed0"]
+    assert (cost["turns"], cost["sampled_tokens_until_routed"]) == (1100, 9000)
 
 
 def test_results_are_written_as_json_tables_and_a_chart_and_the_same_again(unfinished):

@@ -20,7 +20,7 @@ from experiments.tracking.model_registry import model_name
 from experiments.tracking.run_folder import RunFolder
 from experiments.upload import main as upload_command
 from experiments.upload import tracking_of
-from rollout.policies import Policy
+from rollout.policies import load_policy
 from rollout.records import Image, Question
 
 
@@ -159,7 +159,7 @@ def test_a_policy_is_registered_once_and_comes_back_by_its_alias_as_it_was(
     assert upload(folder, tracking)[0].versions == []
     for reference in (f"models:/{name}@best", f"models:/{name}/latest"):
         back = mlflow.artifacts.download_artifacts(reference, dst_path=str(tmp_path / "back"))
-        ours, theirs = (Policy.load(path).model.state_dict() for path in (start_policy, back))
+        ours, theirs = (load_policy(path).model.state_dict() for path in (start_policy, back))
         assert all(torch.equal(ours[key], theirs[key]) for key in ours)
     version = client.get_model_version(name, "1")
     assert (version.tags["f1_recall"], version.tags["heldout"]) == ("0.5", "aaaa-heldout")

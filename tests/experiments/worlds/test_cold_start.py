@@ -12,7 +12,7 @@ from rich.console import Console
 from experiments.worlds.atlas import KNOWLEDGE_BASES
 from experiments.worlds.cold_start_training import ColdStartConfig, encode, fresh_policy, response_logits, train
 from experiments.worlds.teacher import demonstrations, teacher_texts
-from rollout.policies import Policy
+from rollout.policies import load_policy
 from rollout.records import UNKNOWN
 from rollout.turn_parser import parse_answer, parse_plan
 
@@ -85,4 +85,4 @@ def test_a_minute_fraction_of_cold_start_lowers_the_loss_and_saves_a_policy(tmp_
     train(config, demonstrations(1), teacher_texts(0), Console(quiet=True))
     curve = [json.loads(line) for line in (tmp_path / "curve.jsonl").read_text().splitlines()]
     assert curve[-1]["loss"] < 0.8 * curve[0]["loss"]
-    assert Policy.load(tmp_path).encode is not None
+    assert load_policy(tmp_path).encode is not None
