@@ -19,6 +19,7 @@ from multiprocessing import connection
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from safetensors.torch import save_file
 
@@ -37,6 +38,16 @@ ON_CPUS = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "TORCH_COMPILE_DISABLE": "1"}
 
 class WeightReader:
     """Becomes part of vLLM's worker, in its process."""
+
+    def end_with(self: Any, owner: int) -> None:
+        """End this process, and with it vLLM's other one, when the engine's owner is gone: a killed owner cannot do it."""
+
+        def watch() -> None:
+            while psutil.pid_exists(owner):
+                time.sleep(1.0)
+            os._exit(1)
+
+        threading.Thread(target=watch, daemon=True).start()
 
     def read_weights(self: Any, folder: str) -> None:
         from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
@@ -82,6 +93,7 @@ class VllmEngine:
         ).llm_engine
         self._process = self._engine.engine_core
         self._process.set_weight_version("-1")
+        self._engine.collective_rpc("end_with", args=(os.getpid(),))
         _watch(self._process)
         self._under_way: dict[str, tuple[int, int, Request]] = {}  # vLLM's name of a response -> (ticket, sibling, request)
         self._tickets = self._names = 0
