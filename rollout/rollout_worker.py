@@ -16,6 +16,7 @@ from ray.rllib.env.env_runner import EnvRunner
 from ray.rllib.utils.checkpoints import Checkpointable
 
 from rollout.engines import make_engine
+from rollout.engines.base import ended_with_its_engine
 from rollout.records import Question, RecordedTurn, Trajectory
 from rollout.roll_out import EngineTimeline, EpisodeRun, WorkReport
 from rollout.weight_buckets import BroadcastGroup, Bucket, Inbox, PublishedBucket, seal
@@ -66,7 +67,8 @@ class RolloutWorker(EnvRunner, Checkpointable):
     def use_weights(self, version: int, checksums: Sequence[int]) -> tuple[int, int]:
         """Load these buckets; returns the version and the checksum of all. Raises `MissingWeightsError`; ValueError for other names or shapes."""
         self._drop_run()
-        self.engine.update_weights(version, self._inbox.tensors(version, checksums))
+        with ended_with_its_engine():
+            self.engine.update_weights(version, self._inbox.tensors(version, checksums))
         return version, seal(version, checksums)
 
     @ray.method(num_returns=2)
@@ -96,7 +98,8 @@ class RolloutWorker(EnvRunner, Checkpointable):
             raise WrongPolicyVersion(f"rollout worker {self.worker_index} has no questions of policy version {policy_version}")
         self.timeline.resume()
         try:
-            finished = self._run.work(seconds)
+            with ended_with_its_engine():
+                finished = self._run.work(seconds)
         except BaseException:  # a bug: remove these questions from the engine
             self._drop_run()
             raise

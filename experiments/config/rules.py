@@ -54,9 +54,8 @@ def _rollout(config: TrainConfig) -> Iterator[Rule]:
     yield recorded or rollout.mode != "offline", "rollout.mode", f"branch or chain with data.name={config.data.name}"
     longest = rollout.max_new_tokens
     needed = rollout.max_prompt_tokens + 8 * math.ceil(longest / 16) * 16
-    fits = rollout.batch_tokens >= needed or rollout.engine == "vllm"
     prompt = f"a prompt of rollout.max_prompt_tokens={rollout.max_prompt_tokens}"
-    yield fits, "rollout.batch_tokens", f"at least {needed}: {prompt} and 8 responses of {longest} tokens"
+    yield rollout.batch_tokens >= needed, "rollout.batch_tokens", f"at least {needed}: {prompt} and 8 responses of {longest} tokens"
     gains = "information_gain" in config.reward.terms
     yield not gains or rollout.engine == "transformers", "rollout.engine", "transformers with reward.terms.information_gain"
     for term in composed_of(config.reward.terms):
@@ -66,9 +65,8 @@ def _rollout(config: TrainConfig) -> Iterator[Rule]:
 
 
 def _gpus(config: TrainConfig) -> Iterator[Rule]:
-    train, learner, rollout = config.train, config.learner, config.rollout
+    train, learner = config.train, config.learner
     cpu = train.gpus_per_rollout_worker == 0
-    yield not (cpu and rollout.engine == "vllm"), "rollout.engine", "transformers with train.gpus_per_rollout_worker=0: vLLM needs a GPU"
     alike = (learner.gpus_per_learner == 0) == cpu or learner.transport == "object_store"
     yield alike, "learner.transport", "object_store, or GPUs for both learners and rollout workers, or for neither"
     whole = train.placement == "colocated" or learner.gpus_per_learner in (0, 1)

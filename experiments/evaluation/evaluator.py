@@ -22,6 +22,7 @@ from retrieval_actors.sharded_search import Retriever
 from rewards.actor import names_of
 from rollout.config import RolloutConfig
 from rollout.engines import make_engine
+from rollout.engines.base import ended_with_its_engine
 from rollout.need_matcher import need_matcher
 from rollout.needs import prepare
 from rollout.records import Question, RecordedTurn, Trajectory
@@ -55,8 +56,9 @@ class EvaluationWorker:
         self._hold(policy)
 
     def run(self, weights: Weights, items: Sequence[Any], retriever: Retriever, config: RolloutConfig, seed: int) -> list[Trajectory]:
-        self._hold(weights)
-        return roll_out(items, self._engine, retriever, config, seed)
+        with ended_with_its_engine():
+            self._hold(weights)
+            return roll_out(items, self._engine, retriever, config, seed)
 
     def _hold(self, weights: Weights) -> None:
         """Called with every batch, because a worker that Ray has restarted holds its first policy again."""

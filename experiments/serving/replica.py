@@ -22,7 +22,7 @@ from retrieval_actors.records import Passage, Query
 from retrieval_actors.sharded_search import Retriever
 from rollout.config import RolloutConfig
 from rollout.engines import make_engine
-from rollout.engines.base import Engine
+from rollout.engines.base import Engine, EngineDiedError
 from rollout.episode_pool import EpisodeEvent, EpisodePool
 from rollout.records import Question
 from rollout.searches import Searcher
@@ -142,6 +142,8 @@ class EpisodeThread:
             for send in self._callers.values():
                 send(unavailable("engine_failed", f"the engine failed, and was restarted: {type(error).__name__}: {error}"))
             self._callers.clear()
+            if isinstance(error, EngineDiedError):  # This thread ends, and Serve starts another replica
+                raise
             return
         for event in events:
             if event.ticket in self._callers:  # otherwise it was cancelled

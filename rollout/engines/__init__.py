@@ -19,4 +19,4 @@ def make_engine(policy: Policy, config: RolloutConfig) -> Engine:
         return TransformersEngine(policy, config.slots, config.batch_tokens)
     from rollout.engines.vllm_engine import VllmEngine  # an optional package
 
-    return VllmEngine(policy, config.slots)
+    return VllmEngine(policy, config.slots, config.batch_tokens)

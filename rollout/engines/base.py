@@ -3,7 +3,10 @@ every call of `collect` advances all of them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import os
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -17,6 +20,20 @@ if TYPE_CHECKING:
     import torch  # see rollout/nan_check.py
 
     from rollout.policies import Policy
+
+
+class EngineDiedError(RuntimeError):
+    """The process of the engine has ended, or hangs. Only a new engine helps."""
+
+
+@contextmanager
+def ended_with_its_engine() -> Iterator[None]:
+    """Ends this process, an actor, when that of its engine has ended: Ray then starts another one, which is sent the work again."""
+    try:
+        yield
+    except EngineDiedError as error:
+        print(error, file=sys.stderr, flush=True)
+        os._exit(1)
 
 
 @dataclass(frozen=True)

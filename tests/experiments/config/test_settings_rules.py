@@ -65,7 +65,7 @@ ROLLOUT = [
     ("rollout.top_k=1", r"rollout\.top_k is .*expected"),
     *(
         (
-            f"rollout.engine=vllm train.gpus_per_rollout_worker=1 learner.gpus_per_learner=1 {changed}",
+            f"rollout.engine=vllm {changed}",
             r"rollout\.engine is 'vllm' with rollout\.temp",
         )
         for changed in ("rollout.temperature=0.7", "rollout.top_p=0.9", "rollout.top_k=20")
@@ -77,7 +77,6 @@ ROLLOUT = [
     ("rollout.top_p=0", r"rollout\.top_p is .*expected"),
     ("rollout.enough=1.5", r"rollout\.enough is .*expected"),
     ("rollout.batch_tokens=4096", r"rollout\.batch_tokens is .*expected"),
-    ("rollout.engine=vllm", r"rollout\.engine is .*expected"),
     ("rollout.routing=best", r"rollout\.routing is .*expected"),
     ("rollout.prompts=long", r"rollout\.prompts"),
 ]
