@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from experiments.command_line.entry_point import command
 from experiments.command_line.terminal import Console
 from experiments.config import RunConfigError, TrainConfig, load_policy_or_run
+from experiments.config.policy_files import check_policy_files
 from experiments.config.reading import is_setting
 from experiments.evaluation.evaluate_methods import evaluate
 
@@ -41,5 +42,7 @@ def expand_arguments(arguments: Sequence[str]) -> list[str]:
 
 @command
 def main(arguments: list[str]) -> int:
-    evaluate(*read_arguments(expand_arguments(arguments)), Console())
+    config, policy = read_arguments(expand_arguments(arguments))
+    check_policy_files(policy, config.rollout)
+    evaluate(config, policy, Console())
     return 0

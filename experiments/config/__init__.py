@@ -11,7 +11,6 @@ from typing import Any
 import yaml
 
 from experiments.config import reading
-from experiments.config.policy_files import check_policy_files
 from experiments.config.reading import RunConfigError, is_setting, wrong_value
 from experiments.config.rules import check
 from experiments.config.sections import ClusterConfig, DataConfig, EvaluationConfig, LoopConfig, TrackingConfig, TrainConfig
@@ -88,12 +87,9 @@ def load_policy_or_run(subject: str, rest: list[str]) -> tuple[TrainConfig, str]
     """(configuration, policy folder) of POLICY_OR_RUN [CONFIG.yaml] [key=value ...]; a run has its own configuration. Raises RunConfigError."""
     folder = Path(subject)
     if not (folder / "config.yaml").is_file():
-        config, policy = load_config(rest), find_policy(subject)
-    else:
-        own = [str(folder / "config.yaml")] if all(is_setting(argument) for argument in rest) else []
-        config, policy = load_config([*own, *rest]), find_policy(str(folder / "policy"))
-    check_policy_files(policy, config.rollout)
-    return config, policy
+        return load_config(rest), find_policy(subject)
+    own = [str(folder / "config.yaml")] if all(is_setting(argument) for argument in rest) else []
+    return load_config([*own, *rest]), find_policy(str(folder / "policy"))
 
 
 def _file_layers(name: str, above: tuple[Path, ...] = ()) -> list[tuple[str, dict[str, Any]]]:

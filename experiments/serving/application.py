@@ -19,6 +19,7 @@ from experiments.cluster.ray_checks import joined_address
 from experiments.cluster.ray_session import check_start
 from experiments.command_line.reachable import held_port
 from experiments.config import RunConfigError, TrainConfig, load_policy_or_run
+from experiments.config.policy_files import check_policy_files
 from experiments.config.reading import is_setting, read_settings
 from experiments.datasets import ensure_knowledge_bases, load_dataset
 from experiments.serving.endpoint import Endpoint
@@ -57,6 +58,7 @@ def prepare(arguments: list[str], progress: Progress | None = None, starts_ray: 
     rest = [argument for argument in arguments if not argument.startswith("serve.")]
     subject = Path(rest.pop(0) if rest and not is_setting(rest[0]) else newest_subject())
     config, policy = load_policy_or_run(str(subject), rest)
+    check_policy_files(policy, config.rollout)
     if starts_ray:
         check_start(config)
         if not joined_address():
