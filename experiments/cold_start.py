@@ -14,7 +14,8 @@ from collections.abc import Iterator, Sequence
 
 from experiments.command_line.entry_point import command
 from experiments.command_line.terminal import Console
-from experiments.config import RunConfigError, load_config
+from experiments.config import RunConfigError, find_policy, load_config
+from experiments.config.policy_files import check_policy_files
 from experiments.config.reading import read_settings
 from experiments.datasets import ensure_knowledge_bases, load_dataset
 from experiments.worlds.cold_start_training import ColdStartConfig, train
@@ -59,6 +60,7 @@ def taught(config: ColdStartConfig, console: Console) -> Iterator[Demonstration]
     """An endless stream: the teacher's turns on the training questions of the run's configuration, over its knowledge bases, which are built if
     missing, with its prompts and passages. All that it will ask is searched before the first turn. Raises RunConfigError."""
     run = load_config([config.data])
+    check_policy_files(config.start, run.rollout)
     dataset = load_dataset(run.data, run.evaluation, run.retrieval.folders)
     questions = [question for question in dataset.train if isinstance(question, Question) and question.gold_steps]
     needs = [(need, question) for question in questions for need in question.gold_steps or ()]
@@ -79,6 +81,8 @@ def taught(config: ColdStartConfig, console: Console) -> Iterator[Demonstration]
 def main(arguments: list[str]) -> int:
     console = Console()
     config = read_settings(ColdStartConfig, arguments)
+    if config.start:
+        config.start = find_policy(config.start)
     hold(config.out)
     if config.data:
         if not config.start:

@@ -165,6 +165,8 @@ def main(arguments: list[str]) -> int:
     if arguments[:1] != ["smollm2"]:
         raise RunConfigError("fetch what? r1-router fetch smollm2 [key=value ...]")
     config = read_settings(FetchSettings, arguments[1:])
+    if not Path(config.out).name:
+        raise wrong_value("out", config.out, "a folder")
     out = Path(config.out)
     work = out.with_name(f".{out.name}.part")
     if (out / "config.json").is_file():

@@ -24,7 +24,9 @@ def with_routes(turns: Sequence[Turn], policy: Policy, retrievers: Mapping[str, 
 
     @functools.cache
     def encode(text: str, *end: int) -> np.ndarray:
-        return np.array([*policy.tokenizer(text, add_special_tokens=False)["input_ids"], *end], np.int32)
+        """The text as it is encoded after the tag: at the beginning of a text, tokenizers of the SentencePiece kind add a space."""
+        tag, whole, alone = (policy.tokenizer(each, add_special_tokens=False)["input_ids"] for each in (TAG, TAG + text, text))
+        return np.array([*(whole[len(tag) :] if whole[: len(tag)] == tag else alone), *end], np.int32)
 
     def routes(turn: Turn) -> RouteNames | None:
         action = parse_plan(turn.text, retrievers)

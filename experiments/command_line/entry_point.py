@@ -67,11 +67,11 @@ def report(error: Exception, name: str) -> int:
 
 
 def is_expected(error: Exception) -> bool:
-    """One of `ONE_LINE_ERRORS`, an OSError that names a file, or a ValueError that our own code raised."""
+    """One of `ONE_LINE_ERRORS`, an OSError that names a file, or a ValueError or FileNotFoundError that our own code raised."""
     if isinstance(error, ONE_LINE_ERRORS) or (isinstance(error, OSError) and error.filename):
         return True
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-    return isinstance(error, ValueError) and frame.f_globals["__name__"].partition(".")[0] in ROOMS
+    return isinstance(error, (ValueError, FileNotFoundError)) and frame.f_globals["__name__"].partition(".")[0] in ROOMS
 
 
 def reach_loopback_directly() -> None:

@@ -55,7 +55,10 @@ def prepare(policy: Policy, config: LearnerConfig) -> None:
             module.requires_grad_(False)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-        model.train()  # transformers recomputes only in training mode; there is no dropout in these models
+        model.train()  # transformers recomputes only in training mode
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.eval()
 
 
 def engine_settings(config: LearnerConfig) -> dict[str, Any]:

@@ -237,7 +237,8 @@ def bytes_per_token(model: Any) -> int:
     """Keys and values of one token."""
     config = model.config.get_text_config()
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return 2 * config.num_hidden_layers * config.num_key_value_heads * size * model.dtype.itemsize
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    return 2 * config.num_hidden_layers * heads * size * model.dtype.itemsize
 
 
 def folder_with_room(size: int) -> str:

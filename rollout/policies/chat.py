@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import date
 from typing import Any
 
 from jinja2.exceptions import TemplateError
@@ -11,11 +12,15 @@ from transformers import PreTrainedTokenizerBase
 NEVER_SAMPLED = ("<|endoftext|>", "<|im_start|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
 """Also where a tokenizer does not mark them as special. A sampled image placeholder, without a picture, would break the learner's forward pass."""
 TEXT = [{"type": "text", "text": "TEXT"}]
+THOUGHT = ("<think>", "</think>")  # In templates of thinking models, and in our responses
 OPEN_THOUGHT = re.compile(r"<think>\s*\Z")
+TODAY = date(
+    2024, 7, 26
+)  # For templates that write the date: prompts of one state have to be equal on every day. It is the default of Llama 3.1
 
 
 def one_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]
+    return " ".join(str(error).split())[:400]
 
 
 class ChatFormat:
@@ -28,7 +33,13 @@ class ChatFormat:
             raise ValueError(f"the tokenizer has no chat template: {fix}")
         self.tokenizer, self._lists = tokenizer, lists
         known = tokenizer.get_vocab()
-        added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+        # DeepSeek's distills do not mark `<｜User｜>` as special
+        written = self._rendered([("user", TEXT), ("assistant", TEXT)]) + self._rendered([("user", TEXT)], add_generation_prompt=True)
+        added = {
+            token.content
+            for token in tokenizer.added_tokens_decoder.values()
+            if token.special or (token.content.startswith(("<", "[")) and token.content in written and token.content not in THOUGHT)
+        }
         self._special = sorted({*tokenizer.all_special_tokens, *added, *NEVER_SAMPLED} & known.keys(), key=len, reverse=True)
         self.end_token_id: int = self._end_of_turn()
         self.banned_token_ids: tuple[int, ...] = tuple(sorted({known[token] for token in self._special} - {self.end_token_id}))
@@ -53,7 +64,7 @@ class ChatFormat:
 
         messages = [{"role": role, "content": content(parts)} for role, parts in turns]
         try:
-            return str(self.tokenizer.apply_chat_template(messages, tokenize=False, **options))
+            return str(self.tokenizer.apply_chat_template(messages, tokenize=False, strftime_now=TODAY.strftime, **options))
         except (TemplateError, TypeError) as error:
             raise ValueError(f"its chat template fails: {one_line(error)}") from None
 

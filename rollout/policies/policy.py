@@ -47,14 +47,19 @@ class Policy:
     def end_token_id(self) -> int:
         return self.chat.end_token_id
 
-    @property
+    @functools.cached_property
     def banned_token_ids(self) -> tuple[int, ...]:
-        return self.chat.banned_token_ids
+        """Without those that the tokenizer has and the model has not, as when a padding token was added."""
+        return tuple(token for token in self.chat.banned_token_ids if token < self._vocabulary)
 
     @property
     def pad_token_id(self) -> int:
         padding = self.tokenizer.pad_token_id
-        return self.end_token_id if padding is None else padding
+        return self.end_token_id if padding is None or padding >= self._vocabulary else padding
+
+    @property
+    def _vocabulary(self) -> int:
+        return self.model.config.get_text_config().vocab_size
 
     @property
     def device(self) -> torch.device:
@@ -99,7 +104,8 @@ class Policy:
         return np.array(self.tokenizer(text, add_special_tokens=False)["input_ids"], np.int32)
 
     def decode(self, response_ids: Sequence[int] | np.ndarray) -> str:
-        return self.tokenizer.decode(response_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        ids = [int(token) for token in response_ids if token != self.end_token_id]  # Not every tokenizer marks it as special
+        return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
     def positions(self, prompt_ids: np.ndarray, image: Image | None) -> np.ndarray:
         """Positions (axes, tokens) int64 of a prompt with at most one picture. A response continues at `.max() + 1` in all rows."""

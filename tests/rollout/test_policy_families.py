@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import shutil
@@ -12,6 +13,7 @@ import torch
 import transformers
 from PIL import Image as PillowImage
 from policy_families import FAMILIES, FORMATS, TEXT, WITH_PICTURES, chat_tokenizer, saved_family
+from transformers import AddedToken
 
 from rollout.engines.base import Request, Sampling, generate
 from rollout.engines.transformers_engine import TransformersEngine
@@ -155,6 +157,7 @@ def spoiled(family: str, tmp_path, **config: object):
         ("llama", {"model_type": "mistral", "sliding_window": 64}, "a sliding window of 64 tokens"),
         ("llama", {"model_type": "cohere", "logit_scale": 0.1}, "computes attention or logits in a way of its own"),
         ("llama", {"model_type": "t5"}, "T5 is an encoder-decoder"),
+        ("llama", {"intermediate_size": 50}, r"down_proj\.weight is \(64, 96\) in the weights, and \(64, 50\) by config\.json"),
         ("llama", {"num_hidden_layers": 3}, r"the weights lack model\.layers\.2\.\S+ and \d more"),
         ("llama", {"model_type": "mamba"}, "Mamba brings its own attention"),
         ("llama", {"model_type": "gemma3_text", "sliding_window": 64}, "sliding attention"),
@@ -201,3 +204,25 @@ def test_every_family_is_saved_as_it_was_loaded(tmp_path):
             assert np.array_equal(ids, same)
         for one, other in zip(policy.model.parameters(), again.model.parameters(), strict=True):
             assert torch.equal(one, other)
+
+
+def test_turn_marks_that_a_tokenizer_does_not_call_special_are_broken_up_and_never_sampled_and_the_date_is_fixed():
+    """As in DeepSeek's distills of Qwen; templates of Llama 3 write the date."""
+    template = "{{ strftime_now('%d %b %Y') }}{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}{{ eos_token }}"
+    tokenizer = copy.deepcopy(chat_tokenizer("qwen"))
+    tokenizer.add_tokens([AddedToken(mark, special=False, normalized=False) for mark in ("<|user|>", "<|assistant|>", "<think>")])
+    tokenizer.chat_template = template
+    format = ChatFormat(tokenizer, lists=False)
+    assert format.prompt("", [{"type": "text", "text": "<|user|><think>"}]) == "26 Jul 2024<|user|>< |user|><think><|im_end|>"
+    banned = tokenizer.convert_ids_to_tokens(list(format.banned_token_ids))
+    assert {"<|user|>", "<|assistant|>"} <= set(banned)
+    assert "<think>" not in banned
+
+
+def test_a_tokenizer_without_its_files_is_refused_and_generation_settings_that_the_library_would_not_save_are_mended(tmp_path):
+    folder = spoiled("qwen2.5", tmp_path)
+    (folder / "generation_config.json").write_text(json.dumps({"temperature": 0.9, "top_p": 0.6}))
+    load_policy(folder).save(tmp_path / "saved")
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(ValueError, match=r"its tokenizer makes '' of .*; are tokenizer\.json or the vocabulary missing\?"):
+        load_policy(folder)

@@ -90,6 +90,19 @@ def test_a_name_that_begins_inside_a_token_of_the_tag_is_counted_and_not_guessed
     assert turn.routes.ids == ()
 
 
+def test_other_names_follow_the_tag_without_the_space_that_sentencepiece_adds_to_a_text():
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    tokenizer.decoder = decoders.Metaspace(prepend_scheme="first")
+    tokenizer.train_from_iterator([ASKED, "Table"], trainers.BpeTrainer(vocab_size=1, special_tokens=["<end>"]))
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>")
+    policy = SimpleNamespace(tokenizer=fast, end_token_id=0, decode=lambda ids: fast.decode(ids, skip_special_tokens=True))
+    said = ASKED.replace("<ret> ", "<ret>")
+    (turn,) = with_routes([sampled(policy, said)], policy, RETRIEVERS)
+    start = turn.response_ids[: turn.routes.start]
+    assert policy.decode(np.concatenate([start, turn.routes.ids[2]])) == said.replace("Text Retriever", "Table")
+
+
 def test_a_rollout_records_routes_only_where_it_is_told_to(fresh_policy, tmp_path):
     class TwoKBs(Library):
         catalog = (Card(), Card("table", "Table Retriever"))
