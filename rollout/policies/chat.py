@@ -14,9 +14,8 @@ NEVER_SAMPLED = ("<|endoftext|>", "<|im_start|>", "<|vision_start|>", "<|vision_
 TEXT = [{"type": "text", "text": "TEXT"}]
 THOUGHT = ("<think>", "</think>")  # In templates of thinking models, and in our responses
 OPEN_THOUGHT = re.compile(r"<think>\s*\Z")
-TODAY = date(
-    2024, 7, 26
-)  # For templates that write the date: prompts of one state have to be equal on every day. It is the default of Llama 3.1
+TODAY = date(2024, 7, 26)
+"""For templates that write the date: prompts of one state have to be equal on every day. It is the default of Llama 3.1."""
 
 
 def one_line(error: Exception) -> str:

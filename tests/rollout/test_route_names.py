@@ -94,7 +94,7 @@ def test_other_names_follow_the_tag_without_the_space_that_sentencepiece_adds_to
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
     tokenizer.decoder = decoders.Metaspace(prepend_scheme="first")
-    tokenizer.train_from_iterator([ASKED, "Table"], trainers.BpeTrainer(vocab_size=1, special_tokens=["<end>"]))
+    tokenizer.train_from_iterator([ASKED, *RETRIEVERS], trainers.BpeTrainer(vocab_size=1, special_tokens=["<end>"]))
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>")
     policy = SimpleNamespace(tokenizer=fast, end_token_id=0, decode=lambda ids: fast.decode(ids, skip_special_tokens=True))
     said = ASKED.replace("<ret> ", "<ret>")
