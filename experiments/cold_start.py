@@ -82,7 +82,7 @@ def main(arguments: list[str]) -> int:
     console = Console()
     config = read_settings(ColdStartConfig, arguments)
     if config.start:
-        config.start = find_policy(config.start)
+        config.start = find_policy(config.start, "start")
     hold(config.out)
     if config.data:
         if not config.start:

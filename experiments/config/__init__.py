@@ -73,13 +73,14 @@ def flat(config: TrainConfig) -> dict[str, Any]:
     return reading.flattened(dataclasses.asdict(config))
 
 
-def find_policy(path: str) -> str:
-    """A policy folder (from here, or from the repository), or the name of a model on the hub. Raises RunConfigError when it is neither."""
+def find_policy(path: str, key: str = "train.policy") -> str:
+    """A policy folder (from here, or from the repository), or the name of a model on the hub. Raises RunConfigError, which names the setting
+    `key`, when it is neither."""
     for folder in (Path(path), REPOSITORY / path):
         if (folder / "config.json").is_file():
             return str(folder)
     if path.startswith((".", "/", "runs/", "experiments/")) or path.count("/") != 1:
-        raise wrong_value("train.policy", path, "a folder with a config.json (r1-router cold-start trains one), or a model on the hub")
+        raise wrong_value(key, path, "a folder with a config.json (r1-router cold-start trains one), or a model on the hub")
     return path
 
 
