@@ -9,7 +9,7 @@ PRODUCT_LINES, PRODUCT_FILES = 23_000, 210
 """All five rooms without the benchmarks."""
 BUDGETS = {
     "retrieval_actors": 3600,
-    "rollout": 4000,
+    "rollout": 4200,
     "rewards": 950,
     "learner": 3700,
     "experiments/worlds": 1100,
