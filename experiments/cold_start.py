@@ -60,7 +60,6 @@ def taught(config: ColdStartConfig, console: Console) -> Iterator[Demonstration]
     """An endless stream: the teacher's turns on the training questions of the run's configuration, over its knowledge bases, which are built if
     missing, with its prompts and passages. All that it will ask is searched before the first turn. Raises RunConfigError."""
     run = load_config([config.data])
-    check_policy_files(config.start, run.rollout)
     dataset = load_dataset(run.data, run.evaluation, run.retrieval.folders)
     questions = [question for question in dataset.train if isinstance(question, Question) and question.gold_steps]
     needs = [(need, question) for question in questions for need in question.gold_steps or ()]
@@ -87,6 +86,7 @@ def main(arguments: list[str]) -> int:
     if config.data:
         if not config.start:
             raise RunConfigError(f"data={config.data} without start; expected the folder of a policy that can read, or no data")
+        check_policy_files(config.start, load_config([config.data]).rollout)
         train(config, taught(config, console), (), console)
     elif config.recorded:
         recorded = training_turns(config.recorded)
