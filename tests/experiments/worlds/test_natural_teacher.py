@@ -138,7 +138,8 @@ def test_a_frozen_policy_learns_without_its_embeddings_and_the_curve_says_how_fa
     assert sum(moved) > len(moved) / 2
     curve = [json.loads(line) for line in (tmp_path / "out/curve.jsonl").read_text().splitlines()]
     assert 10_000 <= curve[-1]["tokens"] < 11_000
-    assert curve[-1]["tokens_per_second"] == pytest.approx(curve[-1]["tokens"] / curve[-1]["seconds"], rel=0.2)
+    seconds = curve[-1]["tokens"] / curve[-1]["tokens_per_second"]
+    assert abs(seconds - curve[-1]["seconds"]) <= 0.51  # they are rounded
     assert np.mean([row["loss"] for row in curve[-5:]]) < np.mean([row["loss"] for row in curve[:2]])
 
 
