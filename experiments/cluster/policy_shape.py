@@ -11,14 +11,13 @@ from pathlib import Path
 import torch
 from huggingface_hub import try_to_load_from_cache
 from PIL import Image as PillowImage
-from transformers import AutoTokenizer
 
 from experiments.cluster.findings import Finding
 from experiments.config import RunConfigError, find_policy
 from learner.config import LearnerConfig
 from learner.ranks.deepspeed_engine import prepare
 from rollout.policies import Policy
-from rollout.policies.load import kind_of
+from rollout.policies.load import kind_of, tokenizer_of
 from rollout.policies.policy import PICTURE
 from rollout.policies.vlm import VisionLanguagePolicy
 from rollout.records import Image, Message
@@ -66,7 +65,7 @@ def check_policy(shape: PolicyShape, context: int) -> Iterator[Finding]:
         return
     try:
         kind = type(shape.policy)
-        policy = kind(shape.policy.model, AutoTokenizer.from_pretrained(shape.folder), kind.read_image_processor(shape.folder))
+        policy = kind(shape.policy.model, tokenizer_of(shape.folder), kind.read_image_processor(shape.folder))
     except (OSError, ValueError) as error:
         yield Finding("tokenizer", str(error).splitlines()[0], f"tokenizer and image processor belong in {shape.folder}")
         return

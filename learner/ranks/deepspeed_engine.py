@@ -55,7 +55,7 @@ def prepare(policy: Policy, config: LearnerConfig) -> None:
             module.requires_grad_(False)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-        model.train()  # transformers recomputes only in training mode
+        model.train()  # transformers recomputes only in training mode; dropout stays off
         for module in model.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.eval()
