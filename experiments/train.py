@@ -1,6 +1,7 @@
-"""`r1-router train [CONFIG.yaml] [key=value ...]`: train a policy: one run, from questions to a report.
+"""`r1-router train [CONFIG.yaml] [key=value ...] [--verbose]`: train a policy: one run, from questions to a report.
 
 Measure the start -> (roll out, score, learn, broadcast; now and then validate and save) -> measure the best -> summary, report.
+`--verbose` shows all settings, the memory of the knowledge bases, and what every process requests.
 
     r1-router train laptop.yaml train.iterations=10
 """
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from experiments.cluster.ray_session import check_start
 from experiments.command_line.entry_point import WRONG_INPUT, command
+from experiments.command_line.opening import opening_lines
 from experiments.command_line.terminal import Console
 from experiments.config import RunConfigError, TrainConfig, find_policy, load_config, resolved_yaml
 from experiments.config.policy_files import check_policy_files
@@ -18,6 +20,8 @@ from experiments.datasets import Dataset, training_dataset
 from experiments.run.dump_and_replay import dumped_iterations, learn_only, roll_out_only
 from experiments.run.stop_signal import Stop
 from experiments.run.whole_run import whole_run
+
+VERBOSE = "--verbose"
 
 
 def check(arguments: list[str]) -> tuple[TrainConfig, Dataset | None, str]:
@@ -38,16 +42,20 @@ def check(arguments: list[str]) -> tuple[TrainConfig, Dataset | None, str]:
 
 @command
 def main(arguments: list[str]) -> int:
-    console = Console()
+    console, verbose = Console(), VERBOSE in arguments
+    arguments = [argument for argument in arguments if argument != VERBOSE]
     if (config := load_config(arguments)).train.dry_run:
         from experiments.cluster.dry_run import dry_run  # brings the learner's code, for seconds
 
         console.print(resolved_yaml(config), style="dim")
         return 0 if dry_run(config, console) else WRONG_INPUT
     config, dataset, policy = check(arguments)
-    console.print(resolved_yaml(config), style="dim")
+    if verbose or dataset is None:
+        console.print(resolved_yaml(config), style="dim")
     if dataset is None:
         return learn_only(config, policy, console)
+    for line in opening_lines(config, dataset, policy):
+        console.print(line, soft_wrap=True)
     if config.train.rollout_only:
         return roll_out_only(config, dataset, policy, console)
-    return whole_run(config, dataset, policy, console, Stop())
+    return whole_run(config, dataset, policy, console, Stop(), verbose=verbose)

@@ -16,10 +16,10 @@ import ray
 import yaml
 from ray._private.state import available_resources_per_node
 from ray.util.placement_group import placement_group, remove_placement_group
-from rich.console import Console
 from rich.table import Table
 
 from experiments.cluster.findings import number_table
+from experiments.command_line.progress import Progress
 from experiments.config import REPOSITORY, RunConfigError, TrainConfig
 from experiments.datasets import EMBEDDERS, Dataset, KnowledgeBaseSource
 from retrieval_actors.actors.memory_plan import PROCESS_BYTES, plan_memory, readable
@@ -28,7 +28,7 @@ from retrieval_actors.embedders.registry import model_of
 from retrieval_actors.knowledge_base import MANIFEST, KnowledgeBase
 
 CPUS_PER_ROLLOUT_WORKER, CPUS_PER_REWARD_ACTOR = 0.5, 0.1
-UNBUILT_SHARDS = 2  # of a knowledge base that the data set brings and that is built first
+UNBUILT_SHARDS = 1  # of a knowledge base that the data set brings and that is built first: those are small
 WAIT_S = 30.0  # for one placement group to be ready; tried again until `ray.join_s` is over
 SETTINGS = {  # role -> what lowers its requests
     "learner": "learner.num_learners or learner.gpus_per_learner",
@@ -172,7 +172,7 @@ def missing(requests: Sequence[ResourceRequest], nodes: Sequence[Node]) -> str:
     return ""
 
 
-def placed_or_refused(config: TrainConfig, dataset: Dataset | None, console: Console, evaluation_only: bool = False) -> TrainConfig:
+def placed_or_refused(config: TrainConfig, dataset: Dataset | None, progress: Progress, evaluation_only: bool = False) -> TrainConfig:
     """Waits up to `ray.join_s` seconds until all processes fit; returns `on_nodes_of_roles`. Raises RunConfigError if they do not."""
     end = time.monotonic() + (config.ray.join_s or WAIT_S)
     while True:
@@ -185,8 +185,8 @@ def placed_or_refused(config: TrainConfig, dataset: Dataset | None, console: Con
         problem = problem or "no room for all processes: the totals are enough, but not on single nodes; lower the largest, or add nodes"
         if not waits or time.monotonic() >= end:
             raise RunConfigError(problem)
-        console.print(f"waiting for room, {end - time.monotonic():.0f} s left: {problem}", style="dim", soft_wrap=True, markup=False)
-    console.print(requests_table(wanted), highlight=False)
+        progress.say(f"waiting for room, {end - time.monotonic():.0f} s left: {problem}", style="dim")
+    progress.if_verbose(requests_table(wanted))
     return placed
 
 

@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import socket
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -54,6 +55,24 @@ def start_ray(config: TrainConfig) -> Iterator[None]:
         arguments = {"address": "local", "num_cpus": cpus, "object_store_memory": memory, "include_dashboard": False}
     with _ray(arguments, lambda: check_start(config)):
         yield
+
+
+@contextmanager
+def without_core_lines() -> Iterator[None]:
+    """In the block, what Ray's C++ core writes to stderr of this process is left out: RLlib passes its configuration by reference to workers that
+    may restart, and the core calls that an error on every start. Other lines are written when the block ends."""
+    stderr = os.dup(2)
+    with tempfile.TemporaryFile() as aside:
+        os.dup2(aside.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(stderr, 2)
+            aside.seek(0)
+            for line in aside:
+                if b"core_worker.cc" not in line:
+                    os.write(stderr, line)
+            os.close(stderr)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Progress on the screen. Runs: a line for each iteration and, on a terminal, a status line below. Other long work: bars."""
+"""Progress on the screen. Runs: a line that stays in its place on a terminal, and elsewhere a line every half minute. Other long work: bars."""
 
 from __future__ import annotations
 
@@ -14,16 +14,23 @@ from rich.text import Text
 
 from experiments.command_line.terminal import visible
 
-SHOWN = ("reward", "reward_plan", "reward_answer", "reward_final", "routing", "format", "retrievals_per_question", "tokens_per_second")
+SHOWN = {
+    "reward": "reward",
+    "routing": "routing",
+    "retrievals_per_question": "searches",
+    "tokens_per_second": "tokens/s",
+}  # metric -> its label
+SECONDS_BETWEEN_LINES = 30.0  # where the output is no terminal
 
 
 class Progress:
-    def __init__(self, console: Console, name: str, iterations: int, minutes: float):
-        self.console = console
+    def __init__(self, console: Console, name: str, iterations: int, minutes: float, verbose: bool = False):
+        self.console, self._verbose = console, verbose
         self._name, self._iterations, self._minutes = name, iterations, minutes
         self._began = self._phase_began = time.monotonic()
         self._phase = self._detail = ""
         self._iteration, self._trained = 0, 0.0
+        self._latest, self._said = "", -SECONDS_BETWEEN_LINES  # the line of an iteration that was not printed; when one was
         self._live = Live(get_renderable=self._status, console=console, refresh_per_second=2, transient=True)
 
     def __enter__(self) -> Progress:
@@ -33,24 +40,41 @@ class Progress:
 
     def __exit__(self, *exception: Any) -> None:
         self._live.stop()
+        self._print(self._latest)
 
     def say(self, line: str, style: str = "") -> None:
         self.console.print(Text(visible(line), style=style), soft_wrap=True)
 
+    def if_verbose(self, shown: RenderableType) -> None:
+        if self._verbose:
+            self.console.print(shown, style="dim", highlight=False, soft_wrap=isinstance(shown, str))
+
     def phase(self, phase: str) -> None:
         """The phase that begins now: `evaluate before`, `train`, ..."""
+        self._print(self._latest)
         if phase not in (self._phase, "train"):
             self.say(f"[{time.monotonic() - self._began:6.0f} s] {phase}")
         self._phase, self._phase_began, self._detail = phase, time.monotonic(), ""
 
     def detail(self, what: str, done: int, total: int) -> None:
         self._detail = f"{what} {done}/{total}"
+        if not self.console.is_terminal and time.monotonic() - max(self._said, self._phase_began) > SECONDS_BETWEEN_LINES:
+            self._print(f"           {self._detail}")
 
     def iteration(self, row: Mapping[str, Any], trained_seconds: float) -> None:
         """`row`: the line of metrics.jsonl of the iteration that just ended; `trained_seconds`: training so far, without evaluations."""
         self._iteration, self._trained = int(row["iteration"]), trained_seconds
-        figures = "  ".join(f"{name} {_shown(row[name])}" for name in SHOWN if isinstance(row.get(name), int | float))
-        self.say(f"iteration {self._iteration:4d}  {figures}{self._time_left()}")
+        figures = "  ".join(f"{label} {_shown(row[name])}" for name, label in SHOWN.items() if isinstance(row.get(name), int | float))
+        self._detail = f"iteration {self._iteration}  {figures}"
+        self._latest = f"iteration {self._iteration:4d}  {figures}{self._time_left()}"
+        last = self._iteration == self._iterations
+        if last or not (self.console.is_terminal or time.monotonic() - self._said < SECONDS_BETWEEN_LINES):
+            self._print(self._latest)
+
+    def _print(self, line: str) -> None:
+        if line:
+            self.say(line)
+            self._latest, self._said = "", time.monotonic()
 
     def _time_left(self) -> str:
         """By iterations or by minutes, whichever ends the training first."""

@@ -59,10 +59,10 @@ def evaluate(config: TrainConfig, policy: str, console: Console) -> None:
     with start_ray(config), Progress(console, "evaluate", 1, 0) as progress:
         for note in dataset.notes:
             progress.say(note, style="yellow")
-        placed = placed_or_refused(config, dataset, console, evaluation_only=True)
+        placed = placed_or_refused(config, dataset, progress, evaluation_only=True)
         progress.phase("knowledge bases")
         retrieval = replace(placed.retrieval, folders=ensure_knowledge_bases(dataset.evaluation_kbs, progress.detail))
-        retriever = start_retrieval(retrieval, progress.detail, announce=lambda plan: progress.say(plan.line(), style="dim"))
+        retriever = start_retrieval(retrieval, progress.detail, announce=lambda plan: progress.if_verbose(plan.line()))
         folder = evaluation_folder(config, policy, {card.name: card.fingerprint for card in retriever.catalog}, dataset.heldout)
         evaluator = Evaluator(policy, placed)
         found = {method.name: measure(evaluator, method, dataset, retriever, folder, progress) for method in methods}

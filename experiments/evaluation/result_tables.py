@@ -18,6 +18,14 @@ LESS_IS_BETTER = frozenset(name for name in METRICS if name.startswith(("retriev
 METHOD_METRICS = ("f1_recall", "exact_match", "f1", "routing_accuracy", "stop_accuracy", "retrievals_per_question", "hit_at_k")
 BASELINE_METRICS = (*METHOD_METRICS, "tokens_per_question")
 FAMILY_METRICS = ("f1_recall", "exact_match", "routing_accuracy", "stop_accuracy", "retrievals_per_question", "format_rate")
+RUN_METRICS = {  # columns at the end of a run
+    "f1_recall": "F1-Recall",
+    "exact_match": "exact match",
+    "routing_accuracy": "routing",
+    "stop_accuracy": "stops",
+    "retrievals_per_question": "searches",
+}
+WIDE = 100  # columns of a terminal in which intervals fit
 COSTS = ("tokens_per_question", "seconds_per_question", "retrievals_per_right_answer", "tokens_per_right_answer")
 
 
@@ -120,9 +128,42 @@ def family_table(summary: Mapping[str, Any]) -> Table:
 
 
 def print_results(console: Console, summary: Mapping[str, Any]) -> None:
-    console.print(before_after_table(summary), family_table(summary))
+    """The end of a run: one table and a sentence; the report has the rest."""
+    console.print(run_table(summary, intervals=console.width >= WIDE))
     _print_warnings(console, failures_of_run(summary))
-    console.print(routing_table(summary))
+    console.print(what_happened(summary), style="bold", soft_wrap=True)
+
+
+def run_table(summary: Mapping[str, Any], intervals: bool = True) -> Table:
+    """Of a finished run, in at most 100 columns: before, after, and the other methods with the trained policy."""
+    rows = [("before", summary["before"]), ("after", summary["after"])]
+    rows += [(f"after, {name}", found) for name, found in (summary.get("baselines") or {}).items()]
+    title = f"{summary['before']['questions']} held-out questions{', 95 % intervals' if intervals else ''}"
+    table = results_table(title, "", RUN_METRICS.values())
+    for label, found in rows:
+        cells = (found["overall"].get(name) for name in RUN_METRICS)
+        table.add_row(label, *(shown(cell) if intervals else _value(cell) if cell else "–" for cell in cells))
+    return table
+
+
+def what_happened(summary: Mapping[str, Any]) -> str:
+    """What a finished run changed, in a sentence."""
+    before, after, difference = summary["before"]["overall"], summary["after"]["overall"], summary["difference"]
+
+    def change(name: str) -> str:
+        return f"{_value(before[name])} → {_value(after[name])}"
+
+    routing, answers, said = difference["routing_accuracy"], difference["f1_recall"], []
+    if known(routing):
+        learned = routing["value"] > 0 and excludes_zero(routing)
+        said.append(f"{'learned' if learned else 'did not learn'} where to search: routing {change('routing_accuracy')}")
+    better = "" if excludes_zero(answers) else " (no more than chance)"
+    said.append(f"answers {change('f1_recall')}{better}")
+    gold = ((summary.get("baselines") or {}).get("oracle") or {}).get("overall", {}).get("f1_recall")
+    if known(gold):
+        reached = after["f1_recall"]["high"] >= gold["value"]
+        said[-1] += ", the ceiling of its reading" if reached else f", of {_value(gold)} with the right knowledge base given at every step"
+    return f"{'; '.join(said)}; searches per question {change('retrievals_per_question')}"
 
 
 def print_methods(console: Console, comparison: Mapping[str, Any], title: str) -> None:

@@ -98,7 +98,7 @@ def learn_only(config: TrainConfig, policy: str, console: Console) -> int:
     if config.rollout.mode == "chain" and any(len(group.turns) > 1 for trajectory in first for group in trajectory.groups):
         raise RunConfigError(f"rollout.mode is 'chain', but {recorded[0]} holds siblings; expected the mode that it was rolled out in")
     with start_ray(config), Progress(console, config.name, len(recorded), 0) as progress:
-        run, placed = PartialRun(config, progress), placed_or_refused(config, None, console)
+        run, placed = PartialRun(config, progress), placed_or_refused(config, None, progress)
         progress.phase("start learner")
         learner = LearnerGroup(replace(placed.learner, seed=config.train.seed), policy)
         progress.phase("train")

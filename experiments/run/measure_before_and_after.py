@@ -22,36 +22,45 @@ def measure_start(run: Run) -> None:
     """Measure the initial policy, unless the summary of a resumed run has the result."""
     if "before" in run.folder.summary():
         return
-    before, baselines = measure(run, "before", run.config.evaluation.start_baselines)
-    write_summary(run, before=before.summary(), start_baselines=baselines)
+    write_summary(run, before=measure(run, "before").summary())
 
 
 def measure_end(run: Run) -> None:
     """The best policy on the questions that the start was measured on, the paired difference, and the other ways of routing."""
-    run.actors.evaluator.weights = str(run.folder.policy)
-    after, baselines = measure(run, "after", run.config.evaluation.baselines)
+    evaluator, config = run.actors.evaluator, run.config.evaluation
+    start, evaluator.weights = evaluator.weights, str(run.folder.policy)
+    after = measure(run, "after")
     before_counts = [row["counts"] for row in run.folder.read_trajectories("before")]
-    write_summary(run, after=after.summary(), difference=paired_difference(before_counts, after.counts), baselines=baselines)
+    found = {"after": after.summary(), "difference": paired_difference(before_counts, after.counts)}
+    found["baselines"] = measure_baselines(run, "after", config.baselines)
+    evaluator.weights = start
+    write_summary(run, **found, start_baselines=measure_baselines(run, "before", config.start_baselines))
 
 
-def measure(run: Run, when: str, routings: list[str]) -> tuple[Evaluation, dict[str, Any]]:
-    """(evaluation on the held-out questions, routing -> summary) of the evaluator's policy. Writes the episodes with their rewards."""
+def measure(run: Run, when: str) -> Evaluation:
+    """The evaluator's policy on the held-out questions. Writes the episodes with their rewards."""
     actors, heldout, gold, detail = run.actors, run.dataset.heldout, run.dataset.gold_passages, run.progress.detail
     with run.timed(f"evaluate_{when}"):
         run.progress.phase(f"evaluate {when}")
         evaluation = actors.evaluator.run(heldout, actors.evaluation_retriever, progress=detail, gold_passages=gold)
-    others = {}
-    with run.timed("baselines"):
-        for routing in routable(routings, heldout):
-            run.progress.phase(f"evaluate {when}, routing: {routing}")
-            others[routing] = actors.evaluator.run(heldout, actors.evaluation_retriever, routing, detail, gold).summary()
     made = evaluation.trajectories
     with run.totals.timed("score_heldout"):
         call = actors.reward_actors[0].score.remote(made)
         (turns,) = results([call], f"the rewards of {len(made)} trajectories", run.config.learner.deadline_s)
     calibration = run.config.reward.need_calibration
     run.folder.write_trajectories(when, made, evaluation.counts, turns, (), actors.evaluation_folders, calibration)
-    return evaluation, others
+    return evaluation
+
+
+def measure_baselines(run: Run, when: str, routings: list[str]) -> dict[str, Any]:
+    """Routing -> summary, of the evaluator's policy on the held-out questions."""
+    actors, heldout, gold, detail = run.actors, run.dataset.heldout, run.dataset.gold_passages, run.progress.detail
+    found = {}
+    with run.timed("baselines"):
+        for routing in routable(routings, heldout):
+            run.progress.phase(f"evaluate {when}, routing: {routing}")
+            found[routing] = actors.evaluator.run(heldout, actors.evaluation_retriever, routing, detail, gold).summary()
+    return found
 
 
 def write_summary(run: Run, **measured: Any) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import ray
 
 from experiments.cluster import placement
+from experiments.cluster.ray_session import without_core_lines
 from experiments.command_line.progress import Progress
 from experiments.config import TrainConfig
 from experiments.datasets import Dataset, ensure_knowledge_bases
@@ -77,7 +78,7 @@ def start_run_actors(
         progress.phase("start rewards, rollout workers, learner")
         config = placement.on_nodes_of_roles(config, ray.cluster_resources())
         return RunActors(**vars(shared), **_start_learning(config, dataset, policy, shared.retriever), shared=True)
-    config = placement.placed_or_refused(config, dataset, progress.console)
+    config = placement.placed_or_refused(config, dataset, progress)
     folders = _folders(dataset, progress)
     progress.phase("start retrieval, rewards, rollout workers, learner")
     # On GPUs the evaluator starts last: Ray fills the fullest GPU first, where its small shares could take the place of larger ones.
@@ -90,7 +91,7 @@ def start_run_actors(
 
 def start_shared_services(config: TrainConfig, dataset: Dataset, policy: str, progress: Progress) -> SharedServices:
     """The services of several runs in turn. Raises RunConfigError if the services and one run do not fit."""
-    config = placement.placed_or_refused(config, dataset, progress.console)
+    config = placement.placed_or_refused(config, dataset, progress)
     folders = _folders(dataset, progress)
     progress.phase("start retrieval, evaluation workers")
     return SharedServices(Evaluator(policy, config), *_start_retrievers(config, folders, progress), *folders)
@@ -106,7 +107,7 @@ def _start_retrievers(config: TrainConfig, folders: Sequence[dict[str, str]], pr
 
     def start(folders: dict[str, str], models_of: Retriever | None = None) -> Retriever:
         retrieval = replace(config.retrieval, folders=folders)
-        return start_retrieval(retrieval, announce=lambda plan: progress.say(plan.line(), style="dim"), models_of=models_of)
+        return start_retrieval(retrieval, announce=lambda plan: progress.if_verbose(plan.line()), models_of=models_of)
 
     training = start(folders[0])
     return training, training if folders[1] == folders[0] else start(folders[1], training)
@@ -136,4 +137,5 @@ def _start_learning(config: TrainConfig, dataset: Dataset, policy: str, retrieve
         sampling_seed=train.seed,
         deadline_s=config.learner.deadline_s,
     )
-    return {"algorithm": settings.build_algo(), "reward_actors": reward_actors}
+    with without_core_lines():
+        return {"algorithm": settings.build_algo(), "reward_actors": reward_actors}

@@ -7,6 +7,7 @@ from rich.console import Console
 from experiments.cluster.ray_session import start_ray
 from experiments.cluster.supervisor import Supervisor
 from experiments.command_line.entry_point import FAILED, ONE_LINE_ERRORS, STOPPED
+from experiments.command_line.opening import next_commands
 from experiments.command_line.progress import Progress
 from experiments.config import TrainConfig
 from experiments.datasets import Dataset
@@ -24,13 +25,19 @@ from experiments.tracking.run_folder import RunFolder
 
 
 def whole_run(
-    config: TrainConfig, dataset: Dataset, policy: str, console: Console, stop: Stop, shared: SharedServices | None = None
+    config: TrainConfig,
+    dataset: Dataset,
+    policy: str,
+    console: Console,
+    stop: Stop,
+    shared: SharedServices | None = None,
+    verbose: bool = False,
 ) -> int:
     """Returns the exit code. `shared`: services of a study, which measures the policies itself; errors are then raised."""
     folder, totals, run, actors, outcome = RunFolder.start(config), Totals(), None, None, "FAILED"
     for note in () if shared else dataset.notes:
         console.print(note, style="yellow", soft_wrap=True)
-    shown = Progress(console, config.name, config.train.iterations, config.train.minutes)
+    shown = Progress(console, config.name, config.train.iterations, config.train.minutes, verbose)
     with start_ray(config), Supervisor.of(folder.path, console) as supervisor, shown as progress:
         tracker = Tracker(config, folder.path, progress.say)
         try:
@@ -70,5 +77,5 @@ def whole_run(
         return STOPPED
     if not shared:
         print_results(console, folder.summary())
-        console.print(f"report: {folder.report}", soft_wrap=True)
+        console.print(next_commands(folder), soft_wrap=True)
     return 0

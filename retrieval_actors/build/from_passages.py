@@ -25,6 +25,7 @@ Progress = Callable[[str, int, int], None]  # called with (what is being done, h
 RETRIEVER_NAMES = {"text": "Text Retriever", "text_image": "Text Image Retriever", "table": "Table Retriever"}  # by modality
 EMBEDDERS = {"text": "minilm", "text_image": "colour-layout+minilm", "table": "minilm"}  # modality -> default embedder
 PASSAGES_AT_ONCE = 512
+PASSAGES_PER_SHARD = 100_000  # by default, at most: each shard is a process, which takes a second of a CPU to start
 SKIPPED = "skipped.jsonl"
 Chunk = tuple[pa.Table, np.ndarray]  # a table with the columns of SCHEMA, and the (rows, dimension) float32 unit vectors of its rows
 
@@ -64,7 +65,7 @@ def write_folder(
     chunks_of: Callable[[int, int], Iterable[Chunk]],
     *,
     dimension: int,
-    shards: int = 2,
+    shards: int = 0,
     index: str = "auto",
     lexical: bool = False,
     aside: Path | None = None,
@@ -74,8 +75,9 @@ def write_folder(
 ) -> KnowledgeBase:
     """Writes to a temporary folder, `aside`, and renames it to `folder` at the end: a kill leaves no half-written folder.
     `chunks_of(first, last)`: the passages at positions [first, last). `skipped`: content of skipped.jsonl. `card`: name, retriever_name,
-    description, modality and embedder. Raises ValueError for a wrong setting, and if `folder` holds anything but an older knowledge base."""
+    description, modality and embedder. `shards` 0: by size. Raises ValueError for a wrong setting, and if `folder` holds anything else."""
     check_index_name(index, dimension)
+    shards = shards or shards_for(passages)
     if folder.exists() and not (folder / MANIFEST).is_file() and any(folder.iterdir()):
         raise ValueError(f"{folder} exists and is no knowledge base: choose another folder, or remove it")
     aside = aside or folder.parent / f".{folder.name}.{os.getpid()}.new"
@@ -109,6 +111,10 @@ def write_folder(
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return KnowledgeBase.open(folder, verify=False)
+
+
+def shards_for(passages: int) -> int:
+    return max(1, -(-passages // PASSAGES_PER_SHARD))
 
 
 def passage_table(passages: Sequence[Passage]) -> pa.Table:

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import NonNegativeInt, PositiveInt
 
-from retrieval_actors.build.from_passages import EMBEDDERS, RETRIEVER_NAMES, Progress, write_folder
+from retrieval_actors.build.from_passages import EMBEDDERS, RETRIEVER_NAMES, Progress, shards_for, write_folder
 from retrieval_actors.build.work_folder import CHUNK_BYTES, Chunk, WorkFolder
 from retrieval_actors.embedders.embedder import Embedder
 from retrieval_actors.embedders.registry import build_embedder
@@ -46,7 +46,7 @@ class BuildSettings:
     embedder: str = ""
     """Empty: `colour-layout+minilm` for `text_image`, else `minilm`."""
     shards: NonNegativeInt = 0
-    """0: two, or one if there is a single passage."""
+    """0: one for every 100,000 passages."""
     index: str = "auto"
     """`exact`, a FAISS factory string, or `auto`, by the size of a shard."""
     lexical: bool = False
@@ -100,7 +100,7 @@ def build_from_source(
             note(found)
         chunks = read_parts(work, reading, settings, progress)
         total = sum(chunk.passages for chunk in chunks)
-        shards = settings.shards or max(1, min(2, total))
+        shards = settings.shards or shards_for(total)
         if settings.shards > total:
             raise ValueError(f"shards={shards}: {reading.path} has {total} passages; expected at most as many shards: shards={total}")
         summaries = [work.part_summary(part) for part in range(len(reading.parts()))]

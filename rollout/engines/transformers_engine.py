@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from rollout.engines.base import EngineStats, Request, Response, Sampling
+from rollout.engines.few_rows import speed_up_few_rows
 from rollout.engines.key_value_cache import FEWEST_ROWS, Group, KeyValueCache, RunningResponse, Slots
 from rollout.engines.sampling import sample_tokens
 from rollout.engines.shared_prompt_attention import IMPLEMENTATION, Decode, Prefill
@@ -34,6 +35,7 @@ class TransformersEngine:
         self.policy = policy
         self.policy_version = -1
         policy.use_attention(IMPLEMENTATION)
+        speed_up_few_rows(policy.model)
         self._slots = Slots(slots)
         self._features: dict[str, torch.Tensor] = {}  # of pictures, with these weights
         self._cache = KeyValueCache(policy.model, slots, batch_tokens)

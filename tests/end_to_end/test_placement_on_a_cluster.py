@@ -87,7 +87,7 @@ def test_the_doctor_sees_the_same_and_the_nodes_of_each_role(cluster, tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_run_that_has_a_place_runs_on_the_nodes_of_its_roles(cluster, tmp_path):
-    done, _ = run("train", cluster, tmp_path, "name=placed", "learner.cpus_per_learner=1")
+    done, _ = run("train", cluster, tmp_path, "name=placed", "learner.cpus_per_learner=1", "--verbose")
     assert done.returncode == 0, words(done)[-3000:]
     assert "what the run requests" in done.stdout
     assert json.loads((tmp_path / "placed" / "summary.json").read_text())["iterations"] == 2

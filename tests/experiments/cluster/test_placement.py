@@ -9,6 +9,7 @@ import ray
 from rich.console import Console
 
 from experiments.cluster.placement import ResourceRequest, missing, on_nodes_of_roles, placed_or_refused, requests_of
+from experiments.command_line.progress import Progress
 from experiments.config import RunConfigError, load_config
 
 GIB = 2**30
@@ -87,14 +88,15 @@ def test_an_evaluation_starts_no_learner():
 
 def test_a_run_is_refused_by_the_cluster_that_has_no_room_and_leaves_no_placement_group(ray_cluster):
     console = Console(file=io.StringIO(), width=200)
+    progress = Progress(console, "run", 1, 0, verbose=True)
     there_before = set(ray.util.placement_group_table())
     asked = load_config(["smoke.yaml", "train.num_rollout_workers=1"])
-    assert placed_or_refused(asked, None, console) == asked
+    assert placed_or_refused(asked, None, progress) == asked
     assert "what the run requests" in console.file.getvalue()
     for join_s in (0.0, 1.5):
         large = load_config(["smoke.yaml", "learner.gpus_per_learner=1", f"ray.join_s={join_s}"])
         with pytest.raises(RunConfigError, match=r"no room for 1 x learner: each requests 1 "):
-            placed_or_refused(large, None, console)
+            placed_or_refused(large, None, progress)
         assert ("waiting for room" in console.file.getvalue()) == bool(join_s)
     groups = ray.util.placement_group_table()
     assert all(groups[made]["state"] == "REMOVED" for made in groups.keys() - there_before)
