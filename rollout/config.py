@@ -60,4 +60,4 @@ class RolloutConfig:
     threads: PositiveInt = 1
     """CPU threads of one rollout worker."""
     resource: str = ""
-    """Custom Ray resource of the nodes for rollout and evaluation workers; empty: any node, or those with `rollout` where there are any."""
+    """Custom Ray resource of the nodes for rollout workers; empty: any node, or those with `rollout` where there are any."""

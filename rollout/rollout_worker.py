@@ -17,6 +17,7 @@ from ray.rllib.utils.checkpoints import Checkpointable
 
 from rollout.engines import make_engine
 from rollout.engines.base import ended_with_its_engine
+from rollout.measurement import RETRIES, Measures, Weights
 from rollout.records import Question, RecordedTurn, Trajectory
 from rollout.roll_out import EngineTimeline, EpisodeRun, WorkReport
 from rollout.weight_buckets import BroadcastGroup, Bucket, Inbox, PublishedBucket, seal
@@ -28,9 +29,9 @@ class WrongPolicyVersion(RuntimeError):
     """The worker holds another policy version than the one that it should sample with."""
 
 
-class RolloutWorker(EnvRunner, Checkpointable):
+class RolloutWorker(Measures, EnvRunner, Checkpointable):
     """Samples trajectories with exactly the policy version that it is asked for. It starts without one: send weights first, also after
-    every restart. `config`: a `StepGRPOConfig`."""
+    every restart and every measurement. `config`: a `StepGRPOConfig`."""
 
     def __init__(self, *, config: Any, **kwargs: Any):
         from rollout.policies import load_policy  # not above: the driver imports this file, and starts seconds earlier without transformers
@@ -40,7 +41,8 @@ class RolloutWorker(EnvRunner, Checkpointable):
         torch.set_num_threads(config.rollout.threads)
         device = "cuda" if config.num_gpus_per_env_runner and config.rollout.engine != "vllm" else "cpu"  # vLLM has a copy of its own
         policy = load_policy(config.policy_path, dtype=config.learner.dtype, device=device)
-        self.engine = make_engine(policy, config.rollout)
+        self.engine, self.held = make_engine(policy, config.rollout), config.policy_path
+        self.dtype, self.deadline_s = config.learner.dtype, config.deadline_s
         self._inbox, self._device = Inbox(), policy.device
         self.timeline = EngineTimeline(self.engine, drawn=config.trace)
         self._run: EpisodeRun | None = None
@@ -69,7 +71,13 @@ class RolloutWorker(EnvRunner, Checkpointable):
         self._drop_run()
         with ended_with_its_engine():
             self.engine.update_weights(version, self._inbox.tensors(version, checksums))
-        return version, seal(version, checksums)
+        self.held = seal(version, checksums)
+        return version, self.held
+
+    @ray.method(max_task_retries=RETRIES)
+    def measure(self, weights: Weights, items: Sequence[Any], *rest: Any) -> list[Trajectory]:
+        self._drop_run()
+        return super().measure(weights, items, *rest)
 
     @ray.method(num_returns=2)
     def sample(

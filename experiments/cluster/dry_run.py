@@ -79,7 +79,7 @@ def _check_memory(config: TrainConfig, shape: PolicyShape, console: Console) -> 
     trained = sum(parameter.numel() for parameter in shape.policy.model.parameters() if parameter.requires_grad)
     yield Finding("parameters", f"{sum(sizes):,}, {trained:,} trained; ZeRO {config.learner.zero_stage}, {config.learner.dtype}")
     held = {"learner": learner_memory(config, shape.policy.model.config, sum(sizes), trained, max(sizes))}
-    held |= {role: sampler_memory(config, shape.policy.model.config, sum(sizes), role == "rollout") for role in ("rollout", "evaluation")}
+    held["rollout"] = sampler_memory(config, shape.policy.model.config, sum(sizes))
     parts = list(dict.fromkeys(part for memory in held.values() for part in memory))
     rows = []
     for role, memory in held.items():

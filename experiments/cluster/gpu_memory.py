@@ -45,8 +45,8 @@ def learner_memory(config: TrainConfig, policy: Any, parameters: int, trained: i
     return held | ({"reference": reference} if reference else {})
 
 
-def sampler_memory(config: TrainConfig, policy: Any, parameters: int, receives: bool) -> dict[str, int]:
-    """Part -> bytes on the GPU of one rollout or evaluation worker. `receives`: it is sent the weights of every policy version."""
+def sampler_memory(config: TrainConfig, policy: Any, parameters: int) -> dict[str, int]:
+    """Part -> bytes on the GPU of one rollout worker."""
     text, b = policy.get_text_config(), 2 if config.learner.dtype == "bfloat16" else 4
     head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     kv_heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
@@ -54,7 +54,7 @@ def sampler_memory(config: TrainConfig, policy: Any, parameters: int, receives: 
     prefill = PREFILL_TOKENS * (3 * text.intermediate_size + 4 * text.hidden_size) * b
     held = {"model states": parameters * b, "KV cache": 2 * cache, "CUDA": CUDA_BYTES}
     held["activations"] = max(prefill, config.rollout.slots * text.vocab_size * SAMPLING_BYTES)
-    if receives and config.learner.transport == "collective" and config.rollout.engine != "vllm":
+    if config.learner.transport == "collective" and config.rollout.engine != "vllm":
         held["weights received"] = parameters * b
     return held
 
@@ -62,11 +62,10 @@ def sampler_memory(config: TrainConfig, policy: Any, parameters: int, receives: 
 def processes_on_a_gpu(config: TrainConfig) -> dict[str, Mapping[str, int]]:
     """Kind of GPU -> role -> processes on the fullest GPU of that kind, at most."""
     train, workers = config.train, config.train.num_rollout_workers
-    shares = {"rollout": train.gpus_per_rollout_worker, "evaluation": config.evaluation_gpus}
-    samplers = {role: share for role, share in shares.items() if share}
-    gpus = max(1, math.ceil(workers * sum(samplers.values()) - 1e-6))
-    on_one = {role: min(math.ceil(workers / gpus), int(1 / share + 1e-6) or 1) for role, share in samplers.items()}
+    share = train.gpus_per_rollout_worker
+    gpus = max(1, math.ceil(workers * share - 1e-6))
+    on_one = {"rollout": min(math.ceil(workers / gpus), int(1 / share + 1e-6) or 1)} if share else {}
     learners = {"learner": int(1 / config.learner.gpus_per_learner + 1e-6) or 1} if config.learner.gpus_per_learner else {}
     if train.placement == "colocated":
-        return {"every GPU": dict.fromkeys(["learner", *samplers], 1)}
+        return {"every GPU": dict.fromkeys(["learner", *on_one], 1)}
     return {kind: roles for kind, roles in (("rollout GPU", on_one), ("learner GPU", learners)) if roles}

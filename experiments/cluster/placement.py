@@ -11,6 +11,7 @@ import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import ray
 import yaml
@@ -33,12 +34,15 @@ WAIT_S = 30.0  # for one placement group to be ready; tried again until `ray.joi
 SETTINGS = {  # role -> what lowers its requests
     "learner": "learner.num_learners or learner.gpus_per_learner",
     "rollout": "train.num_rollout_workers or train.gpus_per_rollout_worker",
-    "evaluation": "train.num_rollout_workers or train.gpus_per_evaluation_worker",
+    "evaluation": "train.num_rollout_workers or train.gpus_per_rollout_worker",
     "embedder": "retrieval.gpus_per_embedder or retrieval.cpus_per_embedder",
     "reranker": "retrieval.gpus_per_embedder or retrieval.cpus_per_embedder",
     "shard": "retrieval.replicas or retrieval.gpus_per_shard",
     "rewards": "reward.actors",
 }
+Evaluation = Literal[
+    "by rollout", "beside", "only"
+]  # who measures: the rollout workers, or workers of their own, in a study and in `evaluate`
 Node = Mapping[str, float]  # resource -> amount, as Ray counts it: CPU, GPU, memory in bytes, custom resources
 
 
@@ -87,13 +91,13 @@ def on_nodes_of_roles(config: TrainConfig, there: Collection[str]) -> TrainConfi
     )
 
 
-def requests_of(config: TrainConfig, kbs: Sequence[KnowledgeBaseSource], evaluation_only: bool = False) -> list[ResourceRequest]:
+def requests_of(config: TrainConfig, kbs: Sequence[KnowledgeBaseSource], evaluation: Evaluation = "by rollout") -> list[ResourceRequest]:
     """All processes of a run, or those of `r1-router evaluate`. `config`: from `on_nodes_of_roles`."""
     train, learner, resource = config.train, config.learner, config.rollout.resource
     workers = train.num_rollout_workers, CPUS_PER_ROLLOUT_WORKER
-    evaluation = ResourceRequest("evaluation", *workers, config.evaluation_gpus, resource=resource)
-    if evaluation_only:
-        return [*_retrieval(config.retrieval, kbs), evaluation]
+    measuring = ResourceRequest("evaluation", *workers, train.gpus_per_rollout_worker, resource=resource)
+    if evaluation == "only":
+        return [*_retrieval(config.retrieval, kbs), measuring]
     learners = ResourceRequest(
         "learner", learner.num_learners, learner.cpus_per_learner, learner.gpus_per_learner, resource=learner.resource
     )
@@ -101,7 +105,7 @@ def requests_of(config: TrainConfig, kbs: Sequence[KnowledgeBaseSource], evaluat
         return [learners]
     rollout = ResourceRequest("rollout", *workers, train.gpus_per_rollout_worker, resource=resource)
     rewards = ResourceRequest("rewards", config.reward.actors, CPUS_PER_REWARD_ACTOR, resource=config.reward.resource)
-    return [*_retrieval(config.retrieval, kbs), rewards, rollout, learners, evaluation]
+    return [*_retrieval(config.retrieval, kbs), rewards, rollout, learners, *([measuring] if evaluation == "beside" else [])]
 
 
 def _retrieval(retrieval: RetrievalConfig, kbs: Sequence[KnowledgeBaseSource]) -> Iterator[ResourceRequest]:
@@ -124,11 +128,11 @@ def _retrieval(retrieval: RetrievalConfig, kbs: Sequence[KnowledgeBaseSource]) -
         yield replace(shard, count=UNBUILT_SHARDS * retrieval.replicas, memory=PROCESS_BYTES, detail=detail)
 
 
-def knowledge_bases_of(dataset: Dataset | None, evaluation_only: bool = False) -> list[KnowledgeBaseSource]:
+def knowledge_bases_of(dataset: Dataset | None, evaluation: Evaluation = "by rollout") -> list[KnowledgeBaseSource]:
     """The knowledge bases of training and of evaluation, each folder once."""
     if dataset is None:
         return []
-    used = dataset.evaluation_kbs if evaluation_only else (*dataset.training_kbs, *dataset.evaluation_kbs)
+    used = dataset.evaluation_kbs if evaluation == "only" else (*dataset.training_kbs, *dataset.evaluation_kbs)
     return list({source.folder: source for source in used}.values())
 
 
@@ -172,12 +176,14 @@ def missing(requests: Sequence[ResourceRequest], nodes: Sequence[Node]) -> str:
     return ""
 
 
-def placed_or_refused(config: TrainConfig, dataset: Dataset | None, progress: Progress, evaluation_only: bool = False) -> TrainConfig:
+def placed_or_refused(
+    config: TrainConfig, dataset: Dataset | None, progress: Progress, evaluation: Evaluation = "by rollout"
+) -> TrainConfig:
     """Waits up to `ray.join_s` seconds until all processes fit; returns `on_nodes_of_roles`. Raises RunConfigError if they do not."""
     end = time.monotonic() + (config.ray.join_s or WAIT_S)
     while True:
         placed = on_nodes_of_roles(config, ray.cluster_resources())
-        wanted = requests_of(placed, knowledge_bases_of(dataset, evaluation_only), evaluation_only)
+        wanted = requests_of(placed, knowledge_bases_of(dataset, evaluation), evaluation)
         problem = missing(wanted, free_resources())
         waits = config.ray.join_s or not problem
         if waits and _fits(wanted, max(1.0, min(WAIT_S, end - time.monotonic()))):

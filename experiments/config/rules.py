@@ -78,11 +78,11 @@ def _colocated(config: TrainConfig) -> Iterator[Rule]:
     train, learner = config.train, config.learner
     if train.placement != "colocated":
         return
-    together = train.gpus_per_rollout_worker + config.evaluation_gpus + learner.gpus_per_learner
+    together = train.gpus_per_rollout_worker + learner.gpus_per_learner
     with_it = "with train.placement=colocated"
     yield train.gpus_per_rollout_worker > 0.5, "train.gpus_per_rollout_worker", f"more than 0.5 {with_it}, so that no two share one GPU"
     yield 0 < learner.gpus_per_learner < 0.5, "learner.gpus_per_learner", f"a share above 0 and below 0.5 {with_it}"
-    shares = f"train.gpus_per_rollout_worker, learner.gpus_per_learner and train.gpus_per_evaluation_worker={config.evaluation_gpus:g}"
+    shares = "train.gpus_per_rollout_worker and learner.gpus_per_learner"
     yield together <= 1 + 1e-9, "train.placement", f"apart, or {shares} that add up to at most 1 (found {together:g})"
     same = learner.num_learners == train.num_rollout_workers
     yield same, "learner.num_learners", f"train.num_rollout_workers={train.num_rollout_workers} {with_it}: one of each on every GPU"

@@ -26,11 +26,9 @@ class LoopConfig:
     questions_per_iteration: PositiveInt = 16
     """Questions (offline: recorded turns) of one iteration, over all workers."""
     num_rollout_workers: PositiveInt = 2
-    """Processes that sample; each holds a copy of the policy."""
+    """Processes that sample and measure; each holds a copy of the policy."""
     gpus_per_rollout_worker: Annotated[float, Field(ge=0, le=1)] = 0.0
     """GPUs that Ray reserves for each; 0: sample on the CPU."""
-    gpus_per_evaluation_worker: Annotated[float, Field(ge=0, le=1)] | None = None
-    """The same for each evaluation worker (as many as rollout workers, with their own policy); null: as for a rollout worker."""
     placement: Literal["apart", "colocated"] = "apart"
     """`apart`: learners have their own GPUs. `colocated`: every GPU has one learner and one rollout worker, each with its share of it."""
     dry_run: bool = False
@@ -164,9 +162,3 @@ class TrainConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     ray: ClusterConfig = field(default_factory=ClusterConfig)
-
-    @property
-    def evaluation_gpus(self) -> float:
-        """GPUs of one evaluation worker."""
-        given = self.train.gpus_per_evaluation_worker
-        return self.train.gpus_per_rollout_worker if given is None else given

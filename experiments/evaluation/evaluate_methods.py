@@ -59,7 +59,7 @@ def evaluate(config: TrainConfig, policy: str, console: Console) -> None:
     with start_ray(config), Progress(console, "evaluate", 1, 0) as progress:
         for note in dataset.notes:
             progress.say(note, style="yellow")
-        placed = placed_or_refused(config, dataset, progress, evaluation_only=True)
+        placed = placed_or_refused(config, dataset, progress, evaluation="only")
         progress.phase("knowledge bases")
         retrieval = replace(placed.retrieval, folders=ensure_knowledge_bases(dataset.evaluation_kbs, progress.detail))
         retriever = start_retrieval(retrieval, progress.detail, announce=lambda plan: progress.if_verbose(plan.line()))

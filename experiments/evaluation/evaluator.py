@@ -1,4 +1,4 @@
-"""The evaluation workers: Ray actors that answer questions with their own copy of a policy, apart from the policy in training."""
+"""Measures policies: Ray actors answer questions, the rollout workers of a run between its iterations, or actors of their own."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
-import torch
 from ray.exceptions import RayError
 
 from experiments.cluster.placement import CPUS_PER_ROLLOUT_WORKER, on_nodes_with
@@ -21,17 +20,17 @@ from learner.deadline import DeadlineError, refuse_lost_sender, results
 from retrieval_actors.sharded_search import Retriever
 from rewards.actor import names_of
 from rollout.config import RolloutConfig
-from rollout.engines import make_engine
-from rollout.engines.base import ended_with_its_engine
+from rollout.measurement import EvaluationWorker, Weights
 from rollout.need_matcher import need_matcher
 from rollout.needs import prepare
 from rollout.records import Question, RecordedTurn, Trajectory
-from rollout.roll_out import roll_out
-from rollout.weight_buckets import PublishedWeights, refuse_corrupt, unpack_weights
+from rollout.weight_buckets import PublishedWeights
+
+if TYPE_CHECKING:
+    from learner.rollout_workers import RolloutWorkers
 
 QUESTIONS_AT_ONCE = 64  # Questions that a worker gets at a time: enough for a full batch, few enough to share the work evenly
 EVALUATION_SEED = 20250528  # Seed of sampling (if any) and of the order of the passages: the same for every policy and every run
-Weights = str | PublishedWeights  # A policy folder, or weights that workers take from the object store
 
 
 @dataclass(frozen=True)
@@ -46,49 +45,24 @@ class Evaluation:
         return failures_of(self.trajectories) | evaluation_summary(self.counts, [t.question.family for t in self.trajectories])
 
 
-class EvaluationWorker:
-    """Holds its own policy: evaluation never touches the weights in training."""
-
-    def __init__(self, policy: str, config: RolloutConfig, device: str, dtype: str, deadline_s: float):
-        torch.set_num_threads(config.threads)
-        self._device, self._config, self._dtype, self._deadline_s = device, config, dtype, deadline_s
-        self._held: str | int = ""
-        self._hold(policy)
-
-    def run(self, weights: Weights, items: Sequence[Any], retriever: Retriever, config: RolloutConfig, seed: int) -> list[Trajectory]:
-        with ended_with_its_engine():
-            self._hold(weights)
-            return roll_out(items, self._engine, retriever, config, seed)
-
-    def _hold(self, weights: Weights) -> None:
-        """Called with every batch, because a worker that Ray has restarted holds its first policy again."""
-        from rollout.policies import load_policy  # not above: the driver imports this file, and starts seconds earlier without transformers
-
-        if isinstance(weights, str):
-            if weights != self._held:
-                self._engine = make_engine(load_policy(weights, dtype=self._dtype, device=self._device), self._config)
-                self._held = weights
-        elif weights.checksum != self._held:
-            refs, what = [bucket.ref for bucket in weights.buckets], f"the weights of policy version {weights.version}"
-            buckets = results(refs, what, self._deadline_s)
-            for number, bucket in enumerate(buckets, 1):
-                refuse_corrupt(bucket, f"bucket {number} of {what.removeprefix('the weights of ')}")
-            self._engine.update_weights(weights.version, unpack_weights(buckets))
-            self._held = weights.checksum
-
-
 class Evaluator:
-    """The evaluation workers of a run, as many as `train.num_rollout_workers`."""
+    """Measures with the rollout workers of a run, or, without any, with as many evaluation workers as `train.num_rollout_workers`."""
 
-    def __init__(self, policy: str, config: TrainConfig):
-        self._config = config
+    def __init__(self, policy: str, config: TrainConfig, rollout_workers: RolloutWorkers | None = None):
+        self._config, self._borrowed = config, rollout_workers
         self.weights: Weights = policy  # The policy that is measured
         self.seed = EVALUATION_SEED
-        gpus, resources = config.evaluation_gpus, on_nodes_with(config.rollout.resource)
-        actor: Any = ray.remote(EvaluationWorker)
-        placed = actor.options(num_cpus=CPUS_PER_ROLLOUT_WORKER, num_gpus=gpus, resources=resources, max_restarts=-1, max_task_retries=2)
-        arguments = policy, config.rollout, "cuda" if gpus else "cpu", config.learner.dtype, config.learner.deadline_s
-        self.workers: list[Any] = [placed.remote(*arguments) for _ in range(config.train.num_rollout_workers)]
+        self.own_workers: list[Any] = []
+        if rollout_workers is None:
+            gpus, resources = config.train.gpus_per_rollout_worker, on_nodes_with(config.rollout.resource)
+            actor: Any = ray.remote(EvaluationWorker)
+            placed = actor.options(num_cpus=CPUS_PER_ROLLOUT_WORKER, num_gpus=gpus, resources=resources, max_restarts=-1)
+            arguments = policy, config.rollout, "cuda" if gpus else "cpu", config.learner.dtype, config.learner.deadline_s
+            self.own_workers = [placed.remote(*arguments) for _ in range(config.train.num_rollout_workers)]
+
+    @property
+    def workers(self) -> list[Any]:
+        return self.own_workers if self._borrowed is None else list(self._borrowed.handles.values())
 
     @contextmanager
     def holding(self, weights: PublishedWeights) -> Iterator[None]:
@@ -124,19 +98,21 @@ class Evaluator:
     ) -> Iterator[tuple[int, Sequence[Any], list[Trajectory]]]:
         """(index of the first item, the items, their trajectories) of each part, as soon as it is done. Raises `DeadlineError`,
         `LearnerLostError` when the weights are gone with the learner that sent them, or what a worker raised."""
+        if self._borrowed is not None:
+            self._borrowed.version = -1  # they hold other weights now: they have to be sent again before the next rollout
         waiting = deque((start, items[start : start + at_once]) for start in range(0, len(items), at_once))
         idle = deque(self.workers)
         running: dict[Any, tuple[int, Sequence[Any], Any]] = {}
         while waiting or running:
             while waiting and idle:
                 (start, part), worker = waiting.popleft(), idle.popleft()
-                running[worker.run.remote(self.weights, part, retriever, config, self.seed)] = (start, part, worker)
+                running[worker.measure.remote(self.weights, part, retriever, config, self.seed)] = (start, part, worker)
             deadline_s = self._config.learner.deadline_s
             done, _ = ray.wait(list(running), num_returns=1, timeout=deadline_s)
             if not done:
                 raise DeadlineError(
-                    f"waited {deadline_s:g} s for an evaluation worker to finish {at_once} questions; evaluation has as many workers as "
-                    "train.num_rollout_workers, beside them: are there free CPUs, and GPUs for train.gpus_per_rollout_worker, for both?"
+                    f"waited {deadline_s:g} s for a worker to measure {at_once} questions; there are train.num_rollout_workers of them: "
+                    "are there free CPUs, and GPUs for train.gpus_per_rollout_worker?"
                 )
             start, part, worker = running.pop(done[0])
             idle.append(worker)
@@ -144,7 +120,7 @@ class Evaluator:
 
     def _trajectories(self, done: ray.ObjectRef) -> list[Trajectory]:
         try:
-            (trajectories,) = results([done], "the trajectories of an evaluation worker that is done", self._config.learner.deadline_s)
+            (trajectories,) = results([done], "the trajectories of a worker that is done", self._config.learner.deadline_s)
         except RayError as error:
             if isinstance(self.weights, PublishedWeights):
                 refuse_lost_sender(error, self.weights.version)
@@ -152,7 +128,7 @@ class Evaluator:
         return trajectories
 
     def close(self) -> None:
-        for worker in self.workers:
+        for worker in self.own_workers:
             ray.kill(worker)
 
 

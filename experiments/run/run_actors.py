@@ -1,4 +1,4 @@
-"""The actors of a run, started in order: retrieval, rewards, the algorithm with its workers and learners, the evaluation workers."""
+"""The actors of a run, started in order: retrieval, rewards, the algorithm with its workers and learners. The rollout workers measure, too."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class RunActors(SharedServices):
         found = {f"rollout worker {number}": handle for number, handle in self.algorithm.workers.handles.items()}
         found |= {f"learner rank {number}": handle for number, handle in enumerate(self.algorithm.learner_group.ranks)}
         found |= {f"reward actor {number}": handle for number, handle in enumerate(self.reward_actors)}
-        found |= {f"evaluation worker {number}": handle for number, handle in enumerate(self.evaluator.workers)}
+        found |= {f"evaluation worker {number}": handle for number, handle in enumerate(self.evaluator.own_workers)}
         for retriever, suffix in ((self.evaluation_retriever, " of the evaluation"), (self.retriever, "")):
             for kb, shards in retriever.shards.items():
                 for number, replicas in enumerate(shards):
@@ -81,17 +81,15 @@ def start_run_actors(
     config = placement.placed_or_refused(config, dataset, progress)
     folders = _folders(dataset, progress)
     progress.phase("start retrieval, rewards, rollout workers, learner")
-    # On GPUs the evaluator starts last: Ray fills the fullest GPU first, where its small shares could take the place of larger ones.
-    evaluator = None if config.evaluation_gpus else Evaluator(policy, config)
     retrievers = _start_retrievers(config, folders, progress)
     learning = _start_learning(config, dataset, policy, retrievers[0])
-    evaluator = evaluator or Evaluator(policy, config)
+    evaluator = Evaluator(policy, config, learning["algorithm"].workers)
     return RunActors(evaluator, *retrievers, *folders, **learning, shared=False)
 
 
 def start_shared_services(config: TrainConfig, dataset: Dataset, policy: str, progress: Progress) -> SharedServices:
     """The services of several runs in turn. Raises RunConfigError if the services and one run do not fit."""
-    config = placement.placed_or_refused(config, dataset, progress)
+    config = placement.placed_or_refused(config, dataset, progress, "beside")
     folders = _folders(dataset, progress)
     progress.phase("start retrieval, evaluation workers")
     return SharedServices(Evaluator(policy, config), *_start_retrievers(config, folders, progress), *folders)

@@ -54,7 +54,7 @@ def test_a_process_is_killed_and_the_run_learns_what_it_would_have_learned(whole
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize(("role", "phase"), [("embedder ", "rollout"), ("evaluation worker 0", "validate")])
+@pytest.mark.parametrize(("role", "phase"), [("embedder ", "rollout"), ("rollout worker 1", "validate")])
 def test_what_searches_or_validates_is_killed_and_the_run_learns_what_it_would_have_learned(
     whole: Pipeline, tmp_path, role: str, phase: str
 ):

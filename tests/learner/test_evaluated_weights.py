@@ -1,4 +1,4 @@
-"""Evaluation workers take the weights from the object store, as rollout workers do."""
+"""A measurement takes a folder, or weights from the object store, and is the same in a rollout worker and in one of its own."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from tiny_training import recorded
 from tiny_turns import packed
 
 from experiments.config import load_config
-from experiments.evaluation.evaluator import EvaluationWorker, Evaluator
+from experiments.evaluation.evaluator import Evaluator
 from learner.deadline import LearnerLostError
 from rollout.config import RolloutConfig
+from rollout.measurement import EvaluationWorker
 from rollout.policies import Policy, load_policy
 from rollout.weight_buckets import PublishedBucket, PublishedWeights
 
@@ -24,7 +25,7 @@ def published(policy: Policy, version: int) -> PublishedWeights:
 
 
 def sampled(worker: EvaluationWorker, weights: str | PublishedWeights) -> list[tuple[list[int], list[float]]]:
-    found = worker.run(weights, recorded(4), None, CONFIG, seed=5)  # type: ignore[arg-type]
+    found = worker.measure(weights, recorded(4), None, CONFIG, seed=5)  # type: ignore[arg-type]
     return [(turn.response_ids.tolist(), turn.logprobs.tolist()) for t in found for group in t.groups for turn in group.turns]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 
 import pytest
@@ -11,6 +12,8 @@ from test_episode_pool import questions, told
 from learner.question_ledger import ShuffledQuestions
 from learner.step_grpo import StepGRPO
 from rollout.config import RolloutConfig
+from rollout.measurement import EvaluationWorker
+from rollout.policies import Policy
 from rollout.records import GoldStep, RecordedTurn, summary_of
 from rollout.rollout_worker import RolloutWorker, WrongPolicyVersion
 from rollout.weight_buckets import Packer
@@ -107,3 +110,23 @@ def test_a_recorded_prompt_that_stands_twice_is_answered_in_other_words(worker):
     _, (first, second) = worker.sample(recorded, version, {"mode": "offline"}, 9)
     assert first.groups[0].state.key == second.groups[0].state.key
     assert told([first]) != told([second])
+
+
+def test_a_measurement_is_that_of_a_process_of_its_own_and_the_next_rollout_needs_its_weights_again(worker, fresh_policy, tmp_path):
+    changed = copy.deepcopy(fresh_policy.model)
+    for parameter in changed.parameters():
+        parameter.data.mul_(1.5)
+    folder = tmp_path / "changed"
+    Policy(changed, fresh_policy.tokenizer, fresh_policy.image_processor).save(folder)
+    hand_over(worker, fresh_policy, 6)
+    expected = told(worker.sample(questions(3), 6, None, 9)[1])
+    config = RolloutConfig(group_size=1, max_new_tokens=6)
+    worker.sample(questions(4), 6, None, 9, seconds=1e-4)  # stragglers of an iteration that is over
+    measured = told(worker.measure(str(folder), questions(3), Library(), config, 5))
+    apart = EvaluationWorker(str(folder), worker.config.rollout, "cpu", "float32", 60.0)
+    assert measured == told(apart.measure(str(folder), questions(3), Library(), config, 5))
+    with pytest.raises(WrongPolicyVersion):
+        worker.sample(questions(3), 6, None, 9)
+    hand_over(worker, fresh_policy, 6)
+    assert told(worker.sample(questions(3), 6, None, 9)[1]) == expected
+    assert told(worker.measure(str(folder), questions(3), Library(), config, 5)) == measured

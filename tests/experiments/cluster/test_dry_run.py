@@ -182,12 +182,12 @@ def test_only_so_many_processes_share_a_gpu_as_there_are_and_as_their_shares_all
     def together(*settings: str) -> dict[str, dict[str, int]]:
         return processes_on_a_gpu(load_config(list(settings)))
 
-    assert together("paper_3b.yaml") == {"rollout GPU": {"rollout": 1, "evaluation": 1}, "learner GPU": {"learner": 1}}
-    assert together("one_gpu_3b.yaml") == {"every GPU": {"learner": 1, "rollout": 1, "evaluation": 1}}
+    assert together("paper_3b.yaml") == {"rollout GPU": {"rollout": 1}, "learner GPU": {"learner": 1}}
+    assert together("one_gpu_3b.yaml") == {"every GPU": {"learner": 1, "rollout": 1}}
     assert together("smoke.yaml") == {}
-    assert together("train.num_rollout_workers=1", "train.gpus_per_rollout_worker=0.1") == {"rollout GPU": {"rollout": 1, "evaluation": 1}}
-    four = together("train.num_rollout_workers=4", "train.gpus_per_rollout_worker=0.4", "train.gpus_per_evaluation_worker=0.2")
-    assert four == {"rollout GPU": {"rollout": 2, "evaluation": 2}}
+    assert together("train.num_rollout_workers=1", "train.gpus_per_rollout_worker=0.1") == {"rollout GPU": {"rollout": 1}}
+    four = together("train.num_rollout_workers=4", "train.gpus_per_rollout_worker=0.4")
+    assert four == {"rollout GPU": {"rollout": 2}}
 
 
 def memory(role: str, *settings: str) -> dict[str, int]:
@@ -195,12 +195,11 @@ def memory(role: str, *settings: str) -> dict[str, int]:
     policy = policy_shape("Qwen/Qwen2.5-VL-3B-Instruct", LearnerConfig()).policy.model.config
     if role == "learner":
         return learner_memory(config, policy, 4000, 4000, 100)
-    return sampler_memory(config, policy, 1000, role == "rollout")
+    return sampler_memory(config, policy, 1000)
 
 
 def test_a_rollout_worker_keeps_what_a_broadcast_brought_beside_the_policy():
     assert memory("rollout", "learner.transport=collective")["weights received"] == 2 * 1000
-    assert "weights received" not in memory("evaluation", "learner.transport=collective")
     assert "weights received" not in memory("rollout")
 
 

@@ -21,8 +21,8 @@ def of_a_run(*settings: str, there: tuple[str, ...] = ()) -> list[ResourceReques
 
 
 def test_the_gpus_of_all_roles_are_counted_together():
-    requests = of_a_run(*SPLIT, "train.gpus_per_evaluation_worker=0.2", "retrieval.gpus_per_embedder=0.1")
-    assert sum(request.gpus * request.count for request in requests) == pytest.approx(4 + 4 * 0.8 + 0.1)
+    requests = of_a_run(*SPLIT, "retrieval.gpus_per_embedder=0.1")
+    assert sum(request.gpus * request.count for request in requests) == pytest.approx(4 + 4 * 0.6 + 0.1)
     assert missing(requests, [{"CPU": 64, "GPU": 8}]) == ""
     assert "4 x learner" in missing(requests, [{"CPU": 64, "GPU": 6}])
 
@@ -58,17 +58,16 @@ def test_roles_run_on_the_nodes_that_name_them_and_anywhere_where_none_does():
         "rewards": "rewards",
         "rollout": "rollout",
         "learner": "learner",
-        "evaluation": "rollout",
     }
     assert {request.resource for request in of_a_run()} == {""}
     nodes = [{"CPU": 8, "GPU": 4, "learner": 1}, {"CPU": 8, "GPU": 2, "rollout": 1}, {"CPU": 8, "retrieval": 1, "rewards": 1}]
-    assert "4 x rollout" in missing(of_a_run(*SPLIT, "train.gpus_per_evaluation_worker=0.2", there=there), nodes)
-    assert missing(of_a_run(*SPLIT, "train.gpus_per_evaluation_worker=0.2", there=there), [*nodes, nodes[1]]) == ""
+    assert "4 x rollout" in missing(of_a_run(*SPLIT, there=there), nodes)
+    assert missing(of_a_run(*SPLIT, there=there), [*nodes, nodes[1]]) == ""
 
 
 def test_colocated_learners_and_workers_run_on_the_same_nodes():
     colocated = ["train.placement=colocated", "learner.gpus_per_learner=0.3", "train.gpus_per_rollout_worker=0.6"]
-    pairs = [*colocated, "learner.num_learners=2", "train.num_rollout_workers=2", "train.gpus_per_evaluation_worker=0.1"]
+    pairs = [*colocated, "learner.num_learners=2", "train.num_rollout_workers=2"]
     placed = on_nodes_of_roles(load_config(pairs), ("learner", "rollout"))
     assert (placed.learner.resource, placed.rollout.resource) == ("rollout", "rollout")
     assert missing(of_a_run(*pairs), [{"CPU": 16, "GPU": 2}]) == ""
@@ -82,7 +81,7 @@ def test_each_process_is_a_bundle_of_the_placement_group():
 
 def test_an_evaluation_starts_no_learner():
     config = load_config(["learner.num_learners=9", "learner.gpus_per_learner=1"])
-    requests = requests_of(config, [], evaluation_only=True)
+    requests = requests_of(config, [], evaluation="only")
     assert {request.role: request.count for request in requests} == {"embedder": 1, "evaluation": 2}
 
 

@@ -7,8 +7,7 @@ import pytest
 from experiments.config import RunConfigError, load_config
 
 COLOCATED = ["train.placement=colocated", "train.num_rollout_workers=1"]
-SHARES = ["train.gpus_per_rollout_worker=0.6", "learner.gpus_per_learner=0.3", "train.gpus_per_evaluation_worker=0.1"]
-GPUS = ["learner.gpus_per_learner=1", "train.gpus_per_rollout_worker=1"]
+SHARES = ["train.gpus_per_rollout_worker=0.6", "learner.gpus_per_learner=0.3"]
 
 TYPES = [
     ("train.iterations=many", r"command line: train\.iterations is 'many'; expected a valid integer"),
@@ -18,7 +17,7 @@ TYPES = [
     ("learner.collapse.window=[1]", r"learner\.collapse\.window .*expected a valid integer"),
     ("evaluation.baselines=random", r"evaluation\.baselines .*expected a valid list"),
     ("learner.environment=2", r"learner\.environment .*expected a valid dictionary"),
-    ("train.gpus_per_evaluation_worker=one", r"gpus_per_evaluation_worker is 'one'; expected a valid number"),
+    ("train.gpus_per_rollout_worker=one", r"gpus_per_rollout_worker is 'one'; expected a valid number"),
     ("train.iterations=null", r"train\.iterations.*expected a valid integer"),
 ]
 UNKNOWN = [
@@ -130,12 +129,11 @@ def test_a_setting_that_cannot_be_used_is_one_line_with_key_value_and_what_was_e
     [
         ([], r"train\.gpus_per_rollout_worker is 0\.0; expected more than 0\.5"),
         (["train.gpus_per_rollout_worker=0.6"], r"learner\.gpus_per_learner is 0\.0; expected a share above 0"),
-        (["train.gpus_per_rollout_worker=0.6", "learner.gpus_per_learner=0.4"], r"that add up to at most 1 \(found 1\.6\)"),
+        (["train.gpus_per_rollout_worker=0.7", "learner.gpus_per_learner=0.4"], r"that add up to at most 1 \(found 1\.1\)"),
         (
             [
                 "train.gpus_per_rollout_worker=0.6",
                 "learner.gpus_per_learner=0.3",
-                "train.gpus_per_evaluation_worker=0.1",
                 "learner.num_learners=2",
             ],
             r"learner\.num_learners is 2; expected train\.num_rollout_workers=1",
@@ -144,7 +142,6 @@ def test_a_setting_that_cannot_be_used_is_one_line_with_key_value_and_what_was_e
             [
                 "train.gpus_per_rollout_worker=0.6",
                 "learner.gpus_per_learner=0.3",
-                "train.gpus_per_evaluation_worker=0.1",
                 "learner.transport=collective",
             ],
             r"learner\.transport is 'collective'; expected object_store with train\.placement=colocated",
@@ -157,10 +154,4 @@ def test_a_learner_and_a_rollout_worker_share_a_gpu_only_by_shares_that_fit(sett
 
 
 def test_shares_that_fit_are_taken():
-    config = load_config([*COLOCATED, *SHARES])
-    assert config.evaluation_gpus == 0.1
-
-
-def test_evaluation_workers_have_what_rollout_workers_have_unless_something_else_is_said():
-    assert load_config(GPUS).evaluation_gpus == 1
-    assert load_config([*GPUS, "train.gpus_per_evaluation_worker=0"]).evaluation_gpus == 0
+    assert load_config([*COLOCATED, *SHARES]).train.gpus_per_rollout_worker == 0.6
