@@ -5,6 +5,7 @@ rollout     sampling, log-probs, slots; whole episodes
 learner     shared prefixes, DeepSpeed against a bare loop, weights to the rollout workers; a GPU, if available
 rewards     the need matcher, on relations that its calibration was not fitted on
 serve       the service: overhead and throughput
+start       from the command to the first iteration: seconds, processes, memory
 scale       the driver of a simulated cluster of 1 to 64 nodes: CPU and bytes per trajectory
 """
 
@@ -20,6 +21,7 @@ from experiments.benchmarks.rewards import rewards_rows
 from experiments.benchmarks.rollout import rollout_rows
 from experiments.benchmarks.scale import scale_rows
 from experiments.benchmarks.serve import serve_rows
+from experiments.benchmarks.start import start_rows
 from experiments.cluster.ray_session import QUIET, check_start
 from experiments.command_line.entry_point import command
 from experiments.command_line.terminal import Console
@@ -33,6 +35,7 @@ BENCHMARKS = {
     "learner": learner_rows,
     "rewards": rewards_rows,
     "serve": serve_rows,
+    "start": start_rows,
     "scale": scale_rows,
 }
 
