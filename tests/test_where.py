@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -52,22 +51,6 @@ def examples(tmp_path, monkeypatch):
         (tmp_path / f"{name}.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
     return tmp_path
-
-
-def test_the_example_of_a_data_set_loads(examples):
-    from experiments.config import TrainConfig
-    from experiments.datasets import load_dataset
-
-    lines = [json.dumps({"country": f"Land{i}", "capital": f"City{i}"}) for i in range(30)]
-    (examples / "capitals.jsonl").write_text("\n".join(lines))
-    config = TrainConfig()
-    config.data.name, config.data.path, config.data.kb_folder = "capitals:load", str(examples / "capitals.jsonl"), str(examples / "kbs")
-    config.evaluation.questions, config.evaluation.validation_questions = 10, 5
-    dataset = load_dataset(config.data, config.evaluation, {})
-    assert [len(part) for part in (dataset.train, dataset.validation, dataset.heldout)] == [15, 5, 10]
-    (kb,) = dataset.training_kbs
-    assert kb.passages is not None
-    assert len(list(kb.passages())) == 30
 
 
 def test_the_example_of_a_reward_is_a_term_and_that_of_a_method_routes(examples):

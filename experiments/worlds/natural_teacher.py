@@ -18,7 +18,6 @@ from rollout.records import UNKNOWN, GoldStep, Question
 from rollout.turn_parser import normalise, parse_answer
 
 FOLLOWS_GOLD = 0.8  # Fewer answers are `unknown` than in the atlas, so that more chains of three get to their end
-READINGS = 0.5  # Share of answer turns that are shown: they are three times as long as the others, and learned sooner than when to stop
 AT_ONCE_EVERY, BY_HEART_EVERY = 11, 7  # Episodes between two answers of the kind that the methods `all` and `direct` ask for
 PART = re.compile(r" \| |(?<=[.;]) ")  # Between the cells of a row, and between sentences
 WORDS_BEFORE = 4  # The answer, in a quote
@@ -32,6 +31,7 @@ def natural_manner(rollout: RolloutConfig, cards: Mapping[str, KnowledgeBaseCard
         [kb for kb, card in cards.items() if "image" in card.modality],
         rollout,
         FOLLOWS_GOLD,
+        shows_unread=False,
         goes_on=0.0,
         stops_early=0.0,
         think=lambda need: "I need one more fact.",
@@ -52,8 +52,7 @@ def natural_demonstrations(
     for episode, family in enumerate(itertools.cycle(families)):
         left[family] = left[family] or rng.sample(families[family], len(families[family]))
         question = left[family].pop()
-        turns = demonstrate(question, search, rng, blind, manner)
-        yield from (turn for turn in turns if turn.kind != "answer" or rng.random() < READINGS)
+        yield from demonstrate(question, search, rng, blind, manner)
         if episode % AT_ONCE_EVERY == 0:
             yield at_once(question, search, rng, manner)
         if episode % BY_HEART_EVERY == 0:

@@ -87,6 +87,7 @@ class Manner:
     picture_kbs: Collection[str] = ("text_image",)  # Their answer turns see the picture of the question
     rollout: RolloutConfig = field(default_factory=RolloutConfig)  # Prompts, steps and passages
     follows_gold: float = 0.6  # How often the episode continues with the gold knowledge base: else half of the answers were `unknown`
+    shows_unread: bool = True  # Whether an `unknown` about the gold knowledge base is shown; false where its passages may answer in other words
     goes_on: float = 0.15  # How often it asks again for a known answer
     stops_early: float = 0.06  # How often it stops without one
     think: Callable[[GoldStep], str] = thought_of
@@ -131,7 +132,9 @@ def demonstrate(question: Question, search: Search, rng: random.Random, blind: b
         need = (needs or gold[-1:])[0]  # the first one named: of two compared values it is clear which is left
         turns.append(plan(plan_response(manner.think(need), need.query, manner.retrievers[guess if blind else need.kb])))
         kb = need.kb if rng.random() < manner.follows_gold else guess
-        turns.append(read := search_and_read(kb, need, question, search, rng, manner))
+        read = search_and_read(kb, need, question, search, rng, manner)
+        if manner.shows_unread or kb != need.kb or UNKNOWN not in read.response:
+            turns.append(read)
         history += (Exchange(need.query, kb, UNKNOWN if UNKNOWN in read.response else need.answer),)
     turns.append(Demonstration("final", prompts.final(question.text, pictured, history), question.image, conclusion(question, history)))
     return turns
