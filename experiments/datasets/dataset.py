@@ -62,7 +62,12 @@ def ensure_knowledge_bases(sources: Sequence[KnowledgeBaseSource], progress: Pro
 
 def made_of_records(path: Path, what: str, make: Callable[[str, dict[str, Any]], Made]) -> Iterator[Made]:
     """`make(FILE:LINE, record)` of each record. Its errors about values, keys and types become a DataError with FILE:LINE and `what`."""
-    for where, record in read_records(path):
+    return made_of(read_records(path), what, make)
+
+
+def made_of(records: Iterable[tuple[str, dict[str, Any]]], what: str, make: Callable[[str, dict[str, Any]], Made]) -> Iterator[Made]:
+    """The same for (FILE:LINE, record)."""
+    for where, record in records:
         try:
             yield make(where, record)
         except (KeyError, TypeError, IndexError, AttributeError) as error:
