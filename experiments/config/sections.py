@@ -68,9 +68,10 @@ class DataConfig:
     """Section `data`: which questions, and where they come from."""
 
     name: str = "atlas"
-    """`atlas` (generated fictional worlds), `real_atlas`, `2wiki`, `atlas_2wiki` (both), `ottqa`, `wikitables`, `hotpotqa`, `musique`; `nq`,
-    `triviaqa`, `popqa`, `bamboogle` (their passages: `retrieval.folders`); the paper's `paper_2wiki`, `infoseek`, `webqa`, `dynvqa`,
-    `openwikitable`, `tabfact`; `recorded_steps` (offline); `questions` (a file of your own); or MODULE:FUNCTION. See docs/04_data.md."""
+    """`atlas` (generated fictional worlds), `real_atlas`, `2wiki`, `atlas_2wiki` (both), `ottqa`, `wikitables`, `hotpotqa`,
+    `2wikimultihopqa`, `musique`; `nq`, `triviaqa`, `popqa`, `bamboogle` (their passages: `retrieval.folders`); the paper's `paper_2wiki`,
+    `infoseek`, `webqa`, `dynvqa`, `openwikitable`, `tabfact`; `recorded_steps` (offline); `questions` (a file of your own); or
+    MODULE:FUNCTION. See docs/04_data.md."""
     path: str = ""
     """Folder or file of the data set; empty: its place in `data.folder`."""
     folder: str = "../shared/data"

@@ -73,9 +73,7 @@ def training_dataset(config: TrainConfig) -> Dataset:
     if why := no_training_questions(dataset, config.data):
         raise RunConfigError(why)
     if not dataset.training_kbs and config.rollout.mode != "offline":
-        raise RunConfigError(
-            f"retrieval.folders is empty and data.name={config.data.name} brings no knowledge base; name a folder for each"
-        )
+        raise RunConfigError(f"retrieval.folders is empty; data.name={config.data.name} brings no knowledge base: name a folder for each")
     for source in (*dataset.training_kbs, *dataset.evaluation_kbs):
         source.check()
     return dataset

@@ -1,8 +1,8 @@
-"""`hotpotqa` and `musique`, as published: questions with the paragraphs that they were written about.
+"""`hotpotqa`, `2wikimultihopqa` and `musique`, as published: questions with the paragraphs that they were written about.
 
 The knowledge base is made of the paragraphs of all questions that are drawn (training, validation, held-out), each once; with `retrieval.folders`
-it is not made. MuSiQue's decompositions become gold steps; HotpotQA has none, so its plan turns are not judged. Gold passages are the supporting
-paragraphs. Records with `golden_answers` (Search-R1, FlashRAG) bring no paragraphs and no gold."""
+it is not made. MuSiQue's decompositions and 2Wiki's evidence become gold steps; plan turns of HotpotQA are not judged. Gold passages are the
+supporting paragraphs. Records with `golden_answers` (Search-R1, FlashRAG) bring no paragraphs and no gold."""
 
 from __future__ import annotations
 
@@ -37,9 +37,11 @@ def load_multi_hop(name: str, data: DataConfig, evaluation: EvaluationConfig) ->
         gold[made.id] = tuple(dict.fromkeys(passage.id for passage, supports in SETS[name][1](record) if supports))
         return made
 
-    splits = drawn(files, name, data, evaluation, question)
+    splits = drawn(files, data, evaluation, question)
     asked = {made.id for part in splits for made in part}
-    source = KnowledgeBaseSource("text", _folder(data, files, asked), *CARD, partial(paragraphs_of, name, files, asked))
+    checksum = zlib.crc32(repr([FORMAT, *(file.stat().st_size for file in files), *sorted(asked)]).encode())
+    folder = Path(data.kb_folder) / f"{name}-{checksum:08x}" / "text"  # other questions are built into another folder
+    source = KnowledgeBaseSource("text", folder, *CARD, partial(paragraphs_of, name, files, asked))
     sources = (source,) if gold else ()
     return Dataset(*splits, sources, sources, {id: found for id, found in gold.items() if id in asked and found})
 
@@ -49,12 +51,6 @@ def paragraphs_of(name: str, files: Sequence[Path], asked: set[str]) -> list[Pas
     records = (record for file in files for _, record in published_records(file))
     mine = (record for record in records if "golden_answers" not in record and _id(record) in asked)
     return list({passage.id: passage for record in mine for passage, _ in SETS[name][1](record) if passage.text}.values())
-
-
-def _folder(data: DataConfig, files: Sequence[Path], asked: set[str]) -> Path:
-    """Other questions, or another file, are built into another folder."""
-    content = [FORMAT, *(file.stat().st_size for file in files), *sorted(asked)]
-    return Path(data.kb_folder) / f"{data.name}-{zlib.crc32(repr(content).encode()):08x}" / "text"
 
 
 def _id(record: dict[str, Any]) -> str:
@@ -67,7 +63,8 @@ def _passage(title: str, text: str) -> Passage:
 
 
 def _hotpot_question(record: dict[str, Any]) -> Question:
-    return Question(_id(record), record["question"], (record["answer"],), family=record.get("type", ""))
+    found = tuple(GoldStep(gold_query(link, about), "text", target, (about,)) for about, link, target in record.get("evidences", ()))
+    return Question(_id(record), record["question"], (record["answer"],), None, found or None, record.get("type", ""))
 
 
 def _hotpot_paragraphs(record: dict[str, Any]) -> Paragraphs:
@@ -111,6 +108,7 @@ def musique_steps(decomposition: Sequence[dict[str, Any]]) -> tuple[GoldStep, ..
 
 SETS: dict[str, tuple[Callable[[dict[str, Any]], Question], Callable[[dict[str, Any]], Paragraphs]]] = {
     "hotpotqa": (_hotpot_question, _hotpot_paragraphs),
+    "2wikimultihopqa": (_hotpot_question, _hotpot_paragraphs),
     "musique": (_musique_question, _musique_paragraphs),
 }
 MULTI_HOP = {name: partial(load_multi_hop, name) for name in SETS}

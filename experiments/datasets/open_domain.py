@@ -18,28 +18,26 @@ from pathlib import Path
 from typing import Any
 
 from experiments.config import DataConfig, EvaluationConfig, RunConfigError
-from experiments.datasets.dataset import Dataset, made_of, place_of, split
-from retrieval_actors.sources.data_files import DataError, array_records, open_text, read_records
+from experiments.datasets.dataset import Dataset, made_of_records, place_of, split
+from retrieval_actors.sources.data_files import DataError, Located, array_records, open_text, read_records
 from rollout.records import Question
 
 FILES = {  # Data set -> names of its training file and of its held-out file in a folder; of several that are there, the first is read
     "nq": (("NQ-open.train.jsonl", "train.*"), ("NQ-open.dev.jsonl", "test.*", "dev.*")),
-    "triviaqa": (
-        ("unfiltered-web-train.json", "wikipedia-train.json", "web-train.json", "train.*"),
-        ("unfiltered-web-dev.json", "wikipedia-dev.json", "web-dev.json", "test.*", "dev.*"),
-    ),
+    "triviaqa": (("unfiltered-web-train.json", "w*-train.json", "train.*"), ("unfiltered-web-dev.json", "w*-dev.json", "test.*", "dev.*")),
     "popqa": ((), ("popQA.tsv", "test.*")),
     "bamboogle": ((), ("Bamboogle*.csv", "test.*")),
     "hotpotqa": (("hotpot_train*.json", "train.*"), ("hotpot_dev_distractor*.json", "hotpot_dev_fullwiki*.json", "dev.*")),
+    "2wikimultihopqa": (("train.*",), ("dev.*",)),
     "musique": (("musique_ans*_train.jsonl", "train.*"), ("musique_ans*_dev.jsonl", "dev.*")),
 }
 ANSWERS = ("golden_answers", "answer", "answers", "possible_answers", "Answer")
 DATA = re.compile(r'\s*\{\s*"Data"\s*:\s*(?=\[)')
-Splits = tuple[list[Question], list[Question], list[Question]]
+Make = Callable[[str, dict[str, Any]], Question | None]  # None: a record of another set
 
 
 def load_open_domain(name: str, data: DataConfig, evaluation: EvaluationConfig) -> Dataset:
-    return Dataset(*drawn(question_files(name, data), name, data, evaluation, partial(open_question, name)))
+    return Dataset(*drawn(question_files(name, data), data, evaluation, partial(open_question, name)))
 
 
 def question_files(name: str, data: DataConfig) -> list[Path]:
@@ -54,38 +52,36 @@ def question_files(name: str, data: DataConfig) -> list[Path]:
     raise RunConfigError(f"data.path is {data.path!r} and {place} holds none of {expected}; set data.path to the file")
 
 
-def drawn(
-    files: list[Path], name: str, data: DataConfig, evaluation: EvaluationConfig, make: Callable[[str, dict[str, Any]], Question | None]
-) -> Splits:
+def drawn(files: list[Path], data: DataConfig, evaluation: EvaluationConfig, make: Make) -> tuple[list[Question], ...]:
     """(train, validation, held-out); held-out questions come from the second file, if there are two. Raises DataError with FILE:LINE."""
-    first, *second = (read_published(file, name, make) for file in files)
+    first, *second = (read_published(file, data.name, make) for file in files)
     if not second:
         return split(first, data, evaluation)
     train, validation, _ = split(first, data, replace(evaluation, questions=0))
     return train, validation, split(second[0], data, evaluation)[2]
 
 
-def read_published(file: Path, name: str, make: Callable[[str, dict[str, Any]], Question | None]) -> list[Question]:
-    """The questions of a file; `make` returns None for a record of another set. One without an id gets the name of the file and its number."""
+def read_published(file: Path, name: str, make: Make) -> list[Question]:
+    """The questions of a file; one without an id gets the name of the file and its number."""
     found: dict[str, Question] = {}
 
     def add(where: str, record: dict[str, Any]) -> None:
         if (question := make(where, record)) is None:
             return
-        if not question.text.strip() or not question.answers or not all(answer.strip() for answer in question.answers):
-            raise ValueError(f"the question is {question.text!r} and its answers are {list(question.answers)!r}; expected neither empty")
+        if not question.text.strip() or not question.answers:
+            raise ValueError(f"the question is {question.text!r} and its answers are {list(question.answers)}; expected neither empty")
         question = question if question.id else replace(question, id=f"{file.stem}-{len(found)}")
         if question.id in found:
             raise ValueError(f"id {question.id!r} occurs twice; every question needs its own")
         found[question.id] = question
 
-    list(made_of(published_records(file), f"a record of {name}", add))
+    list(made_of_records(file, f"a record of {name}", add, published_records))
     if not found:
         raise DataError(f"{file}: holds no question of {name}")
     return list(found.values())
 
 
-def published_records(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def published_records(file: Path) -> Iterator[Located]:
     """(`FILE:LINE`, record), also of TriviaQA's files, whose records are the array `Data` of one object."""
     text = ""
     if file.is_file() and file.suffix == ".json":
@@ -112,9 +108,9 @@ def open_question(name: str, where: str, record: dict[str, Any]) -> Question | N
     if isinstance(answers, dict):  # TriviaQA
         known = {key.lower(): value for key, value in answers.items()}
         answers = [known["value"], *known["aliases"]]
-    listed = [answers] if isinstance(answers, str) else answers
+    listed = filter(str.strip, map(str, [answers] if isinstance(answers, str) else answers))
     id = next((record[key] for key in ("id", "QuestionId", "question_id") if key in record), "")
-    return Question(str(id), record.get("question") or record["Question"], tuple(dict.fromkeys(map(str, listed))), family=name)
+    return Question(str(id), record.get("question") or record["Question"], tuple(dict.fromkeys(listed)), family=name)
 
 
 OPEN_DOMAIN = {name: partial(load_open_domain, name) for name in ("nq", "triviaqa", "popqa", "bamboogle")}

@@ -89,6 +89,21 @@ def test_hotpotqa_brings_its_paragraphs_once_and_its_supporting_ones_are_gold(tm
     assert loaded("hotpotqa", file, train_questions=1).evaluation_kbs[0].folder != source.folder
 
 
+def test_the_hub_s_form_of_hotpotqa_gives_the_same(tmp_path):
+    rows = []
+    for record in map(hotpot, range(4)):
+        titles, sentences = zip(*record.pop("context"), strict=True)
+        facts = zip(*record.pop("supporting_facts"), strict=True)
+        row = record | {"id": record.pop("_id"), "supporting_facts": dict(zip(("title", "sent_id"), map(list, facts), strict=True))}
+        rows.append(row | {"context": {"title": list(titles), "sentences": list(sentences)}})
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "validation.parquet")
+    hub = loaded("hotpotqa", tmp_path / "validation.parquet")
+    own = loaded("hotpotqa", lines(tmp_path / "dev.jsonl", [hotpot(number) for number in range(4)]))
+    assert hub.heldout == own.heldout
+    assert hub.gold_passages == own.gold_passages
+    assert list(hub.evaluation_kbs[0].passages()) == list(own.evaluation_kbs[0].passages())
+
+
 def test_a_supporting_paragraph_that_the_fullwiki_setting_did_not_find_counts_as_missed(tmp_path):
     record = hotpot(0) | {"supporting_facts": [["Runo", 0], ["Nowhere", 0]]}
     file = tmp_path / "hotpot_dev_fullwiki_v1.json"
@@ -127,6 +142,16 @@ def test_musique_s_decomposition_becomes_gold_steps_that_are_met_in_their_order(
     assert len({passage.id for passage in passages}) == len(passages)
     supporting = {passage.text for passage in passages if passage.id in found.gold_passages[question.id]}
     assert supporting == {f"Film {number} was directed by {person}.", f"{person} was born in Runo."}
+
+
+def test_evidence_of_2wiki_as_it_is_published_becomes_gold_steps(tmp_path):
+    records = [hotpot(number) | {"type": "compositional", "evidences": [[CITIES[number], "country", "Kormu"]]} for number in range(3)]
+    (tmp_path / "dev.json").write_text(json.dumps(records))
+    found = loaded("2wikimultihopqa", tmp_path)
+    question = found.heldout[0]
+    city = next(name for name in CITIES if name in question.text)
+    assert question.gold_steps == (GoldStep(f"In which country is {city}?", "text", "Kormu", (city,)),)
+    assert len(found.gold_passages[question.id]) == 1
 
 
 def test_a_decomposition_that_names_a_later_step_gives_no_gold_steps():
@@ -232,5 +257,5 @@ def test_a_folder_without_the_files_and_a_training_without_a_knowledge_base_are_
         loaded("nq", tmp_path)
     lines(tmp_path / "train.jsonl", [{"question": f"who was {n}", "answer": ["a"]} for n in range(9)])
     small = ["evaluation.questions=2", "evaluation.validation_questions=2"]
-    with pytest.raises(RunConfigError, match=r"retrieval\.folders is empty and data\.name=nq brings no knowledge base"):
+    with pytest.raises(RunConfigError, match=r"retrieval\.folders is empty; data\.name=nq brings no knowledge base"):
         check(["data.name=nq", f"data.path={tmp_path}", *small])
