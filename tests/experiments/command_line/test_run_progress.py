@@ -6,8 +6,7 @@ import io
 
 from rich.console import Console
 
-from experiments.command_line import progress as shown
-from experiments.command_line.progress import Countdown, Progress
+from experiments.command_line.progress import Progress
 
 ROW = {"iteration": 3, "reward": 0.5, "routing": 0.25, "tokens_per_second": 1234.0}
 
@@ -35,14 +34,3 @@ def test_on_a_terminal_a_status_line_shows_phase_and_time_left():
             console.print(progress._status())
     for part in ("mine: train questions 1/2", "0:31 left"):
         assert part in captured.get()
-
-
-def test_the_time_left_follows_from_the_speed_so_far(monkeypatch):
-    now = [100.0]
-    monkeypatch.setattr(shown.time, "monotonic", lambda: now[0])
-    countdown = Countdown(50)
-    now[0] += 60
-    assert countdown.after(10) == "0:04:00 left"
-    now[0] += 15
-    assert countdown.after(30) == "0:00:19 left"
-    assert countdown.after(10) == "0:00:00 left"
