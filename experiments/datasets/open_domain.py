@@ -32,7 +32,7 @@ FILES = {  # Data set -> names of its training file and of its held-out file in 
     "musique": (("musique_ans*_train.jsonl", "train.*"), ("musique_ans*_dev.jsonl", "dev.*")),
 }
 ANSWERS = ("golden_answers", "answer", "answers", "possible_answers", "Answer")
-DATA = re.compile(r'\s*\{\s*"Data"\s*:\s*(?=\[)')
+Splits = tuple[list[Question], list[Question], list[Question]]
 Make = Callable[[str, dict[str, Any]], Question | None]  # None: a record of another set
 
 
@@ -52,7 +52,7 @@ def question_files(name: str, data: DataConfig) -> list[Path]:
     raise RunConfigError(f"data.path is {data.path!r} and {place} holds none of {expected}; set data.path to the file")
 
 
-def drawn(files: list[Path], data: DataConfig, evaluation: EvaluationConfig, make: Make) -> tuple[list[Question], ...]:
+def drawn(files: list[Path], data: DataConfig, evaluation: EvaluationConfig, make: Make) -> Splits:
     """(train, validation, held-out); held-out questions come from the second file, if there are two. Raises DataError with FILE:LINE."""
     first, *second = (read_published(file, data.name, make) for file in files)
     if not second:
@@ -86,7 +86,7 @@ def published_records(file: Path) -> Iterator[Located]:
     text = ""
     if file.is_file() and file.suffix == ".json":
         with open_text(file) as content:
-            if begun := DATA.match(head := content.read(2**12)):
+            if begun := re.match(r'\s*\{\s*"Data"\s*:\s*(?=\[)', head := content.read(2**12)):
                 text = head + content.read()
     if not text or not begun:
         yield from read_records(file)
