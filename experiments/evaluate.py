@@ -1,8 +1,9 @@
 """`r1-router evaluate POLICY_OR_RUN [CONFIG.yaml] [method=...] [dataset=...] [key=value ...]`: measure a policy on held-out questions.
 
 POLICY_OR_RUN is a policy folder, or a run folder, whose configuration and best policy are used. `method=` (short for `evaluation.methods`) takes
-methods of rollout/methods, separated by commas, or `every`; `dataset=` is short for `data.name`. Each method answers every question; answers are
-stored as they come, so a killed evaluation resumes where it stopped.
+methods of rollout/methods, separated by commas, or `every`; `dataset=` is short for `data.name`, and takes several, for a table with their average.
+Each method answers every question; answers are stored as they come, so a killed evaluation resumes where it stopped. results.md and results.tex in
+its folder hold the tables, to paste into a paper.
 
     r1-router evaluate runs/laptop method=policy,all,direct dataset=2wiki
 """
@@ -10,20 +11,31 @@ stored as they come, so a killed evaluation resumes where it stopped.
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Sequence
+from pathlib import Path
 
 from experiments.command_line.entry_point import command
 from experiments.command_line.terminal import Console
 from experiments.config import RunConfigError, TrainConfig, load_policy_or_run
 from experiments.config.policy_files import check_policy_files
 from experiments.config.reading import is_setting
-from experiments.evaluation.evaluate_methods import evaluate
+from experiments.evaluation.evaluate_methods import evaluate, prepare
+from experiments.evaluation.result_tables import method_tables, print_methods
+from experiments.report.paper_tables import averages, data_set_tables, write_tables
+from experiments.tracking.run_folder import RunFolder
 
 
 def read_arguments(arguments: list[str]) -> tuple[TrainConfig, str]:
     if not arguments or is_setting(arguments[0]):
         raise RunConfigError("which policy? r1-router evaluate POLICY_OR_RUN [CONFIG.yaml] [key=value ...]")
     return load_policy_or_run(arguments[0], arguments[1:])
+
+
+def each_data_set(arguments: Sequence[str]) -> list[list[str]]:
+    """The arguments once for each name in `dataset=a,b`."""
+    names = next((argument.removeprefix("dataset=").split(",") for argument in arguments if argument.startswith("dataset=")), [""])
+    return [[f"dataset={name}" if argument.startswith("dataset=") else argument for argument in arguments] for name in dict.fromkeys(names)]
 
 
 def expand_arguments(arguments: Sequence[str]) -> list[str]:
@@ -42,7 +54,27 @@ def expand_arguments(arguments: Sequence[str]) -> list[str]:
 
 @command
 def main(arguments: list[str]) -> int:
-    config, policy = read_arguments(expand_arguments(arguments))
-    check_policy_files(policy, config.rollout)
-    evaluate(config, policy, Console())
+    console, asked, found = Console(), [], {}
+    for part in each_data_set(arguments):  # all are checked before the first starts
+        config, policy = read_arguments(expand_arguments(part))
+        check_policy_files(policy, config.rollout)
+        asked.append((config, policy, *prepare(config)))
+    for config, policy, dataset, methods in asked:
+        folder, comparison = found[config.data.name] = evaluate(config, policy, dataset, methods, console)
+        title = f"{policy}: {len(dataset.heldout)} held-out questions of {config.data.name}, 95 % intervals"
+        print_methods(console, comparison, title)
+        say_written(console, write_tables(folder, method_tables(comparison, title)), f"question by question: {folder}")
+    if len(found) > 1:
+        comparisons = {name: comparison for name, (_, comparison) in found.items()}
+        tables, folders = data_set_tables(comparisons), {name: str(folder) for name, (folder, _) in found.items()}
+        together = f"{Path(policy).resolve().name}-{'+'.join(found)}-{zlib.crc32(repr(folders).encode()):08x}"
+        folder = Path(config.evaluation.folder) / together
+        folder.mkdir(parents=True, exist_ok=True)
+        RunFolder(folder).write_summary({"policy": policy, "evaluations": folders, "average": averages(comparisons)})
+        console.print(*tables)
+        say_written(console, write_tables(folder, tables))
     return 0
+
+
+def say_written(console: Console, files: Sequence[Path], also: str = "") -> None:
+    console.print(f"to paste: {', '.join(map(str, files))}{f'; {also}' if also else ''}", soft_wrap=True, highlight=False)

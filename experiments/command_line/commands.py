@@ -60,6 +60,7 @@ COMMANDS = {
     "study": Command("experiments.study", (("study.", "experiments.studies.plan.StudySettings"), RUN)),
     "upload": Command("experiments.upload", (("tracking.", "experiments.config.TrackingConfig"),)),
     "report": Command("experiments.report.report_page"),
+    "results": Command("experiments.results", (("", "experiments.results.ResultsSettings"),)),
     "fit-needs": Command("experiments.fit_needs", (("", "experiments.fit_needs.FitSettings"),)),
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 from rich import progress
@@ -92,6 +93,19 @@ class Progress:
 
 def _shown(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3f}"
+
+
+class Countdown:
+    """The time left of work in pieces, by its speed so far."""
+
+    def __init__(self, pieces: int):
+        self._pieces, self._done, self._began = pieces, 0, time.monotonic()
+
+    def after(self, pieces: int) -> str:
+        """`0:12:30 left`, now that so many more are done."""
+        self._done += pieces
+        seconds = (time.monotonic() - self._began) * (self._pieces - self._done) / self._done
+        return f"{timedelta(seconds=round(seconds))} left"
 
 
 @contextmanager

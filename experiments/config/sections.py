@@ -66,7 +66,8 @@ class DataConfig:
     """Section `data`: which questions, and where they come from."""
 
     name: str = "atlas"
-    """`atlas` (generated fictional worlds), `real_atlas`, `2wiki`, `atlas_2wiki` (both), `ottqa`, `wikitables`; the paper's `paper_2wiki`,
+    """`atlas` (generated fictional worlds), `real_atlas`, `2wiki`, `atlas_2wiki` (both), `ottqa`, `wikitables`, `hotpotqa`,
+    `2wikimultihopqa`, `musique`; `nq`, `triviaqa`, `popqa`, `bamboogle` (their passages: `retrieval.folders`); the paper's `paper_2wiki`,
     `infoseek`, `webqa`, `dynvqa`, `openwikitable`, `tabfact`; `recorded_steps` (offline); `questions` (a file of your own); or
     MODULE:FUNCTION. See docs/04_data.md."""
     path: str = ""

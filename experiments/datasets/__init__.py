@@ -12,6 +12,8 @@ from pathlib import Path
 from experiments.config import DataConfig, EvaluationConfig, RunConfigError, TrainConfig
 from experiments.datasets.atlas_2wiki import load_atlas_2wiki
 from experiments.datasets.dataset import Dataset, KnowledgeBaseSource, ensure_knowledge_bases, no_training_questions
+from experiments.datasets.multi_hop import MULTI_HOP
+from experiments.datasets.open_domain import OPEN_DOMAIN
 from experiments.datasets.paper_sets import PAPER_SETS
 from experiments.datasets.question_file import load_questions
 from experiments.datasets.real_atlas import load_real_atlas
@@ -56,6 +58,8 @@ DATASETS: dict[str, Callable[[DataConfig, EvaluationConfig], Dataset]] = {
     "atlas_2wiki": load_atlas_2wiki,
     "ottqa": load_ottqa,
     "wikitables": load_wikitables,
+    **MULTI_HOP,
+    **OPEN_DOMAIN,
     **PAPER_SETS,
     "recorded_steps": load_recorded_steps,
     "questions": load_questions,
@@ -68,6 +72,8 @@ def training_dataset(config: TrainConfig) -> Dataset:
     dataset = load_dataset(config.data, config.evaluation, config.retrieval.folders)
     if why := no_training_questions(dataset, config.data):
         raise RunConfigError(why)
+    if not dataset.training_kbs and config.rollout.mode != "offline":
+        raise RunConfigError(f"retrieval.folders is empty; data.name={config.data.name} brings no knowledge base: name a folder for each")
     for source in (*dataset.training_kbs, *dataset.evaluation_kbs):
         source.check()
     return dataset
@@ -89,6 +95,8 @@ def load_dataset(data: DataConfig, evaluation: EvaluationConfig, folders: Mappin
     dataset = loader(data, evaluation)
     if data.name == "recorded_steps":  # nothing is searched
         return dataset
+    if data.name in MULTI_HOP and folders:  # they are searched instead of the paragraphs that come with the questions
+        dataset = replace(dataset, training_kbs=(), evaluation_kbs=(), gold_passages={})
     if data.name == "questions" and not folders:
         raise RunConfigError("retrieval.folders is empty; data.name=questions needs a folder for each knowledge base (see docs/04_data.md)")
     given = tuple(KnowledgeBaseSource(name, Path(folder)) for name, folder in folders.items())

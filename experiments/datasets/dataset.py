@@ -13,7 +13,7 @@ from retrieval_actors.build.from_passages import EMBEDDERS, Progress, build_know
 from retrieval_actors.folder_lock import hold
 from retrieval_actors.knowledge_base import KnowledgeBase
 from retrieval_actors.records import Passage
-from retrieval_actors.sources.data_files import DataError, read_records
+from retrieval_actors.sources.data_files import DataError, Located, read_records
 from rollout.records import Question, RecordedTurn
 
 Made = TypeVar("Made")
@@ -60,9 +60,11 @@ def ensure_knowledge_bases(sources: Sequence[KnowledgeBaseSource], progress: Pro
     return {source.name: source.ensure(progress) for source in sources}
 
 
-def made_of_records(path: Path, what: str, make: Callable[[str, dict[str, Any]], Made]) -> Iterator[Made]:
+def made_of_records(
+    path: Path, what: str, make: Callable[[str, dict[str, Any]], Made], read: Callable[[Path], Iterable[Located]] = read_records
+) -> Iterator[Made]:
     """`make(FILE:LINE, record)` of each record. Its errors about values, keys and types become a DataError with FILE:LINE and `what`."""
-    for where, record in read_records(path):
+    for where, record in read(path):
         try:
             yield make(where, record)
         except (KeyError, TypeError, IndexError, AttributeError) as error:

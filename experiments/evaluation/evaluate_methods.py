@@ -12,14 +12,13 @@ from experiments.cluster.findings import refuse
 from experiments.cluster.placement import placed_or_refused
 from experiments.cluster.ray_checks import check_output
 from experiments.cluster.ray_session import check_start, start_ray
-from experiments.command_line.progress import Progress
+from experiments.command_line.progress import Countdown, Progress
 from experiments.command_line.terminal import Console
 from experiments.config import RunConfigError, TrainConfig
 from experiments.datasets import Dataset, ensure_knowledge_bases, load_dataset
 from experiments.evaluation.evaluation_folder import Results, evaluation_folder, result_row
 from experiments.evaluation.evaluator import Evaluator, rollout_as_measured
 from experiments.evaluation.metrics import count
-from experiments.evaluation.result_tables import print_methods
 from experiments.evaluation.significance import evaluation_summary, tested_differences
 from experiments.evaluation.when_to_search import searches_by_knowledge
 from experiments.tracking.run_folder import RunFolder
@@ -48,14 +47,21 @@ class MeasuredMethod:
     rollout: RolloutConfig  # `group_size`: independent episodes for each question
 
 
-def evaluate(config: TrainConfig, policy: str, console: Console) -> None:
-    """Measure the policy with every method of the configuration; print and store the comparison. Raises RunConfigError before anything starts."""
+def prepare(config: TrainConfig) -> tuple[Dataset, list[MeasuredMethod]]:
+    """The questions and the methods of the configuration, checked. Raises RunConfigError, DataError or KnowledgeBaseError; starts nothing."""
     check_start(config)
     refuse(iter([check_output(config.evaluation.folder, "evaluation.folder")]))
     dataset = load_dataset(config.data, config.evaluation, config.retrieval.folders)
     methods = measured_methods(config, dataset)
     for source in dataset.evaluation_kbs:
         source.check()
+    return dataset, methods
+
+
+def evaluate(
+    config: TrainConfig, policy: str, dataset: Dataset, methods: Sequence[MeasuredMethod], console: Console
+) -> tuple[Path, dict[str, Any]]:
+    """Measure the policy with every method: (the folder of the evaluation, the comparison that its summary.json holds)."""
     with start_ray(config), Progress(console, "evaluate", 1, 0) as progress:
         for note in dataset.notes:
             progress.say(note, style="yellow")
@@ -65,11 +71,12 @@ def evaluate(config: TrainConfig, policy: str, console: Console) -> None:
         retriever = start_retrieval(retrieval, progress.detail, announce=lambda plan: progress.if_verbose(plan.line()))
         folder = evaluation_folder(config, policy, {card.name: card.fingerprint for card in retriever.catalog}, dataset.heldout)
         evaluator = Evaluator(policy, placed)
-        found = {method.name: measure(evaluator, method, dataset, retriever, folder, progress) for method in methods}
-    comparison = compare_methods(found, methods, [id_of(item) for item in dataset.heldout])
+        ids = [id_of(item) for item in dataset.heldout]
+        countdown = Countdown(sum(len(Results(folder, method.name).left(ids)) for method in methods))
+        found = {method.name: measure(evaluator, method, dataset, retriever, folder, progress, countdown) for method in methods}
+    comparison = compare_methods(found, methods, ids)
     RunFolder(folder).write_summary({"policy": policy, "dataset": config.data.name, **comparison})
-    print_methods(console, comparison, f"{policy}: {len(dataset.heldout)} held-out questions of {config.data.name}, 95 % intervals")
-    console.print(f"question by question: {folder}", soft_wrap=True, highlight=False)
+    return folder, comparison
 
 
 def routable(names: Iterable[str], heldout: Iterable[Any]) -> list[str]:
@@ -114,13 +121,20 @@ def _measured_method(name: str, config: TrainConfig) -> MeasuredMethod:
 
 
 def measure(
-    evaluator: Evaluator, method: MeasuredMethod, dataset: Dataset, retriever: Retriever, folder: Path, progress: Progress
+    evaluator: Evaluator,
+    method: MeasuredMethod,
+    dataset: Dataset,
+    retriever: Retriever,
+    folder: Path,
+    progress: Progress,
+    countdown: Countdown | None = None,
 ) -> Results:
-    """Every held-out question, answered by the method. Stored questions are asked again only if one of their searches failed."""
+    """Every held-out question, answered by the method. Stored questions are asked again only if one of their searches failed. `countdown`: of the
+    questions of all methods; without it, of this one."""
     results, retrievers = Results(folder, method.name), names_of(retriever)
     matcher = need_matcher(method.rollout.need_calibration)
     left, total = frozenset(results.left(map(id_of, dataset.heldout))), len(dataset.heldout)
-    done = total - len(left)
+    done, countdown = total - len(left), countdown or Countdown(len(left))
     progress.phase(f"{method.label} ({done} of {total} are there already)" if done else method.label)
     items_left = [item for item in dataset.heldout if id_of(item) in left]
     for _, items, trajectories in evaluator.parts(items_left, retriever, method.rollout, QUESTIONS_AT_ONCE):
@@ -133,7 +147,7 @@ def measure(
             rows.append(result_row(episodes[id], counts, matcher) if counts else {"id": id, **LEFT_OUT})
         results.add(rows)
         done += len(items)
-        progress.detail("questions", done, total)
+        progress.detail(f"{countdown.after(len(items))}, questions", done, total)
     return results
 
 

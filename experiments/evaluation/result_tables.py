@@ -167,7 +167,15 @@ def what_happened(summary: Mapping[str, Any]) -> str:
 
 
 def print_methods(console: Console, comparison: Mapping[str, Any], title: str) -> None:
-    """All tables of an evaluation: the first method by family, the methods side by side, what they cost, and their differences."""
+    """All tables of an evaluation, and a line for each method that failed somewhere."""
+    by_family, *others = method_tables(comparison, title)
+    console.print(by_family)
+    _print_warnings(console, failure_warnings({found["label"]: found for found in comparison["methods"].values()}))
+    console.print(*others)
+
+
+def method_tables(comparison: Mapping[str, Any], title: str) -> list[Table]:
+    """Of an evaluation: the first method by family, the methods side by side, what they cost, and their differences."""
     methods = comparison["methods"]
     first = methods[comparison["against"]]
     table = results_table(title, "family", ("questions", *FAMILY_METRICS))
@@ -175,19 +183,18 @@ def print_methods(console: Console, comparison: Mapping[str, Any], title: str) -
         table.add_row(family or "-", str(found["questions"]), *(_value(found[name]) for name in FAMILY_METRICS))
     table.add_section()
     table.add_row("overall", str(first["questions"]), *(shown(first["overall"][name]) for name in FAMILY_METRICS), style="bold")
-    console.print(table)
-    _print_warnings(console, failure_warnings({found["label"]: found for found in methods.values()}))
     rows = [(found["label"], found["overall"]) for found in methods.values()]
-    console.print(metric_table("methods, same questions", METHOD_METRICS, rows))
+    tables = [table, metric_table("methods, same questions", METHOD_METRICS, rows)]
     shares = sorted({f"share of {kb}" for found in methods.values() for kb in found["kb_shares"]})
     rows = [(m["label"], m["overall"] | {f"share of {kb}": share for kb, share in m["kb_shares"].items()}) for m in methods.values()]
-    console.print(metric_table("what they cost, and where they search", (*COSTS, *shares), rows))
+    tables.append(metric_table("what they cost, and where they search", (*COSTS, *shares), rows))
     if "when" in comparison:
-        console.print(when_table(comparison["when"]))
+        tables.append(when_table(comparison["when"]))
     if comparison["differences"]:
         title = f"{first['label']} minus the others, paired; p corrected (Holm)"
         rows = [(methods[name]["label"], found) for name, found in comparison["differences"].items()]
-        console.print(difference_table(title, "method", [name for name, found in rows[0][1].items() if "p" in found], rows))
+        tables.append(difference_table(title, "method", [name for name, found in rows[0][1].items() if "p" in found], rows))
+    return tables
 
 
 def when_table(found: Mapping[str, Any]) -> Table:

@@ -93,7 +93,7 @@ def _json_records(file: Path) -> Iterator[Located]:
         for number, line in enumerate(text, 1):
             content = line.lstrip(BLANKS)
             if content.startswith("[") and not begun:
-                yield from _array(content + text.read(), number)
+                yield from array_records(content + text.read(), number)
                 return
             if content:
                 begun = True
@@ -103,8 +103,8 @@ def _json_records(file: Path) -> Iterator[Located]:
                     yield str(number), _not_json(error, "column {column}")
 
 
-def _array(text: str, line: int) -> Iterator[Located]:
-    """The elements of the array that begins in `line`, up to the first that is no JSON."""
+def array_records(text: str, line: int, whole: bool = True) -> Iterator[Located]:
+    """The elements of the array that begins in `line`, up to the first that is no JSON. `whole`: the text has to end with the array."""
     at, number = 1, 0
     while True:
         end = cast("re.Match[str]", BLANKS_AND_COMMAS.match(text, at)).end()
@@ -114,7 +114,7 @@ def _array(text: str, line: int) -> Iterator[Located]:
             yield place, ValueError("the array has no end: is the file complete?")
             return
         if text[at] == "]":
-            if rest := text[at + 1 :].strip():
+            if whole and (rest := text[at + 1 :].strip()):
                 found = f"found {rest[:20]!r} after the end of the array"
                 yield str(line), ValueError(f"{found}; expected one array, or one object on each line")
             return

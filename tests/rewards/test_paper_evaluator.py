@@ -6,6 +6,8 @@ import random
 import re
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from nltk.tokenize import word_tokenize
 from torchmetrics.functional.text import squad
 
@@ -163,6 +165,33 @@ def test_exact_match_and_f1_are_those_of_the_library_on_two_thousand_pairs():
         expected = squad({"id": "q", "prediction_text": prediction}, target)
         assert exact_match(prediction, answers) == float(expected["exact_match"]) / 100
         assert f1(prediction, answers) == pytest.approx(float(expected["f1"]) / 100, abs=1e-6)
+
+
+def normalised_as_in_squad(text: str) -> str:
+    """Lower case, without punctuation, articles and double blanks: what Search-R1 compares, restated character by character."""
+    letters = "".join(c for c in text.lower() if c not in "!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~")
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", letters).split())
+
+
+def restated_f1(prediction: str, answer: str) -> float:
+    left, wanted = normalised_as_in_squad(prediction).split(), normalised_as_in_squad(answer).split()
+    shared = sum(min(left.count(word), wanted.count(word)) for word in set(left))
+    if not left or not wanted:
+        return float(left == wanted)
+    precision, recall = shared / len(left), shared / len(wanted)
+    return 2 * precision * recall / (precision + recall) if shared else 0.0
+
+
+ANSWER = st.text(alphabet=st.sampled_from("ab theATn.-'_ 1\t\u00e9\u0130\u00a0\u2019"), max_size=12)
+
+
+@settings(max_examples=500, deadline=None)
+@given(ANSWER, st.lists(ANSWER, min_size=1, max_size=3), st.booleans())
+def test_exact_match_and_f1_are_those_of_search_r1(prediction: str, answers: list[str], similar: bool):
+    prediction = f"The {answers[0].upper()}." if similar else prediction
+    same = [normalised_as_in_squad(answer) == normalised_as_in_squad(prediction) for answer in answers]
+    assert exact_match(prediction, answers) == float(any(same))
+    assert f1(prediction, answers) == pytest.approx(max(restated_f1(prediction, answer) for answer in answers))
 
 
 @pytest.mark.parametrize(

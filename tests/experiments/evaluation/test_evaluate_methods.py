@@ -253,6 +253,14 @@ def test_a_difference_that_cannot_be_measured_is_a_dash_and_a_null(tmp_path):
     assert json.loads((where / "summary.json").read_text())["differences"]["all"]["tokens_per_right_answer"]["value"] is None
 
 
+def test_all_data_sets_are_checked_before_the_first_is_measured(tmp_path, capsys):
+    settings = [f"data.folder={tmp_path}", f"evaluation.folder={tmp_path / 'evaluations'}", f"data.kb_folder={tmp_path / 'kbs'}"]
+    assert evaluate.main(["experiments/worlds/cold_start_policy", "smoke.yaml", "dataset=atlas,nq", *settings]) == 2
+    (line,) = capsys.readouterr().out.splitlines()
+    assert "set data.path to where data.name=nq lies" in line
+    assert not (tmp_path / "kbs").exists()
+
+
 def test_an_evaluation_without_a_place_is_refused_at_once(ray_cluster, tmp_path, capsys):
     folders = [f"runs_folder={tmp_path}", f"data.kb_folder={tmp_path / 'kbs'}"]
     assert evaluate.main(["experiments/worlds/cold_start_policy", "smoke.yaml", "train.gpus_per_rollout_worker=1", *folders]) == 2
