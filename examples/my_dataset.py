@@ -1,6 +1,8 @@
 """A data set of your own: countries and their capitals, with the knowledge base that answers them.
 
     cd examples && r1-router train laptop.yaml data.name=my_dataset:load data.path=capitals.csv
+
+MODULE:NAME is looked up in the folder that the command is started in.
 """
 
 from typing import Any

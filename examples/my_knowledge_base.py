@@ -1,6 +1,8 @@
 """A source of your own: threads of a forum. Each answer is a passage, with the question as its title.
 
     cd examples && r1-router kb build threads.jsonl kbs/forum source=my_knowledge_base:Forum shortest=20
+
+MODULE:NAME is looked up in the folder that the command is started in.
 """
 
 from collections.abc import Iterator

@@ -1,6 +1,8 @@
 """A reward of your own: shorter final answers earn more.
 
     cd examples && r1-router train laptop.yaml reward.terms.step=1 reward.terms.my_reward:brevity=0.2
+
+MODULE:NAME is looked up in the folder that the command is started in.
 """
 
 from rewards.step_rewards import JudgedTurn

@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
+import nbformat
 import pytest
+from nbclient import NotebookClient
 
 from experiments.config import load_config
 from experiments.datasets import load_dataset
@@ -52,7 +54,26 @@ def test_the_source_reads_a_forum_and_obeys_its_setting(tmp_path):
 
 
 def test_the_reward_is_a_term_that_pays_for_short_final_answers():
-    terms = {term.name: term for term in composed_of(load_config(["reward.terms.step=1", "reward.terms.my_reward:brevity=0.2"]).reward.terms)}
+    terms = {
+        term.name: term for term in composed_of(load_config(["reward.terms.step=1", "reward.terms.my_reward:brevity=0.2"]).reward.terms)
+    }
     judge = terms["my_reward:brevity"].value
     assert judge(SimpleNamespace(answer="two words", state=SimpleNamespace(kind="final"))) == 0.5
     assert judge(SimpleNamespace(answer="two words", state=SimpleNamespace(kind="plan"))) is None
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_notebook_runs_from_its_first_cell_to_its_last():
+    notebook = nbformat.read(EXAMPLES / "first_router.ipynb", as_version=4)
+    for cell in notebook.cells:
+        assert not cell.get("outputs")  # it is committed without
+        cell.source = cell.source.replace("train.minutes=2", "train.iterations=2").replace(
+            "evaluation.questions=128", "evaluation.questions=16"
+        )
+    NotebookClient(notebook, timeout=800, resources={"metadata": {"path": str(EXAMPLES)}}).execute()
+    said = ["".join(output.get("text", "") for output in cell.outputs) for cell in notebook.cells if cell.cell_type == "code"]
+    assert "Zorn: The Zorn is a river" in said[1].splitlines()[0]
+    assert "16 held-out questions" in said[2]
+    assert said[3].startswith("question: ")
+    assert "answer: " in said[3]
