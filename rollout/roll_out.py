@@ -44,8 +44,12 @@ class EngineTimeline(Timeline):
 
     def __init__(self, engine: Engine, drawn: bool = False):
         super().__init__(drawn=drawn)
-        self._engine, self._before, self._prefill_s = engine, replace(engine.stats), 0.0
-        self._reported = time.time()
+        self._engine = engine
+        self.leave_out()
+
+    def leave_out(self) -> None:
+        """What the engine has done since the last report belongs to no report."""
+        self._before, self._prefill_s, self._reported = replace(self._engine.stats), self._engine.stats.prefill_s, time.time()
 
     def did(self, name: str, start: float, seconds: float) -> None:
         if name != "generate":

@@ -77,7 +77,10 @@ class RolloutWorker(Measures, EnvRunner, Checkpointable):
     @ray.method(max_task_retries=RETRIES)
     def measure(self, weights: Weights, items: Sequence[Any], *rest: Any) -> list[Trajectory]:
         self._drop_run()
-        return super().measure(weights, items, *rest)
+        try:
+            return super().measure(weights, items, *rest)
+        finally:
+            self.timeline.leave_out()
 
     @ray.method(num_returns=2)
     def sample(

@@ -128,5 +128,7 @@ def test_a_measurement_is_that_of_a_process_of_its_own_and_the_next_rollout_need
     with pytest.raises(WrongPolicyVersion):
         worker.sample(questions(3), 6, None, 9)
     hand_over(worker, fresh_policy, 6)
-    assert told(worker.sample(questions(3), 6, None, 9)[1]) == expected
+    report, found = worker.sample(questions(3), 6, None, 9)
+    assert told(found) == expected
+    assert report.sampled_tokens == sum(len(turn.response_ids) for t in found for group in t.groups for turn in group.turns)
     assert told(worker.measure(str(folder), questions(3), Library(), config, 5)) == measured
