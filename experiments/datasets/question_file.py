@@ -47,7 +47,6 @@ def read_questions(path: str | Path, image_folder: str | Path | None = None) -> 
     line of another form, for an id that occurs twice, and for a picture that does not decode."""
     path, found = Path(path), {}
     folder = Path(image_folder) if image_folder else path.parent
-
     spreadsheet = ending_of(path) in SPREADSHEETS
 
     def add(where: str, record: dict[str, Any]) -> None:
@@ -77,16 +76,16 @@ def _from_cells(record: dict[str, Any]) -> dict[str, Any]:
     for column, key in COLUMNS.items():
         if column in record and key in record:
             raise ValueError(f"both columns {column!r} and {key!r} have a value; expected one of them")
-    row = {COLUMNS.get(key, key): value if isinstance(value, dict | list) else _cell_text(value) for key, value in record.items()}
-    answers = row.get("answers", "")
-    row["answers"] = [_cell_text(part) for part in (answers.split("|") if isinstance(answers, str) else answers)]
-    return row | {"answers": list(filter(None, row["answers"]))}
+    cells = {COLUMNS.get(key, key): value if isinstance(value, bytes | dict | list) else _cell_text(value) for key, value in record.items()}
+    answers = cells.get("answers", "")
+    texts = map(_cell_text, answers.split("|") if isinstance(answers, str) else answers)
+    return {key: cell for key, cell in cells.items() if cell != ""} | {"answers": list(filter(None, texts))}
 
 
 def _cell_text(value: Any) -> str:
     """1901 for 1901.0, a date in ISO form."""
     value = plain_cell(value)
-    return str(int(value) if isinstance(value, float) and value.is_integer() else value).strip()
+    return "" if value is None else str(int(value) if isinstance(value, float) and value.is_integer() else value).strip()
 
 
 def _question(where: str, record: dict[str, Any], folder: Path) -> Question:
