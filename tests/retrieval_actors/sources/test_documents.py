@@ -12,31 +12,12 @@ import pypdf
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pypdf.generic import DecodedStreamObject, DictionaryObject, NameObject
+from made_pdf import pdf
+from pypdf.generic import NameObject
 
 from retrieval_actors.sources.data_files import DataError
 from retrieval_actors.sources.documents import Documents
 from retrieval_actors.sources.read_passages import Reading, find_source, read_source
-
-
-def pdf(*pages: str, title: str = "", password: str = "") -> bytes:
-    """A PDF with a line of text on each page."""
-    writer = pypdf.PdfWriter()
-    font = {"/Type": "/Font", "/Subtype": "/Type1", "/BaseFont": "/Helvetica"}
-    for text in pages:
-        page = writer.add_blank_page(width=300, height=300)
-        fonts = DictionaryObject({NameObject("/F1"): DictionaryObject({NameObject(k): NameObject(v) for k, v in font.items()})})
-        page[NameObject("/Resources")] = DictionaryObject({NameObject("/Font"): fonts})
-        content = DecodedStreamObject()
-        content.set_data(f"BT /F1 12 Tf 20 200 Td ({text}) Tj ET".encode() if text else b"")
-        page[NameObject("/Contents")] = writer._add_object(content)
-    if title:
-        writer.add_metadata({"/Title": title})
-    if password:
-        writer.encrypt(password, algorithm="RC4-128")
-    written = io.BytesIO()
-    writer.write(written)
-    return written.getvalue()
 
 
 def read(folder: Path, **settings: int) -> list[tuple[str, str, str]]:
@@ -133,21 +114,12 @@ def test_windows_repeat_the_words_between_stride_and_length(tmp_path):
 def test_a_pdf_is_read_with_the_title_that_it_states(tmp_path):
     (tmp_path / "a.pdf").write_bytes(pdf("The Aare is a river.", "", "It flows.", title="Rivers of  Bern"))
     (tmp_path / "no title.pdf").write_bytes(pdf("Lakes."))
-    (tmp_path / "opens_without.pdf").write_bytes(encrypted_for_nobody())
+    (tmp_path / "opens_without.pdf").write_bytes(pdf("Open.", password="", owner_password="secret"))
     assert read(tmp_path) == [
         ("a.pdf#0", "Rivers of Bern", "The Aare is a river. It flows."),
         ("no title.pdf#0", "no title", "Lakes."),
         ("opens_without.pdf#0", "opens_without", "Open."),
     ]
-
-
-def encrypted_for_nobody() -> bytes:
-    """With an owner's password and none to open it."""
-    writer = pypdf.PdfWriter(clone_from=io.BytesIO(pdf("Open.")))
-    writer.encrypt("", owner_password="secret", algorithm="RC4-128")
-    written = io.BytesIO()
-    writer.write(written)
-    return written.getvalue()
 
 
 @pytest.mark.parametrize(
