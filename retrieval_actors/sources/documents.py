@@ -22,7 +22,7 @@ HEADING = re.compile(r" {0,3}(#{1,6})(?:[ \t]+(.*?))??(?:[ \t]+#+)?[ \t]*\n?")
 UNDERLINE = re.compile(r" {0,3}(=+|-{3,})[ \t]*\n?")
 FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")
 NO_PARAGRAPH = re.compile(r"\s*([-*+>|]|\d+[.)]|\Z)")  # a list, a quote, a table: a line below it is no heading
-NOT_READ = ["script", "style", "noscript", "template", "svg", "nav", "[role=navigation]"]
+NOT_READ = ["script", "style", "noscript", "template", "svg", "nav", "[role=navigation]", "[role=menu]", "[hidden]"]
 INLINE = set("a abbr b bdi bdo cite code del em font i ins kbd mark q s samp small span strong sub sup time u var wbr".split())
 HEADINGS = ["h1", "h2", "h3", "h4", "h5", "h6"]
 
@@ -76,10 +76,10 @@ def titled(title: str, sections: list[Section]) -> Iterator[tuple[str, str]]:
     """(title of its passages, text) of each section. A heading that is in the title already is not repeated. One without a text has a passage of
     its own, unless smaller headings follow it."""
     above: list[tuple[int, str]] = []
-    for (level, heading, parts), following in itertools.zip_longest(sections, sections[1:], fillvalue=(0, "", [])):
+    for (level, heading, parts), (following, _, _) in itertools.pairwise([*sections, (0, "", [])]):
         heading, text = " ".join(heading.split()), "".join(parts).strip()
         above = [*(pair for pair in above if pair[0] < level), (level, heading)]
-        if text or (heading and following[0] <= level):
+        if text or (heading and following <= level):
             yield " - ".join([title, *(name for _, name in above if name and f" {name} " not in f" {title} ")]), text
 
 

@@ -49,8 +49,8 @@ class Pictures(FolderFiles):
         beside, caption = file.with_suffix(".txt"), ""
         if beside.is_file():
             try:
-                with open_text(beside) as text:
-                    caption = check_text(text.read()).strip()
+                with open_text(beside) as opened:
+                    caption = check_text(opened.read()).strip()
             except ValueError as error:
                 raise ValueError(f"{beside.name} is {error}") from None
         text = caption or file.stem.replace("_", " ")

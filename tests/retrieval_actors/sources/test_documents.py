@@ -54,7 +54,8 @@ Water, and a list:
 #hashtag
 """
 HTML = """<!DOCTYPE html><html><head><title>Bern &amp; around</title><style>p {}</style><script>var word;</script></head><body>
-<nav><a href="x">Home</a></nav><div role="navigation">Menu</div><h1>Bern &amp; around</h1><p>The <b>c</b>apital<br>of a country.</p>
+<nav><a href="x">Home</a></nav><div role="navigation">Menu</div><p hidden>not seen</p>
+<h1>Bern &amp; around</h1><p>The <b>c</b>apital<br>of a country.</p>
 <!-- a comment --><h2>Old <i>town</i></h2><ul><li>Arcades</li><li>Fountains</li></ul>
 <table><tr><td>1191</td><td>founded</td></tr></table></body></html>"""
 
