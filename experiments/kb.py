@@ -83,10 +83,11 @@ def build(source: str, out: str, arguments: Sequence[str], console: Console) -> 
     console.print(f"  resumed: {built.resumed_chunks:,} of {built.chunks:,} chunks were embedded before")
     console.print("  a sample of its passages:")
     show(console, map(sample_line, sample(built.base)))
-    console.print(f"  left out: {len(built.left_out):,} records without a passage")
+    why = f" (empty, or of a kind that source={reading.source.name} leaves out); the first:" if built.left_out else ""
+    console.print(f"  left out: {len(built.left_out):,} records without a passage{why}")
     show(console, (f"    {place}" for place in built.left_out[:FIRST]))
     if files := reading.source.left_out(reading.path):
-        console.print(f"  not read: {len(files):,} files and folders in {reading.path.name}; the first:")
+        console.print(f"  not read: {len(files):,} of the files and folders in {reading.path.name}; the first:")
         show(console, (f"    {name}: {reason}" for name, reason in files[:FIRST]))
     if built.broken:
         console.print(f"  skipped: {len(built.broken):,} broken records, all of them in {SKIPPED}; the first:")
