@@ -32,6 +32,9 @@ from retrieval_actors.records import Passage, Query
 from retrieval_actors.sources.passage_lines import PassageLines
 from retrieval_actors.sources.read_passages import Reading, find_source
 
+FIRST = 5  # of a list that may be long
+SAMPLED_IDS = 1000  # of a shard
+
 
 @dataclass
 class SearchSettings:
@@ -78,11 +81,36 @@ def build(source: str, out: str, arguments: Sequence[str], console: Console) -> 
     rate = built.embedded / max(built.embedding_seconds, 1e-9)
     console.print(f"  built in {time.perf_counter() - started:.1f} s: embedded {built.embedded:,} passages, {rate:,.0f} passages/s")
     console.print(f"  resumed: {built.resumed_chunks:,} of {built.chunks:,} chunks were embedded before")
-    console.print(f"  left out: {built.left_out:,} records without a passage")
+    console.print("  a sample of its passages:")
+    show(console, map(sample_line, sample(built.base)))
+    why = f" (empty, or of a kind that source={reading.source.name} leaves out); the first:" if built.left_out else ""
+    console.print(f"  left out: {len(built.left_out):,} records without a passage{why}")
+    show(console, (f"    {place}" for place in built.left_out[:FIRST]))
+    if files := reading.source.left_out(reading.path):
+        console.print(f"  not read: {len(files):,} of the files and folders in {reading.path.name}; the first:")
+        show(console, (f"    {name}: {reason}" for name, reason in files[:FIRST]))
     if built.broken:
         console.print(f"  skipped: {len(built.broken):,} broken records, all of them in {SKIPPED}; the first:")
-        show(console, (f"    {record['place']}: {record['reason']}" for record in built.broken[:5]))
+        show(console, (f"    {record['place']}: {record['reason']}" for record in built.broken[:FIRST]))
     return 0
+
+
+def sample(base: KnowledgeBase) -> list[Passage]:
+    """Three passages, of a first, a middle and a last file where ids tell files apart; else those at the begin, in the middle and at the end."""
+    tables = [base.shard(number).table for number in range(len(base.manifest["shards"]))]
+    rows = [(number, row) for number, table in enumerate(tables) for row in range(0, len(table), len(table) // SAMPLED_IDS + 1)]
+    of_files: dict[str, tuple[int, int]] = {}
+    for number, row in rows:
+        of_files.setdefault(tables[number]["id"][row].as_py().rpartition("#")[0], (number, row))
+    found = list(of_files.values()) if len(of_files) > 2 else rows
+    chosen = [found[place] for place in sorted({0, len(found) // 2, len(found) - 1})]
+    return [Passage(**tables[number].slice(row, 1).to_pylist()[0]) for number, row in chosen]
+
+
+def sample_line(passage: Passage, most: int = 160) -> str:
+    """At most two lines of a terminal."""
+    text = f"{passage.id}: {'[picture] ' if passage.image else ''}{passage.full_text}"
+    return f"    {text}" if len(text) <= most else f"    {text[:most].rsplit(' ', 1)[0]} ..."
 
 
 def show(console: Console, lines: Iterable[str]) -> None:

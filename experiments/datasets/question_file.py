@@ -3,7 +3,8 @@
     {"id": "q1", "text": "Who directed ...?", "answers": ["Frank Wisbar"], "image": "flags/at.png", "family": "film",
      "gold_steps": [{"query": "Who directed ...?", "kb": "text", "answer": "Frank Wisbar", "entities": ["..."]}]}
 
-Only `text` and `answers` are needed. Images are paths relative to the image folder, and never outside of it.
+Only `text` and `answers` are needed. Images are paths relative to the image folder, and never outside of it. In a spreadsheet (CSV, TSV, XLSX,
+Parquet) the columns may be called `question` and `answer`, a cell holds several answers with `|` between them, and numbers are texts.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ from typing import Any
 from experiments.config import DataConfig, EvaluationConfig, RunConfigError
 from experiments.datasets.dataset import Dataset, made_of_records, split
 from retrieval_actors.pictures import PictureError, read_picture
-from retrieval_actors.sources.data_files import DataError
+from retrieval_actors.sources.data_files import SPREADSHEETS, DataError, ending_of, plain_cell
 from retrieval_actors.sources.source import id_of, picture_of
 from rollout.records import GoldStep, Image, Question
 
 QUESTION_KEYS = {"id", "text", "answers", "image", "family", "gold_steps"}
+COLUMNS = {"question": "text", "answer": "answers"}  # other names in a spreadsheet
 GOLD_KEYS = {"query", "kb", "answer", "entities"}
 
 
@@ -45,9 +47,12 @@ def read_questions(path: str | Path, image_folder: str | Path | None = None) -> 
     line of another form, for an id that occurs twice, and for a picture that does not decode."""
     path, found = Path(path), {}
     folder = Path(image_folder) if image_folder else path.parent
+    spreadsheet = ending_of(path) in SPREADSHEETS
 
     def add(where: str, record: dict[str, Any]) -> None:
-        question = _question(where, record, folder)
+        if spreadsheet and not any(str(value).strip() for value in record.values()):
+            return
+        question = _question(where, _from_cells(record) if spreadsheet else record, folder)
         if question.id in found:
             raise ValueError(f"id {question.id!r} occurs twice; every question needs its own")
         found[question.id] = question
@@ -64,6 +69,23 @@ def read_image(path: str, folder: Path) -> Image:
         return Image.of(read_picture(folder, path))
     except PictureError as error:
         raise ValueError(f"{error}{'' if (folder / path).is_file() else '; set data.image_folder'}") from None
+
+
+def _from_cells(record: dict[str, Any]) -> dict[str, Any]:
+    """The row of a spreadsheet with the keys and types of a question. Raises ValueError for two columns with one meaning."""
+    for column, key in COLUMNS.items():
+        if column in record and key in record:
+            raise ValueError(f"both columns {column!r} and {key!r} have a value; expected one of them")
+    cells = {COLUMNS.get(key, key): value if isinstance(value, bytes | dict | list) else _cell_text(value) for key, value in record.items()}
+    answers = cells.get("answers", "")
+    texts = map(_cell_text, answers.split("|") if isinstance(answers, str) else answers)
+    return {key: cell for key, cell in cells.items() if cell != ""} | {"answers": list(filter(None, texts))}
+
+
+def _cell_text(value: Any) -> str:
+    """1901 for 1901.0, a date in ISO form."""
+    value = plain_cell(value)
+    return "" if value is None else str(int(value) if isinstance(value, float) and value.is_integer() else value).strip()
 
 
 def _question(where: str, record: dict[str, Any], folder: Path) -> Question:

@@ -73,7 +73,7 @@ class BuildSettings:
 class Built:
     base: KnowledgeBase
     broken: list[dict[str, str]]  # place and reason of each record in skipped.jsonl
-    left_out: int  # records without a passage: left out on purpose, or empty
+    left_out: list[str]  # FILE:LINE of each record without a passage: left out on purpose, or empty
     chunks: int
     resumed_chunks: int  # those that an earlier, interrupted build had embedded
     embedded: int  # passages that this one embedded
@@ -122,7 +122,7 @@ def build_from_source(
         index: dict[str, Any] = {"dimension": dimension, "shards": shards, "index": settings.index, "lexical": settings.lexical}
         slices = functools.partial(_slices, work, chunks)
         base = write_folder(out, total, slices, **card, **index, aside=work.path / "new", skipped=skipped, progress=progress)
-    left_out = sum(summary["left_out"] for summary in summaries)
+    left_out = [place for summary in summaries for place in summary["left_out"]]
     embedded = total - sum(chunk.passages for chunk in resumed)
     return Built(base, broken, left_out, len(chunks), len(resumed), embedded, embedding_seconds)
 

@@ -84,12 +84,12 @@ class WorkFolder:
         self, part: int, files: Sequence[Path], reading: Reading, skip_broken: bool, chunk_passages: int, chunk_bytes: int = CHUNK_BYTES
     ) -> Iterator[int]:
         """Writes the chunks of a part, yielding the passages of each. Raises DataError for a broken record, unless skipped."""
-        summary: dict[str, Any] = {"chunks": [], "left_out": 0, "broken": [], "pictures": 0}
+        summary: dict[str, Any] = {"chunks": [], "left_out": [], "broken": [], "pictures": 0}
 
         def passages() -> Iterator[tuple[Passage, str]]:
             for place, found in reading.outcomes(files):
                 if isinstance(found, list):
-                    summary["left_out"] += not found
+                    summary["left_out"] += [] if found else [place]
                     summary["pictures"] += sum(passage.image is not None for passage in found)
                     yield from ((passage, place) for passage in found)
                 elif skip_broken:
@@ -113,7 +113,7 @@ class WorkFolder:
             aside.write_text(json.dumps(summary), encoding="utf-8")
 
     def part_summary(self, part: int) -> dict[str, Any]:
-        """`chunks` (passages in each), `broken` (place and reason of each record), and the numbers `left_out` and `pictures`."""
+        """`chunks` (passages in each), `broken` (place and reason of each record), `left_out` (places), and the number of `pictures`."""
         return json.loads(self._part_file(part).read_text(encoding="utf-8"))
 
     def passages(self, chunk: Chunk) -> pa.Table:

@@ -1,14 +1,19 @@
-"""The reader of data files: JSON Lines, a JSON array, Parquet, and TSV or CSV with a header; in UTF-8, packed by gzip, bzip2 or not at all. The
-content decides, not the name (except for .tsv and .csv). At most one record, or one array, is in memory at a time.
+"""The reader of data files: JSON Lines, a JSON array, Parquet, XLSX, and TSV or CSV with a header; text in UTF-8, packed by gzip, bzip2 or not at
+all. The content decides, not the name (except for .tsv, .csv and .xlsx). At most one record, or one array, is in memory at a time.
 """
 
 from __future__ import annotations
 
 import bz2
+import contextlib
 import csv
+import datetime
+import decimal
 import gzip
+import itertools
 import json
 import re
+import warnings
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,13 +22,17 @@ from typing import Any, TextIO, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-ENDINGS = (".jsonl", ".ndjson", ".json", ".parquet", ".pq", ".tsv", ".csv")  # files that are read from a folder
+SPREADSHEETS = (".csv", ".tsv", ".xlsx", ".parquet", ".pq")
+ENDINGS = (".jsonl", ".ndjson", ".json", *SPREADSHEETS)  # files that are read from a folder
 BLANKS = " \t\r\n\f\v\ufeff"  # with the byte order marks of concatenated files
 BLANKS_AND_COMMAS = re.compile(r"[\s,]*")
 HALF_PAIR = re.compile(r"\\u[dD][89a-fA-F]")
 csv.field_size_limit(2**30)  # 128 KiB would refuse long articles
+warnings.filterwarnings("ignore", module="openpyxl")  # about styles and menus that are not read
 
-Located = tuple[str, Any]  # (place, record); the place is a line (`12`), a row of Parquet, or an element of an array (`12 (element 3)`)
+Located = tuple[
+    str, Any
+]  # (place, record); the place is a line (`12`), a row of Parquet or XLSX (`Sheet!12`), or `12 (element 3)` of an array
 
 
 class DataError(ValueError):
@@ -52,21 +61,31 @@ def records(file: Path) -> Iterator[Located]:
     except (OSError, EOFError, zlib.error, csv.Error, pa.ArrowException, UnicodeDecodeError) as error:
         if isinstance(error, OSError) and error.errno:
             raise DataError(f"{file}: cannot be read ({error.strerror})") from None
-        detail = " ".join(str(error).split()) or type(error).__name__
-        yield place, ValueError(f"the file cannot be read beyond this line ({detail}): is it complete?")
+        yield place, ValueError(f"the file cannot be read beyond this line ({one_line(error)}): is it complete?")
 
 
 def _reader(file: Path) -> Iterator[Located]:
     with file.open("rb") as content:
-        if content.read(4) == b"PAR1" or _ending(file) in (".parquet", ".pq"):
+        if content.read(4) == b"PAR1" or ending_of(file) in (".parquet", ".pq"):
             return _parquet_rows(file)
-    delimiter = {".tsv": "\t", ".csv": ","}.get(_ending(file))
+    if ending_of(file) == ".xlsx":
+        return _workbook_rows(file)
+    delimiter = {".tsv": "\t", ".csv": ","}.get(ending_of(file))
     return _table_rows(file, delimiter) if delimiter else _json_records(file)
+
+
+def one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def data_files(folder: Path) -> list[Path]:
     """The data files of a folder, by their endings, in order."""
-    return sorted(file for file in folder.iterdir() if _ending(file) in ENDINGS and file.name[0] != "." and file.is_file())
+    return sorted(file for file in folder.iterdir() if ending_of(file) in ENDINGS and not is_hidden(file.name) and file.is_file())
+
+
+def is_hidden(name: str) -> bool:
+    """Also the lock file beside a document that is open in an office program."""
+    return name.startswith((".", "~$"))
 
 
 def open_text(file: Path, newline: str | None = None) -> TextIO:
@@ -186,7 +205,11 @@ def _parquet_rows(file: Path) -> Iterator[Located]:
 
 
 def _table_rows(file: Path, delimiter: str) -> Iterator[Located]:
-    """Lines below the header; an empty field has no value."""
+    """Lines below the header; an empty field has no value. A CSV with semicolons is what some spreadsheet programs write."""
+    with open_text(file) as text:
+        first = text.readline()
+    if delimiter == "," and ";" in first and "," not in first:
+        delimiter = ";"
     with open_text(file, newline="") as text:
         rows = csv.reader(text, delimiter=delimiter, strict=True)
         header = [name.strip() for name in next(filter(None, rows), [])]
@@ -208,7 +231,44 @@ def _table_rows(file: Path, delimiter: str) -> Iterator[Located]:
                 yield place, error
 
 
-def _ending(file: Path) -> str:
+def _workbook_rows(file: Path) -> Iterator[Located]:
+    """Rows below the first that is not empty, of each visible sheet; the place is `SHEET!ROW` where there are several. Empty rows are left out.
+    A formula has the value that was saved with it. A column without a name is called by its letter."""
+    import openpyxl
+    from openpyxl.utils import get_column_letter
+
+    try:
+        with contextlib.closing(openpyxl.load_workbook(file, read_only=True, data_only=True)) as book:
+            sheets = [sheet for sheet in book.worksheets if sheet.sheet_state == "visible"]
+            for sheet in sheets:
+                sheet.reset_dimensions()  # some programs write wrong ones
+                rows = ((number, [plain_cell(cell) for cell in row]) for number, row in enumerate(sheet.iter_rows(values_only=True), 1))
+                filled = ((f"{sheet.title}!{n}" if len(sheets) > 1 else str(n), row) for n, row in rows if any(c is not None for c in row))
+                place, header = next(filled, ("1", []))
+                names = ["" if name is None else str(name).strip() for name in header]
+                if len(set(given := list(filter(None, names)))) < len(given):
+                    yield place, ValueError(f"two columns have one name ({', '.join(given)}); rename one")
+                    continue
+                for place, row in filled:
+                    pairs = enumerate(itertools.zip_longest(names, row), 1)
+                    yield place, {name or get_column_letter(n): cell for n, (name, cell) in pairs if name or cell is not None}
+    except Exception as error:  # damaged files make openpyxl raise anything
+        yield (
+            "1",
+            ValueError(f"no XLSX workbook that can be read ({one_line(error)}); expected a complete one without a password: save it again"),
+        )
+
+
+def plain_cell(value: Any) -> Any:
+    """Dates and times as ISO text, numbers with the 15 digits that a spreadsheet program shows, an empty text as None; the rest as it is."""
+    if isinstance(value, datetime.datetime) and value.time() == datetime.time():
+        return str(value.date())
+    if isinstance(value, datetime.date | datetime.time | datetime.timedelta | decimal.Decimal):
+        return str(value)
+    return float(f"{value:.15g}") if isinstance(value, float) else None if value == "" else value
+
+
+def ending_of(file: Path) -> str:
     """`.jsonl` of `a.jsonl.gz`."""
     ending = file.suffix.lower()
     return Path(file.stem).suffix.lower() if ending in (".gz", ".bz2") else ending

@@ -12,12 +12,18 @@ from typing import Any
 
 from retrieval_actors.records import Passage
 from retrieval_actors.sources.data_files import DataError, data_files, records
+from retrieval_actors.sources.documents import Documents
 from retrieval_actors.sources.passage_lines import CaptionedPictures, MbeirCandidates, PassageLines
+from retrieval_actors.sources.picture_files import Pictures
 from retrieval_actors.sources.source import Source, word_windows
+from retrieval_actors.sources.spreadsheets import Spreadsheets
 from retrieval_actors.sources.tables import Tables
 from retrieval_actors.sources.wikipedia import Wikipedia
 
-SOURCES: dict[str, type[Source]] = {source.name: source for source in (MbeirCandidates, CaptionedPictures, Tables, Wikipedia, PassageLines)}
+SOURCES: dict[str, type[Source]] = {
+    source.name: source
+    for source in (MbeirCandidates, CaptionedPictures, Tables, Wikipedia, Spreadsheets, PassageLines, Pictures, Documents)
+}
 """`source=auto` takes the first that recognises the path."""
 FIRST_RECORDS = 10  # read to recognise a source; more than one, as the first may be broken and on_error=skip leaves it out
 
@@ -69,7 +75,7 @@ class Reading:
 
     def outcomes(self, files: Sequence[Path]) -> Iterator[tuple[str, list[Passage] | ValueError]]:
         """(FILE:LINE, its passages or an error in one line) of each record in order; no passages if it is left out."""
-        located = ((file, number, *found) for file in files for number, found in enumerate(records(file)))
+        located = ((file, number, *found) for file in files for number, found in enumerate(self.source.read(file)))
         for file, number, line, record in itertools.islice(located, self.limit or None):
             default_id = str(number) if file == self.path else f"{file.relative_to(self.path)}:{number}"
             yield f"{file}:{line}", record if isinstance(record, ValueError) else self._passages(record, file, default_id)

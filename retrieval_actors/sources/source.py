@@ -10,7 +10,7 @@ from typing import Any, ClassVar, TypeVar
 
 from retrieval_actors.pictures import decode, read_picture
 from retrieval_actors.records import Passage
-from retrieval_actors.sources.data_files import DataError, data_files
+from retrieval_actors.sources.data_files import DataError, Located, data_files, records
 
 Item = TypeVar("Item")
 
@@ -35,6 +35,14 @@ class Source:
         if not (files := data_files(path)):
             raise DataError(f"{path}: no data file in this folder; source={self.name} expects {self.form}")
         return [[file] for file in files]
+
+    def read(self, file: Path) -> Iterator[Located]:
+        """(place, record) of each record of a file; a ValueError stands in for a broken one. By default those of a data file."""
+        return records(file)
+
+    def left_out(self, path: Path) -> list[tuple[str, str]]:
+        """(path, reason) of each file in a folder that is not read; by default nothing is known about them."""
+        return []
 
     def passages(self, record: Any, file: Path, default_id: str) -> Iterable[Passage]:
         """The passages of one record, none to leave it out. `default_id`: for a record without an id. Raises ValueError or OSError, one line."""

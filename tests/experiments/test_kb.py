@@ -5,11 +5,14 @@ from __future__ import annotations
 import io
 import json
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from experiments import kb
+from retrieval_actors.build.from_passages import write_knowledge_base
 from retrieval_actors.knowledge_base import KnowledgeBase
+from retrieval_actors.records import Passage
 
 
 def test_a_file_becomes_a_folder_that_finds_its_passages(ray_cluster, tmp_path, capsys):
@@ -24,12 +27,35 @@ def test_a_file_becomes_a_folder_that_finds_its_passages(ray_cluster, tmp_path, 
     assert "8 in 3 shards" in said
     assert "8 passages, " in said
     assert "1 records without a passage" in said
+    assert f"    {source}:9\n" in said
+    assert [line.split(": Country")[0] for line in said.split("a sample of its passages:\n")[1].splitlines()[:3]] == [
+        "    0",
+        "    4",
+        "    7",
+    ]
     assert "7 broken records, all of them in skipped.jsonl; the first:" in said
     assert said.count("expected 'text', 'contents'") == 5
     card = KnowledgeBase.open(tmp_path / "kb").card
     assert (card.name, card.retriever_name, card.description, card.modality) == ("text", "Text Retriever", "Capitals.", "text")
     assert kb.main(["search", str(tmp_path / "kb"), "What is the capital of Country 5?", "k=2"]) == 0
     assert "Its capital is City5." in capsys.readouterr().out
+
+
+def test_a_sample_shows_passages_of_different_files_cut_to_two_lines(tmp_path):
+    card = {"name": "text", "retriever_name": "Text Retriever", "description": "", "modality": "text", "embedder": "minilm"}
+
+    def sampled(shards, **files):
+        made = [Passage(f"{name}.txt#{number}", f"word {number} " * 50, name) for name, count in files.items() for number in range(count)]
+        vectors = np.eye(1, 8, dtype=np.float32).repeat(len(made), 0)
+        return kb.sample(write_knowledge_base(tmp_path / "kb", passages=made, vectors=vectors, shards=shards, **card))
+
+    assert [passage.title for passage in sampled(2, a=3000, b=1, c=2, d=1, e=5)] == ["a", "c", "e"]
+    assert [passage.id for passage in sampled(2, a=5, b=2)] == ["a.txt#0", "a.txt#3", "b.txt#1"]
+    assert [passage.id for passage in sampled(1, a=1)] == ["a.txt#0"]
+    line = kb.sample_line(sampled(1, a=1)[0])
+    assert line.startswith("    a.txt#0: a. word 0 word 0")
+    assert 140 < len(line) <= 168
+    assert line.endswith(" ...")
 
 
 @pytest.mark.slow

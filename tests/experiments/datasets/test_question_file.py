@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import datetime
 import io
 import json
 from pathlib import Path
 
+import openpyxl
 import PIL.Image
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from experiments.datasets.question_file import read_questions
@@ -87,6 +91,68 @@ def test_null_is_missing_and_a_number_and_its_text_are_the_same_id(tmp_path: Pat
         read_questions(write(tmp_path, bare | {"id": "7"}, bare | {"id": 7}))
     path.write_text(json.dumps([bare, bare]))
     assert [question.id for question in read_questions(path)] == [f"{path}:1 (element 1)", f"{path}:1 (element 2)"]
+
+
+ROWS = [
+    ["id", "question", "answer", "image", "family"],
+    [7, "When did it open?", 1931, "flag.png", "films"],
+    [None, None, None, None, None],
+    ["b", "Which capital? ", " Bern |Berne|| 3.5", None, 2020],
+    ["c", "When was that?", datetime.datetime(1931, 5, 4), None, None],
+]
+EXPECTED = [
+    ("7", "When did it open?", ("1931",), True, "films"),
+    ("b", "Which capital?", ("Bern", "Berne", "3.5"), False, "2020"),
+    ("c", "When was that?", ("1931-05-04",), False, ""),
+]
+
+
+def read_all(path: Path) -> list[tuple]:
+    return [(q.id, q.text, q.answers, q.image is not None, q.family) for q in read_questions(path)]
+
+
+@pytest.fixture
+def workbook(tmp_path: Path) -> Path:
+    (tmp_path / "flag.png").write_bytes(picture())
+    book = openpyxl.Workbook()
+    for row in ROWS:
+        book.active.append(row)
+    book.save(tmp_path / "questions.xlsx")
+    return tmp_path / "questions.xlsx"
+
+
+def test_a_spreadsheet_of_any_form_holds_the_same_questions(workbook: Path):
+    assert read_all(workbook) == EXPECTED
+    texts = [["" if cell is None else str(cell).removesuffix(" 00:00:00") for cell in row] for row in ROWS]
+    for name, between in [("a.csv", ","), ("of_excel.csv", ";"), ("a.tsv", "\t")]:
+        workbook.with_name(name).write_text("".join(between.join(row) + "\n" for row in texts), encoding="utf-8-sig")
+        assert read_all(workbook.with_name(name)) == EXPECTED
+    _, *rows = (row for row in texts if any(row))
+    columns = dict(zip(("id", "text", "answers", "image", "family"), map(list, zip(*rows, strict=True)), strict=True))
+    columns["answers"] = [[1931], ["Bern", "Berne", "3.5"], ["1931-05-04"]]
+    rows_of_lists = pa.table(columns | {"answers": [list(map(str, found)) for found in columns["answers"]]})
+    pq.write_table(rows_of_lists, workbook.with_name("a.parquet"))
+    assert read_all(workbook.with_name("a.parquet")) == EXPECTED
+    years = {"question": ["When?", "How high?"], "answer": pa.array([1931.0, None]), "answers": [None, ["540"]]}
+    pq.write_table(pa.table(years), workbook.with_name("years.parquet"))
+    assert [question.answers for question in read_questions(workbook.with_name("years.parquet"))] == [("1931",), ("540",)]
+
+
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        ("question,answer\nWhy?,\n", r"2: answers is \[\], expected a list of texts, at least one"),
+        ("question,answer\nWhy?, | \n", r"2: answers is \[\], expected a list of texts"),
+        ("question,answer\n,so\n", "2: text is None, expected a text that is not empty"),
+        ("question,text,answer\nWhy?,Why?,so\n", "2: both columns 'question' and 'text' have a value; expected one of them"),
+        ("question,answer,note\nWhy?,so,x\n", "2: unknown key 'note' in a question; known are"),
+        ("question,answer,gold_steps\nWhy?,so,[]\n", "2: gold_steps is str, expected a list"),
+    ],
+)
+def test_a_wrong_row_is_named_by_file_and_line(tmp_path: Path, table: str, said: str):
+    (tmp_path / "a.csv").write_text(table)
+    with pytest.raises(DataError, match=rf"a\.csv:{said}"):
+        read_questions(tmp_path / "a.csv")
 
 
 def test_a_missing_file_says_what_to_set(tmp_path: Path):
