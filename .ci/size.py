@@ -13,7 +13,7 @@ BUDGETS = {
     "rewards": 950,
     "learner": 3700,
     "experiments/worlds": 1100,
-    "experiments/datasets": 1050,
+    "experiments/datasets": 1100,
     "experiments/run": 1400,
     "experiments/evaluation": 1250,
     "experiments/report": 900,
