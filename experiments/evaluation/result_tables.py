@@ -157,7 +157,7 @@ def what_happened(summary: Mapping[str, Any]) -> str:
     if known(routing):
         learned = routing["value"] > 0 and excludes_zero(routing)
         said.append(f"{'learned' if learned else 'did not learn'} where to search: routing {change('routing_accuracy')}")
-    better = "" if excludes_zero(answers) else " (no more than chance)"
+    better = "" if excludes_zero(answers) else " (within chance)"
     said.append(f"answers {change('f1_recall')}{better}")
     gold = ((summary.get("baselines") or {}).get("oracle") or {}).get("overall", {}).get("f1_recall")
     if known(gold):
