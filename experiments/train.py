@@ -12,12 +12,12 @@ from pathlib import Path
 
 from experiments.cluster.ray_session import check_start
 from experiments.command_line.entry_point import WRONG_INPUT, command
-from experiments.command_line.opening import opening_lines
 from experiments.command_line.terminal import Console
 from experiments.config import RunConfigError, TrainConfig, find_policy, load_config, resolved_yaml
 from experiments.config.policy_files import check_policy_files
 from experiments.datasets import Dataset, training_dataset
 from experiments.run.dump_and_replay import dumped_iterations, learn_only, roll_out_only
+from experiments.run.opening import opening_lines
 from experiments.run.stop_signal import Stop
 from experiments.run.whole_run import whole_run
 

@@ -7,7 +7,6 @@ from rich.console import Console
 from experiments.cluster.ray_session import start_ray
 from experiments.cluster.supervisor import Supervisor
 from experiments.command_line.entry_point import FAILED, ONE_LINE_ERRORS, STOPPED
-from experiments.command_line.opening import next_commands
 from experiments.command_line.progress import Progress
 from experiments.config import TrainConfig
 from experiments.datasets import Dataset
@@ -15,6 +14,7 @@ from experiments.evaluation.result_tables import print_results
 from experiments.report.report_page import write_report
 from experiments.run.checkpoints import resume
 from experiments.run.measure_before_and_after import measure_end, measure_start, report_so_far, write_summary
+from experiments.run.opening import next_commands
 from experiments.run.run_actors import SharedServices, start_run_actors
 from experiments.run.run_state import Run, Totals
 from experiments.run.stop_signal import Stop

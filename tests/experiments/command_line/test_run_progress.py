@@ -10,11 +10,11 @@ import pytest
 from rich.console import Console
 
 from experiments.command_line import progress as progress_file
-from experiments.command_line.opening import opening_lines
 from experiments.command_line.progress import Progress
 from experiments.config import CONFIGS, load_config
 from experiments.datasets import training_dataset
 from experiments.evaluation.result_tables import print_results, what_happened
+from experiments.run.opening import opening_lines
 
 ROW = {"iteration": 3, "reward": 0.5, "routing": 0.25, "tokens_per_second": 1234.0}
 
