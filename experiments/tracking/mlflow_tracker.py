@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ from experiments.config import TrainConfig
 from experiments.tracking.mlflow_connection import bound_waiting, note
 from experiments.tracking.mlflow_upload import RunUpload
 from experiments.tracking.run_folder import TRACES
-from experiments.tracking.traces import append
+from experiments.tracking.traces import TRAINING, append
 
 MakeLines = Callable[[], Sequence[Mapping[str, Any]]]
+TRACED_SHARE = 0.01  # Of a run's time, at most, goes into traces of training; then iterations are left out
 RETRY_S = 30.0  # between attempts after a failure; the end of the run is always tried
 
 
@@ -25,6 +27,7 @@ class Tracker:
         self._upload = RunUpload(folder, config.tracking)
         self._outcome, self._sent, self._trained = "", False, False
         self._traces: dict[str, MakeLines] = {}  # phase -> the newest episodes that are not in the folder yet
+        self._began, self._traced_s = time.monotonic(), 0.0  # CPU seconds that traces have cost
         self._not_before = 0.0  # of the next attempt; 0: the last one did not fail
         self._wake = threading.Event()
         self._monitor: Any = None
@@ -48,7 +51,8 @@ class Tracker:
 
     def trace(self, phase: str, make: MakeLines) -> None:
         """The thread calls `make` and adds its lines to the folder; before it has, newer ones of the same phase take their place."""
-        if self._tracking.mlflow and self._tracking.traces:
+        too_dear = phase == TRAINING and self._traced_s > TRACED_SHARE * (time.monotonic() - self._began)
+        if self._tracking.mlflow and self._tracking.traces and not too_dear:
             self._traces[phase] = make
             self._wake.set()
 
@@ -80,8 +84,17 @@ class Tracker:
         self._sent = self._attempt(self._send_all)
 
     def _write_traces(self) -> None:
-        while self._traces:
-            append(self._folder / TRACES, self._traces.popitem()[1]())
+        with self._charged():
+            while self._traces:
+                append(self._folder / TRACES, self._traces.popitem()[1]())
+
+    @contextmanager
+    def _charged(self) -> Iterator[None]:
+        began = time.thread_time()
+        try:
+            yield
+        finally:
+            self._traced_s += time.thread_time() - began
 
     def _send(self) -> None:
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
@@ -93,7 +106,8 @@ class Tracker:
         if self._trained:  # before, a resumed run has not yet dropped the lines that it will write again
             self._upload.send_iterations()
         self._upload.send_tags()
-        self._upload.send_traces()
+        with self._charged():
+            self._upload.send_traces()
         if self._monitor is None:  # of CPU, memory, disk and network, until a request of its fails
             self._monitor = SystemMetricsMonitor(self.run_id, resume_logging=True, tracking_uri=self._tracking.uri)
             self._monitor.start()

@@ -94,8 +94,10 @@ def _search_span(step: Step) -> dict[str, Any]:
 
 
 def append(file: Path, lines: Sequence[Mapping[str, Any]]) -> None:
-    with file.open("a", encoding="utf-8") as out:
-        out.write("".join(json.dumps(line, ensure_ascii=False, default=float) + "\n" for line in lines))
+    text = "".join(json.dumps(line, ensure_ascii=False, default=float) + "\n" for line in lines)
+    if text:
+        with file.open("a", encoding="utf-8") as out:
+            out.write(text)
 
 
 def send_new(file: Path, start: int, send: Callable[[Mapping[str, Any]], Any]) -> int:
@@ -140,8 +142,8 @@ class TraceSender:
             tags={name: value for name, value in tags.items() if value},
             assessments=list(_assessments(line, number)),
         )
+        self._client.start_trace(info)  # first: a trace that is there already costs twice the time
         self._client.log_spans(self._experiment, [_mlflow_span(line, span, number, place) for place, span in enumerate(_tree(line))])
-        self._client.start_trace(info)
         return trace
 
 
