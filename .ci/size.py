@@ -17,7 +17,7 @@ BUDGETS = {
     "experiments/run": 1400,
     "experiments/evaluation": 1250,
     "experiments/report": 900,
-    "experiments/tracking": 1050,
+    "experiments/tracking": 1250,
     "experiments/cluster": 1250,
     "experiments/serving": 1500,
     "experiments/studies": 600,

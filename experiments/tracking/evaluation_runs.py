@@ -35,9 +35,10 @@ def close(client: Any, run_id: str, measured: Mapping[str, Any]) -> None:
     from mlflow.entities import Metric
 
     known, now = client.get_run(run_id), int(time.time() * 1000)
-    values = {name: float(figure["value"]) for name, figure in measured.get("overall", {}).items() if figure["value"] is not None}
-    values = {name: value for name, value in values.items() if math.isfinite(value)}
-    new = [Metric(name, value, now, 0) for name, value in values.items() if known.data.metrics.get(name) != value]
+    values = {
+        name: figure["value"] for name, figure in measured.get("overall", {}).items() if known.data.metrics.get(name) != figure["value"]
+    }
+    new = [Metric(name, float(value), now, 0) for name, value in values.items() if value is not None and math.isfinite(value)]
     client.log_batch(run_id, metrics=new)
     if known.info.status != "FINISHED":
         client.set_terminated(run_id, "FINISHED")
@@ -48,10 +49,8 @@ def send_evaluation(folder: Path, tracking: TrackingConfig, dataset: tuple[str, 
     bound_waiting()
     client, known = connect(tracking), note(folder)
     experiment, key = experiment_id(client, tracking), known["key"]
-    runs = {
-        method: evaluation_run(client, experiment, f"{key}/{method}", f"{folder.name}: {measured['label']}", dataset)
-        for method, measured in methods.items()
-    }
+    names = {method: f"{folder.name}: {measured['label']}" for method, measured in methods.items()}
+    runs = {method: evaluation_run(client, experiment, f"{key}/{method}", name, dataset) for method, name in names.items()}
     sender = TraceSender(tracking.uri, experiment, key, folder.name)
     start = identity(folder).get("traces", 0) if known.get("uri") == tracking.uri else 0
     end = send_new(folder / TRACES, start, lambda line: sender.send(line, runs.get(line["phase"], "")))

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,24 +76,15 @@ class Tracker:
         while not self._outcome:
             self._wake.wait()
             self._wake.clear()
-            self._attempt(self._write_traces)
-            if not self._outcome and time.monotonic() >= self._not_before:
-                self._attempt(self._send)
+            self._attempt(self._write_traces, traces=True)
+            if not self._outcome and time.monotonic() >= self._not_before and self._attempt(self._send):
+                self._attempt(self._upload.send_traces, traces=True)
         self._attempt(self._write_traces)
         self._sent = self._attempt(self._send_all)
 
     def _write_traces(self) -> None:
-        with self._charged():
-            while self._traces:
-                append(self._folder / TRACES, self._traces.popitem()[1]())
-
-    @contextmanager
-    def _charged(self) -> Iterator[None]:
-        began = time.thread_time()
-        try:
-            yield
-        finally:
-            self._traced_s += time.thread_time() - began
+        while self._traces:
+            append(self._folder / TRACES, self._traces.popitem()[1]())
 
     def _send(self) -> None:
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
@@ -106,11 +96,10 @@ class Tracker:
         if self._trained:  # before, a resumed run has not yet dropped the lines that it will write again
             self._upload.send_iterations()
         self._upload.send_tags()
-        with self._charged():
-            self._upload.send_traces()
         if self._monitor is None:  # of CPU, memory, disk and network, until a request of its fails
             self._monitor = SystemMetricsMonitor(self.run_id, resume_logging=True, tracking_uri=self._tracking.uri)
             self._monitor.start()
+        self._not_before = 0.0
 
     def _send_all(self) -> None:
         self._upload.open()
@@ -118,7 +107,8 @@ class Tracker:
             self._monitor.finish()
         self._upload.finish(self._outcome)
 
-    def _attempt(self, send: Callable[[], None]) -> bool:
+    def _attempt(self, send: Callable[[], None], traces: bool = False) -> bool:
+        began = time.thread_time()
         try:
             send()
         except Exception as error:  # whatever MLflow raises must not end a training
@@ -128,5 +118,6 @@ class Tracker:
                 message = " ".join(str(error).split())[:200]
                 self._say(f"MLflow: {type(error).__name__}: {message}; the run goes on, the same figures are in metrics.jsonl")
             return False
-        self._not_before = 0.0
+        finally:
+            self._traced_s += (time.thread_time() - began) * traces
         return True

@@ -28,13 +28,11 @@ class RunUpload:
 
     def __init__(self, folder: Path, tracking: TrackingConfig):
         self.folder, self.tracking = RunFolder(folder), tracking
-        self.run_id = ""
+        self.run_id = self._experiment = ""
         self.points = self.files = 0  # values of metrics, and files, that MLflow did not have
         self.versions: list[str] = []  # new ones of the registered model: `name version`
         self._client: Any = None
         self._tags: dict[str, str] = {}
-        self._experiment = ""
-        self._tracer: TraceSender | None = None
         self._known: set[tuple[str, int, float]] = set()  # metric, step and value of what MLflow has
 
     def open(self) -> None:
@@ -76,18 +74,18 @@ class RunUpload:
 
     def send_traces(self) -> None:
         """Those of `traces.jsonl`; `traces` of tracking.json says where the last one that MLflow has ends."""
-        known, runs = identity(self.folder.path), dict[str, str]()
+        known, file, runs = identity(self.folder.path), self.folder.traces, dict[str, str]()
+        if not file.exists() or file.stat().st_size == known["traces"]:
+            return
         name = str(flat_yaml(self.folder.path / "config.yaml").get("name", self.folder.path.name))
-        tracer = self._tracer = self._tracer or TraceSender(self.tracking.uri, self._experiment, known["key"], name)
+        tracer = TraceSender(self.tracking.uri, self._experiment, known["key"], name)
 
         def send(line: Mapping[str, Any]) -> None:
-            phase = line["phase"]
-            if phase not in runs:
+            if (phase := line["phase"]) not in runs:
                 runs[phase] = self._measurement(phase) if phase in (BEFORE, AFTER) else self.run_id
             tracer.send(line, runs[phase])
 
-        if (end := send_new(self.folder.traces, known["traces"], send)) > known["traces"]:
-            note(self.folder.path, traces=end)
+        note(self.folder.path, traces=send_new(file, known["traces"], send))
 
     def _measurement(self, phase: str) -> str:
         """Id of the child run of what was measured before or after training, for MLflow's page of evaluations."""

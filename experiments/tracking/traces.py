@@ -16,6 +16,7 @@ from rollout.records import ScoredTurn, Step, Trajectory, Turn, TurnGroup, TurnR
 
 TRAINING, BEFORE, AFTER = "training", "before", "after"  # Phases of a run; those of an evaluation are its methods
 EVALUATED = 8  # Times `tracking.traces`: traces of a measurement before or after training, and of each method of an evaluation
+EMPTY: Mapping[str, float] = {}
 GOLD_ANSWERS = 5  # That a trace repeats; a numeric range has thousands
 
 
@@ -25,15 +26,15 @@ def trace_line(
     finished: float,
     iteration: int = 0,
     turns: Sequence[ScoredTurn] = (),
-    figures: Mapping[str, float] | None = None,
+    figures: Mapping[str, float] = EMPTY,
 ) -> dict[str, Any]:
     """A line of `traces.jsonl`. `finished`: Unix seconds; `turns`: scored ones, this episode's among them; `figures`: more metrics."""
     rewards = {(turn.state_key, turn.turn.text, turn.turn.response_ids.tobytes()): turn.reward for turn in turns}
-    asked, spans, last = episode.question, list(_spans(episode, rewards)), list(episode.ends)
-    known = last if len(last) == len(spans) else []  # other methods may search several times in a step
+    asked, spans = episode.question, list(_spans(episode, rewards))
+    known = episode.ends if len(episode.ends) == len(spans) else ()  # other methods may search several times in a step
     for place, span in enumerate(spans):
         span |= {"start": known[place - 1] if known and place else 0.0, "end": known[place] if known else episode.seconds}
-    measured = dict(figures or {})
+    measured = dict(figures)
     if asked.answers and not episode.search_errors:
         right = bool(exact_match(episode.answer, asked.answers, asked.answer_range))
         measured |= {"exact_match": right, "f1_recall": f1_recall(episode.answer, asked.answers)}
@@ -82,14 +83,11 @@ def _turn_span(turn: Turn, group: TurnGroup | None, rewards: Mapping[Any, TurnRe
 
 
 def _search_span(step: Step) -> dict[str, Any]:
-    assert step.action is not None
-    documents = [
-        {"page_content": p.text, "metadata": {"title": p.title, "kb": p.kb, "score": round(p.score, 4), "error": p.error}, "id": p.id}
-        for p in step.passages
-    ]
-    facts = {"kb": step.action.kb, "passages": len(documents)}
+    facts = {"kb": step.action.kb if step.action else "", "passages": len(step.passages)}
+    inputs = {"query": step.action.query if step.action else "", "kb": facts["kb"]}
+    details = [{"title": p.title, "kb": p.kb, "score": round(p.score, 4), "error": p.error} for p in step.passages]
+    documents = [{"page_content": p.text, "metadata": known, "id": p.id} for p, known in zip(step.passages, details, strict=True)]
     error = next((passage.error for passage in step.passages if passage.error), "")
-    inputs = {"query": step.action.query, "kb": step.action.kb}
     return {"name": "search", "type": "RETRIEVER", "inputs": inputs, "outputs": documents, "attributes": facts, "error": error}
 
 
@@ -128,20 +126,17 @@ class TraceSender:
         number = _digest(16, self._key, line["phase"], line["iteration"], line["question_id"])
         trace, state = f"tr-{number}", TraceState.ERROR if line["error"] else TraceState.OK
         metadata = {"mlflow.trace.session": f"{self._subject}/{line['question_id']}"[:250], "mlflow.trace_schema.version": "3"}
+        metadata |= {"mlflow.sourceRun": run_id} if run_id else {}
         tags = {"mlflow.traceName": line["phase"], "run": self._subject, "iteration": str(line["iteration"]), "family": line["family"]}
-        info = TraceInfo(
-            trace_id=trace,
-            trace_location=TraceLocation.from_experiment_id(self._experiment),
-            request_time=int(line["began"] * 1e3),
-            execution_duration=int(line["seconds"] * 1e3),
-            state=state,
-            request_preview=line["question"][:1000],
-            response_preview=line["answer"][:1000],
-            client_request_id=line["question_id"],
-            trace_metadata=metadata | ({"mlflow.sourceRun": run_id} if run_id else {}),
-            tags={name: value for name, value in tags.items() if value},
-            assessments=list(_assessments(line, number)),
-        )
+        when = {"request_time": int(line["began"] * 1e3), "execution_duration": int(line["seconds"] * 1e3)}
+        shown = {
+            "request_preview": line["question"][:1000],
+            "response_preview": line["answer"][:1000],
+            "client_request_id": line["question_id"],
+        }
+        shown |= {"trace_metadata": metadata, "tags": {name: value for name, value in tags.items() if value}}
+        where, assessments = TraceLocation.from_experiment_id(self._experiment), list(_assessments(line, number))
+        info = TraceInfo(trace, where, state=state, assessments=assessments, **when, **shown)
         self._client.start_trace(info)  # first: a trace that is there already costs twice the time
         self._client.log_spans(self._experiment, [_mlflow_span(line, span, number, place) for place, span in enumerate(_tree(line))])
         return trace
@@ -149,8 +144,10 @@ class TraceSender:
 
 def _tree(line: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """The root, and after it the spans of the line."""
-    facts = {name: line[name] for name in ("family", "retrievals", "iteration")}
-    inputs = {"question": line["question"]} | ({"picture": line["picture"]} if line["picture"] else {})
+    facts, inputs = (
+        {"retrievals": line["retrievals"]},
+        {"question": line["question"]} | ({"picture": line["picture"]} if line["picture"] else {}),
+    )
     root = {"name": "question", "type": "AGENT", "inputs": inputs, "outputs": line["answer"], "attributes": facts, "error": line["error"]}
     return [root | {"start": 0.0, "end": line["seconds"]}, *line["spans"]]
 
@@ -162,34 +159,26 @@ def _mlflow_span(line: Mapping[str, Any], span: Mapping[str, Any], number: str, 
     from opentelemetry.trace import SpanContext, Status, StatusCode
 
     def context(place: int) -> SpanContext:
-        return SpanContext(int(number, 16), int(_span_id(number, place), 16), is_remote=False)
+        return SpanContext(int(number, 16), int(_digest(8, number, place), 16), is_remote=False)
 
     facts = {"mlflow.traceRequestId": f"tr-{number}", "mlflow.spanType": span["type"], **span["attributes"]}
     facts |= {"mlflow.spanInputs": span["inputs"], "mlflow.spanOutputs": span["outputs"]}
-    return Span(
-        ReadableSpan(
-            span["name"],
-            context(place),
-            parent=context(0) if place else None,
-            resource=Resource.get_empty(),
-            attributes={name: json.dumps(value, ensure_ascii=False) for name, value in facts.items()},
-            status=Status(StatusCode.ERROR, span["error"]) if span["error"] else Status(StatusCode.OK),
-            start_time=int((line["began"] + span["start"]) * 1e9),
-            end_time=int((line["began"] + span["end"]) * 1e9),
-        )
-    )
+    attributes = {name: json.dumps(value, ensure_ascii=False) for name, value in facts.items()}
+    status = Status(StatusCode.ERROR, span["error"]) if span["error"] else Status(StatusCode.OK)
+    start, end = (int((line["began"] + span[side]) * 1e9) for side in ("start", "end"))
+    parent, more = context(0) if place else None, {"status": status, "start_time": start, "end_time": end}
+    return Span(ReadableSpan(span["name"], context(place), parent=parent, resource=Resource.get_empty(), attributes=attributes, **more))
 
 
 def _assessments(line: Mapping[str, Any], number: str) -> Iterator[Any]:
     """Rewards are on the spans of their turns, the metrics of the answer on the whole trace; the gold answers are what was expected."""
     from mlflow.entities import AssessmentSource, Expectation, Feedback
 
-    source, found = AssessmentSource("CODE", "r1-router"), list[Any]()
-    for name, value in line["figures"].items():
-        found.append(Feedback(name, value, source=source))
+    source = AssessmentSource("CODE", "r1-router")
+    found: list[Any] = [Feedback(name, value, source=source) for name, value in line["figures"].items()]
     for place, span in enumerate(line["spans"], 1):
         if "reward" in span:
-            here, why = _span_id(number, place), ", ".join(f"{name} {value:.3g}" for name, value in span["parts"].items())
+            here, why = _digest(8, number, place), ", ".join(f"{name} {value:.3g}" for name, value in span["parts"].items())
             found.append(Feedback(f"reward_{span['name']}", span["reward"], source=source, span_id=here, rationale=why or None))
             if span["routing"] is not None:
                 found.append(Feedback("routing_right", bool(span["routing"]), source=source, span_id=here))
@@ -198,10 +187,6 @@ def _assessments(line: Mapping[str, Any], number: str) -> Iterator[Any]:
     for place, each in enumerate(found):
         each.assessment_id = f"a-{_digest(16, number, place)}"
         yield each
-
-
-def _span_id(number: str, place: int) -> str:
-    return _digest(8, number, place)
 
 
 def _digest(size: int, *parts: Any) -> str:
