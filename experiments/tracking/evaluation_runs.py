@@ -14,8 +14,6 @@ from experiments.tracking.mlflow_connection import bound_waiting, connect, exper
 from experiments.tracking.run_folder import TRACES
 from experiments.tracking.traces import TraceSender, send_new
 
-KIND = {"mlflow.runType": "genai_evaluate"}  # the tag of MLflow's own evaluations
-
 
 def evaluation_run(client: Any, experiment: str, key: str, name: str, dataset: tuple[str, str], parent: str = "") -> str:
     """Id of the run with this key, created if missing. `dataset`: name and fingerprint of the questions. Add the figures with `close`."""
@@ -23,7 +21,12 @@ def evaluation_run(client: Any, experiment: str, key: str, name: str, dataset: t
 
     if found := client.search_runs([experiment], filter_string=f"tags.run_key = '{key}'", max_results=1):
         return found[0].info.run_id
-    tags = KIND | {"run_key": key, "mlflow.user": os.environ.get("USER", "")} | ({"mlflow.parentRunId": parent} if parent else {})
+    tags = {
+        "mlflow.runType": "genai_evaluate",
+        "run_key": key,
+        "mlflow.user": os.environ.get("USER", ""),
+    }  # the type as MLflow's own have it
+    tags |= {"mlflow.parentRunId": parent} if parent else {}
     made = client.create_run(experiment, run_name=name, tags=tags).info.run_id
     questions = Dataset(dataset[0], dataset[1][:36], "local", "{}")
     client.log_inputs(made, [DatasetInput(questions, [InputTag("mlflow.data.context", "evaluation")])])

@@ -119,8 +119,8 @@ class TraceSender:
 
         self._client, self._experiment, self._key, self._subject = TracingClient(uri), experiment, key, subject
 
-    def send(self, line: Mapping[str, Any], run_id: str = "") -> str:
-        """Write the trace, linked to the MLflow run; returns its id. Raises what MLflow raises."""
+    def send(self, line: Mapping[str, Any], run_id: str = "") -> None:
+        """Write the trace, linked to the MLflow run. Raises what MLflow raises."""
         from mlflow.entities import TraceInfo, TraceLocation, TraceState
 
         number = _digest(16, self._key, line["phase"], line["iteration"], line["question_id"])
@@ -128,26 +128,20 @@ class TraceSender:
         metadata = {"mlflow.trace.session": f"{self._subject}/{line['question_id']}"[:250], "mlflow.trace_schema.version": "3"}
         metadata |= {"mlflow.sourceRun": run_id} if run_id else {}
         tags = {"mlflow.traceName": line["phase"], "run": self._subject, "iteration": str(line["iteration"]), "family": line["family"]}
-        when = {"request_time": int(line["began"] * 1e3), "execution_duration": int(line["seconds"] * 1e3)}
-        shown = {
-            "request_preview": line["question"][:1000],
-            "response_preview": line["answer"][:1000],
-            "client_request_id": line["question_id"],
-        }
-        shown |= {"trace_metadata": metadata, "tags": {name: value for name, value in tags.items() if value}}
+        more: dict[str, Any] = {"request_time": int(line["began"] * 1e3), "execution_duration": int(line["seconds"] * 1e3), "state": state}
+        more |= {"request_preview": line["question"][:1000], "response_preview": line["answer"][:1000]}
+        more |= {"client_request_id": line["question_id"], "trace_metadata": metadata}
+        more |= {"tags": {name: value for name, value in tags.items() if value}}
         where, assessments = TraceLocation.from_experiment_id(self._experiment), list(_assessments(line, number))
-        info = TraceInfo(trace, where, state=state, assessments=assessments, **when, **shown)
+        info = TraceInfo(trace, where, assessments=assessments, **more)
         self._client.start_trace(info)  # first: a trace that is there already costs twice the time
         self._client.log_spans(self._experiment, [_mlflow_span(line, span, number, place) for place, span in enumerate(_tree(line))])
-        return trace
 
 
 def _tree(line: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """The root, and after it the spans of the line."""
-    facts, inputs = (
-        {"retrievals": line["retrievals"]},
-        {"question": line["question"]} | ({"picture": line["picture"]} if line["picture"] else {}),
-    )
+    facts = {"retrievals": line["retrievals"]}
+    inputs = {"question": line["question"]} | ({"picture": line["picture"]} if line["picture"] else {})
     root = {"name": "question", "type": "AGENT", "inputs": inputs, "outputs": line["answer"], "attributes": facts, "error": line["error"]}
     return [root | {"start": 0.0, "end": line["seconds"]}, *line["spans"]]
 
@@ -166,7 +160,7 @@ def _mlflow_span(line: Mapping[str, Any], span: Mapping[str, Any], number: str, 
     attributes = {name: json.dumps(value, ensure_ascii=False) for name, value in facts.items()}
     status = Status(StatusCode.ERROR, span["error"]) if span["error"] else Status(StatusCode.OK)
     start, end = (int((line["began"] + span[side]) * 1e9) for side in ("start", "end"))
-    parent, more = context(0) if place else None, {"status": status, "start_time": start, "end_time": end}
+    parent, more = context(0) if place else None, dict[str, Any]({"status": status, "start_time": start, "end_time": end})
     return Span(ReadableSpan(span["name"], context(place), parent=parent, resource=Resource.get_empty(), attributes=attributes, **more))
 
 
