@@ -79,7 +79,7 @@ class IterationData:
 
     def first(self, questions: int) -> Callable[[float], tuple[list[Trajectory], list[ScoredTurn]]]:
         """A function that fetches one episode of each of the first questions, with their scored turns among others; holds only its references."""
-        few = [replace(part, summaries=part.summaries[:1]) for part in self.rolled_out[:questions]]
+        few = [replace(part, summaries=part.summaries[:1]) for part in self.rolled_out if part.summaries][:questions]
         asked, of = {part.summaries[0].question_id for part in few}, iter(self.turns.summary.question_of)
         chunks = [ref for ref, length in self.turns.chunks if asked & set(islice(of, length))]
 
