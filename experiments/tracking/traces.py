@@ -72,7 +72,7 @@ def _spans(episode: Trajectory, rewards: Mapping[tuple[str, str, bytes], TurnRew
 
 def _turn_span(turn: Turn, group: TurnGroup | None, rewards: Mapping[Any, TurnReward], inputs: dict[str, Any]) -> dict[str, Any]:
     tokens, prompt = len(turn.response_ids), len(group.state.prompt_ids) if group else 0
-    facts = {"policy_version": turn.policy_version, "finish_reason": turn.finish_reason, "siblings": len(group.turns) if group else 1}
+    facts: dict[str, Any] = {"policy_version": turn.policy_version, "finish_reason": turn.finish_reason, "siblings": len(group.turns) if group else 1}
     facts |= {"log_prob": round(float(turn.logprobs.sum()), 4), "log_prob_mean": round(float(turn.logprobs.mean()), 4) if tokens else 0.0}
     facts |= {"tokens": tokens, "prompt_tokens": prompt}
     facts["mlflow.chat.tokenUsage"] = {"input_tokens": prompt, "output_tokens": tokens, "total_tokens": prompt + tokens}
