@@ -72,9 +72,9 @@ def _spans(episode: Trajectory, rewards: Mapping[tuple[str, str, bytes], TurnRew
 
 def _turn_span(turn: Turn, group: TurnGroup | None, rewards: Mapping[Any, TurnReward], inputs: dict[str, Any]) -> dict[str, Any]:
     tokens, prompt = len(turn.response_ids), len(group.state.prompt_ids) if group else 0
-    facts: dict[str, Any] = {"policy_version": turn.policy_version, "finish_reason": turn.finish_reason, "siblings": len(group.turns) if group else 1}
+    facts: dict[str, Any] = {"policy_version": turn.policy_version, "finish_reason": turn.finish_reason}
     facts |= {"log_prob": round(float(turn.logprobs.sum()), 4), "log_prob_mean": round(float(turn.logprobs.mean()), 4) if tokens else 0.0}
-    facts |= {"tokens": tokens, "prompt_tokens": prompt}
+    facts |= {"tokens": tokens, "prompt_tokens": prompt, "siblings": len(group.turns) if group else 1}
     facts["mlflow.chat.tokenUsage"] = {"input_tokens": prompt, "output_tokens": tokens, "total_tokens": prompt + tokens}
     found: dict[str, Any] = {"name": turn.kind, "type": "LLM", "inputs": inputs, "outputs": turn.text, "attributes": facts, "error": ""}
     if group and (reward := rewards.get((group.state.key, turn.text, turn.response_ids.tobytes()))):
