@@ -5,7 +5,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 ROOMS = ("retrieval_actors", "rollout", "rewards", "learner", "experiments")
-PRODUCT_LINES, PRODUCT_FILES = 23_000, 210
+PRODUCT_LINES, PRODUCT_FILES = 23_600, 215
 """All five rooms without the benchmarks."""
 BUDGETS = {
     "retrieval_actors": 3600,
@@ -17,12 +17,12 @@ BUDGETS = {
     "experiments/run": 1400,
     "experiments/evaluation": 1250,
     "experiments/report": 900,
-    "experiments/tracking": 1050,
+    "experiments/tracking": 1250,
     "experiments/cluster": 1250,
     "experiments/serving": 1500,
     "experiments/studies": 600,
     "experiments/benchmarks": 2150,
-    "experiments": 13_400,
+    "experiments": 13_700,
 }
 """Lines at most, of a folder and all below it."""
 

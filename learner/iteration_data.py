@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
 
+from learner.deadline import results
 from learner.kb_entropy import kb_entropies
 from learner.objective.losses import MAXIMA
 from learner.question_ledger import AskedQuestion
@@ -16,7 +18,7 @@ from learner.reward_calls import ScoredTurns
 from learner.rollout_batch import RolledOut, RolloutBatch, fetch_trajectories
 from rewards.scored_summary import KINDS, ScoredSummary
 from rollout.nan_check import largest
-from rollout.records import Trajectory, TrajectorySummary
+from rollout.records import ScoredTurn, Trajectory, TrajectorySummary
 from rollout.roll_out import WorkReport
 
 NOT_ADDED = (*MAXIMA, "grad_norm", "largest_weight", "seconds", "ended")
@@ -74,6 +76,18 @@ class IterationData:
 
     def fetch_trajectories(self, deadline_s: float) -> list[Trajectory]:
         return fetch_trajectories(self.rolled_out, deadline_s)
+
+    def first(self, questions: int) -> Callable[[float], tuple[list[Trajectory], list[ScoredTurn]]]:
+        """A function that fetches one episode of each of the first questions, with their scored turns among others; holds only its references."""
+        few = [replace(part, summaries=part.summaries[:1]) for part in self.rolled_out if part.summaries][:questions]
+        asked, of = {part.summaries[0].question_id for part in few}, iter(self.turns.summary.question_of)
+        chunks = [ref for ref, length in self.turns.chunks if asked & set(islice(of, length))]
+
+        def fetch(deadline_s: float) -> tuple[list[Trajectory], list[ScoredTurn]]:
+            turns = results(chunks, "the scored turns of some episodes", deadline_s)
+            return fetch_trajectories(few, deadline_s), [turn for chunk in turns for turn in chunk]
+
+        return fetch
 
     def counts(self) -> dict[str, float]:
         """`asked_questions` = `returned_questions` + `requeued_questions` + `failed_questions`."""

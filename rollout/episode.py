@@ -46,6 +46,7 @@ class EpisodeState:
     history: tuple[Exchange, ...] = ()
     search_errors: int = 0
     started: float = field(default_factory=time.perf_counter)
+    ends: list[float] = field(default_factory=list)  # as in `Trajectory`
 
     @property
     def retrievers(self) -> dict[str, str]:
@@ -88,8 +89,12 @@ class EpisodeState:
 
     def trajectory(self, final: Turn | None = None, answer: str = "", error: str = "") -> Trajectory:
         """All turns so far; `final` is None if the episode failed."""
-        seconds = time.perf_counter() - self.started
-        return Trajectory(self.question, tuple(self.steps), final, answer, tuple(self.groups), seconds, self.search_errors, error)
+        turns = tuple(self.steps), final, answer, tuple(self.groups)
+        return Trajectory(self.question, *turns, self.seconds, self.search_errors, error, tuple(self.ends))
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self.started
 
 
 def episode(ep: EpisodeState, route: Callable[[EpisodeState, Action], Action] | None = None) -> Episode:

@@ -150,6 +150,8 @@ class EpisodePool:
         """Send the episode the result of its last request, and take its next one."""
         running = self._running[ticket]
         assert running.coroutine is not None
+        if running.asked is not None:
+            running.state.ends.append(running.state.seconds)
         try:
             running.asked = running.coroutine.send(result)
         except StopIteration as stop:

@@ -183,6 +183,7 @@ class Trajectory:
     seconds: float = 0.0
     search_errors: int = 0
     error: str = ""  # why the episode failed (prompt too long, deadline); empty: it did not. The turns sampled until then are kept.
+    ends: tuple[float, ...] = field(default=(), compare=False)  # seconds from its start to the end of each turn and search, in their order
 
     @property
     def whole(self) -> bool:

@@ -128,6 +128,8 @@ class TrackingConfig:
     """The policy is registered as MODEL-DATASET and copied to the store; empty: neither."""
     patience_s: NonNegativeFloat = 60.0
     """Seconds that the end of a run waits for MLflow; iterations never wait."""
+    traces: NonNegativeInt = 2
+    """Episodes of each iteration that become MLflow traces; eight times as many of each measurement; 0: none. Needs `mlflow`."""
 
 
 @dataclass

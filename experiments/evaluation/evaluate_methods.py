@@ -3,6 +3,7 @@ of rollout/methods.py, and `sampled`: the router's sampled episodes, averaged (a
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +22,10 @@ from experiments.evaluation.evaluator import Evaluator, rollout_as_measured
 from experiments.evaluation.metrics import count
 from experiments.evaluation.significance import evaluation_summary, tested_differences
 from experiments.evaluation.when_to_search import searches_by_knowledge
-from experiments.tracking.run_folder import RunFolder
+from experiments.tracking.evaluation_runs import send_evaluation
+from experiments.tracking.fingerprints import fingerprint
+from experiments.tracking.run_folder import TRACES, RunFolder
+from experiments.tracking.traces import EVALUATED, append, trace_line
 from retrieval_actors.actors.start_actors import start_retrieval
 from retrieval_actors.sharded_search import Retriever
 from rewards.actor import names_of
@@ -73,9 +77,16 @@ def evaluate(
         evaluator = Evaluator(policy, placed)
         ids = [id_of(item) for item in dataset.heldout]
         countdown = Countdown(sum(len(Results(folder, method.name).left(ids)) for method in methods))
-        found = {method.name: measure(evaluator, method, dataset, retriever, folder, progress, countdown) for method in methods}
+        traced = EVALUATED * config.tracking.traces * config.tracking.mlflow
+        found = {method.name: measure(evaluator, method, dataset, retriever, folder, progress, countdown, traced) for method in methods}
     comparison = compare_methods(found, methods, ids)
     RunFolder(folder).write_summary({"policy": policy, "dataset": config.data.name, **comparison})
+    if config.tracking.mlflow:
+        try:
+            send_evaluation(folder, config.tracking, (f"{config.data.name} held-out", fingerprint(dataset.heldout)), comparison["methods"])
+        except Exception as error:  # whatever MLflow raises: the results are in the folder
+            why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            console.print(f"not in MLflow: {why}; the same command tries again", style="yellow", soft_wrap=True)
     return folder, comparison
 
 
@@ -128,11 +139,13 @@ def measure(
     folder: Path,
     progress: Progress,
     countdown: Countdown | None = None,
+    traced: int = 0,
 ) -> Results:
     """Every held-out question, answered by the method. Stored questions are asked again only if one of their searches failed. `countdown`: of the
-    questions of all methods; without it, of this one."""
+    questions of all methods; without it, of this one. `traced`: of how many questions the folder gets lines for MLflow's traces."""
     results, retrievers = Results(folder, method.name), names_of(retriever)
     matcher = need_matcher(method.rollout.need_calibration)
+    shown = frozenset(map(id_of, dataset.heldout[:traced]))
     left, total = frozenset(results.left(map(id_of, dataset.heldout))), len(dataset.heldout)
     done, countdown = total - len(left), countdown or Countdown(len(left))
     progress.phase(f"{method.label} ({done} of {total} are there already)" if done else method.label)
@@ -141,11 +154,15 @@ def measure(
         episodes: dict[str, list[Trajectory]] = {}
         for trajectory in trajectories:
             episodes.setdefault(trajectory.question.id, []).append(trajectory)
-        rows = []
+        rows, lines, now = [], [], time.time()
         for id in map(id_of, items):
             counts = [count(episode, retrievers, dataset.gold_passages.get(id, ()), matcher) for episode in episodes.get(id, [])]
             rows.append(result_row(episodes[id], counts, matcher) if counts else {"id": id, **LEFT_OUT})
+            if counts and id in shown:
+                routed, asked = counts[0].get("routing_accuracy", (0, 0))
+                lines.append(trace_line(episodes[id][0], method.name, now, figures={"routing_accuracy": routed / asked} if asked else {}))
         results.add(rows)
+        append(folder / TRACES, lines)
         done += len(items)
         progress.detail(f"{countdown.after(len(items))}, questions", done, total)
     return results

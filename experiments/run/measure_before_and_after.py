@@ -15,6 +15,7 @@ from experiments.report.report_page import write_report
 from experiments.run.run_state import Run, Totals
 from experiments.tracking.fingerprints import git_commit, machine
 from experiments.tracking.run_folder import RunFolder
+from experiments.tracking.traces import EVALUATED, trace_line
 from learner.deadline import results
 
 
@@ -48,6 +49,8 @@ def measure(run: Run, when: str) -> Evaluation:
         call = actors.reward_actors[0].score.remote(made)
         (turns,) = results([call], f"the rewards of {len(made)} trajectories", run.config.learner.deadline_s)
     calibration = run.config.reward.need_calibration
+    few, finished = made[: EVALUATED * run.config.tracking.traces], time.time()
+    run.tracker.trace(when, lambda: [trace_line(episode, when, finished, run.iteration, turns) for episode in few])
     run.folder.write_trajectories(when, made, evaluation.counts, turns, (), actors.evaluation_folders, calibration)
     return evaluation
 

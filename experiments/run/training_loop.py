@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from experiments.run.best_policy import keep_if_best
@@ -10,8 +11,9 @@ from experiments.run.dump_and_replay import dump
 from experiments.run.metrics_line import metrics_line
 from experiments.run.run_state import Run
 from experiments.run.stop_signal import Stop
+from experiments.tracking.traces import TRAINING, trace_line
 from learner.collapse import Watch
-from learner.deadline import LearnerLostError
+from learner.deadline import FETCH_S, LearnerLostError
 from rollout.timeline import write_trace
 
 
@@ -54,6 +56,7 @@ def iterate(run: Run, stop: Stop, watch: Watch, checkpoints: Checkpoints) -> Non
         with run.timed("validate"):
             row |= keep_if_best(run)
     run.folder.add_metrics(row)
+    trace_first_episodes(run)
     run.tracker.update()
     run.progress.iteration(row, totals.seconds["train"])
     best = settings.keep_best and totals.best.get("iteration") == run.iteration
@@ -62,6 +65,18 @@ def iterate(run: Run, stop: Stop, watch: Watch, checkpoints: Checkpoints) -> Non
             checkpoints.save()
             if last or stop.requested:  # here, a lost learner can still be replaced
                 checkpoints.wait()
+
+
+def trace_first_episodes(run: Run) -> None:
+    """A few episodes become MLflow traces. Their references are taken here, and the tracker's thread fetches what they refer to."""
+    if few := run.config.tracking.traces:
+        fetch, iteration, finished = run.actors.algorithm.data_of_iteration.first(few), run.iteration, time.time()
+
+        def lines() -> list[dict[str, Any]]:
+            episodes, turns = fetch(FETCH_S)
+            return [trace_line(episode, TRAINING, finished, iteration, turns) for episode in episodes]
+
+        run.tracker.trace(TRAINING, lines)
 
 
 def over(run: Run) -> bool:

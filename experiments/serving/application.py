@@ -18,7 +18,7 @@ from ray.serve.schema import LoggingConfig
 from experiments.cluster.ray_checks import joined_address
 from experiments.cluster.ray_session import check_start
 from experiments.command_line.reachable import held_port
-from experiments.config import RunConfigError, TrainConfig, load_policy_or_run
+from experiments.config import RunConfigError, TrackingConfig, TrainConfig, load_policy_or_run
 from experiments.config.policy_files import check_policy_files
 from experiments.config.reading import is_setting, read_settings
 from experiments.datasets import ensure_knowledge_bases, load_dataset
@@ -26,6 +26,7 @@ from experiments.serving.endpoint import Endpoint
 from experiments.serving.replica import KnowledgeBases, Router
 from experiments.serving.schemas import PolicyReference
 from experiments.serving.settings import API_KEY_VARIABLE, ServeSettings, is_loopback, key_digest
+from experiments.tracking.mlflow_connection import unreachable
 from experiments.tracking.run_folder import RunFolder
 from retrieval_actors.build.from_passages import Progress
 from retrieval_actors.config import RetrievalConfig
@@ -49,6 +50,7 @@ class ServiceSpec:
     rollout: RolloutConfig
     settings: ServeSettings
     examples: list[dict[str, Any]]  # questions (`question`, and a data URL as `image`) that the page offers
+    tracking: TrackingConfig | None = None  # where requests become traces; None: nowhere
 
 
 def prepare(arguments: list[str], progress: Progress | None = None, starts_ray: bool = True) -> tuple[ServiceSpec, TrainConfig]:
@@ -81,6 +83,7 @@ def prepare(arguments: list[str], progress: Progress | None = None, starts_ray: 
         replace(config.rollout, temperature=0.0, record_routes=False),
         replace(settings, model=settings.model or subject.name, api_key=settings.key()),
         examples,
+        traced_in(config.tracking) if settings.trace else None,
     )
     return spec, config
 
@@ -92,6 +95,14 @@ def check(settings: ServeSettings) -> None:
         raise RunConfigError(f"{found}, which others can reach; expected an API key: set serve.api_key or {fix}")
     if not settings.key().isascii():
         raise RunConfigError(f"serve.api_key or {API_KEY_VARIABLE} has letters that HTTP headers cannot carry; expected ASCII")
+
+
+def traced_in(tracking: TrackingConfig) -> TrackingConfig:
+    """With an absolute path. Raises RunConfigError for a store that cannot be reached."""
+    if reason := unreachable(tracking.uri):
+        raise RunConfigError(f"serve.trace=true, but MLflow (tracking.uri) {reason}; start it, name another one, or leave serve.trace out")
+    file = tracking.uri.removeprefix("sqlite:///")
+    return tracking if file == tracking.uri else replace(tracking, uri=f"sqlite:///{Path(file).resolve()}")
 
 
 def newest_subject(runs: str = "runs") -> str:
@@ -135,7 +146,7 @@ def application(spec: ServiceSpec) -> Application:
         graceful_shutdown_timeout_s=settings.drain_s,
         health_check_period_s=5,
         health_check_timeout_s=60,
-    ).bind(kbs, spec.rollout, spec.policy, settings.gpus_per_replica > 0)
+    ).bind(kbs, spec.rollout, spec.policy, settings.gpus_per_replica > 0, spec.tracking, settings.model)
     public, digest = replace(settings, api_key=""), key_digest(settings.key())  # the key itself is not passed on
     return serve.deployment(
         serve.ingress()(Endpoint),

@@ -14,7 +14,9 @@ from typing import Any
 
 from ray.exceptions import RayError
 
+from experiments.config import TrackingConfig
 from experiments.serving.episode_events import PathData
+from experiments.serving.request_traces import RequestTraces
 from experiments.serving.schemas import PolicyReference, Refusal, RouteJob, RouteRequest, unavailable
 from retrieval_actors.actors.start_actors import start_retrieval
 from retrieval_actors.config import RetrievalConfig
@@ -163,8 +165,17 @@ def episode_config(served: RolloutConfig, request: RouteRequest) -> RolloutConfi
 class Router:
     """Has one `EpisodeThread` per loaded policy: one, and two after a reload, as questions finish on the policy that they began with."""
 
-    async def __init__(self, kbs: Any, rollout: RolloutConfig, policy: PolicyReference, on_gpu: bool):  # type: ignore[misc]
-        """`kbs`: handle of the `KnowledgeBases` deployment."""
+    async def __init__(  # type: ignore[misc]
+        self,
+        kbs: Any,
+        rollout: RolloutConfig,
+        policy: PolicyReference,
+        on_gpu: bool,
+        tracking: TrackingConfig | None = None,
+        model: str = "",
+    ):
+        """`kbs`: handle of the `KnowledgeBases` deployment; `tracking`: where the episodes become traces, of this `model`; None: nowhere."""
+        self._traces = RequestTraces(tracking, model) if tracking else None
         sys.setswitchinterval(0.0005)  # its default is 0.005: the engine must not delay the event loop that sends its results
         self._config = replace(rollout, mode="chain", group_size=1, routing="policy")
         self._kbs, self._device = kbs, "cuda" if on_gpu else "cpu"
@@ -195,6 +206,8 @@ class Router:
                 await self.hold(job.policy)
             async with aclosing(self._threads[job.policy].run(job)) as events:  # a caller that stops listening frees the slot at once
                 async for event in events:
+                    if event.trajectory and self._traces:
+                        self._traces.add(event.trajectory)
                     data = path.event(event, time.perf_counter() - began)
                     if job.request.stream or data["event"] == "finished":
                         yield data

@@ -43,6 +43,8 @@ class ServeSettings:
     """Larger requests are refused (413)."""
     max_megapixels: PositiveFloat = 16.0
     """Larger pictures are refused before they are decoded (413)."""
+    trace: bool = False
+    """Each question and its episode becomes an MLflow trace, in `tracking.uri` and `tracking.experiment`; these hold the questions."""
     request_log: str = ""
     """File that gets a line of JSON for each request; empty: standard error of the endpoint, which Ray keeps among its logs."""
 

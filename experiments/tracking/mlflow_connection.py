@@ -6,6 +6,7 @@ import json
 import os
 import re
 import socket
+import threading
 import uuid
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from experiments.tracking.heartbeat import read_json
 from experiments.tracking.run_folder import write_whole
 
 IDENTITY = "tracking.json"
+NOTING = threading.Lock()  # the end of a run and its MLflow thread both write the file
 
 
 def bound_waiting(seconds: int = 5, retries: int = 1) -> None:
@@ -92,7 +94,8 @@ def identity(folder: Path) -> dict[str, Any]:
 
 def note(folder: Path, **facts: Any) -> dict[str, Any]:
     """Add facts to `tracking.json`, and a key if there is none; returns its contents. Raises OSError where the folder cannot be written."""
-    new = {"key": uuid.uuid4().hex} | (known := identity(folder)) | facts
-    if new != known:
-        write_whole(folder / IDENTITY, json.dumps(new, indent=1) + "\n")
+    with NOTING:
+        new = {"key": uuid.uuid4().hex} | (known := identity(folder)) | facts
+        if new != known:
+            write_whole(folder / IDENTITY, json.dumps(new, indent=1) + "\n")
     return new

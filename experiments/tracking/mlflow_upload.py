@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from experiments.config import TrackingConfig
+from experiments.tracking.evaluation_runs import close, evaluation_run
 from experiments.tracking.fingerprints import read_fingerprints
 from experiments.tracking.mlflow_connection import IDENTITY, connect, experiment_id, identity, note, parent_run
 from experiments.tracking.model_registry import register_policy
 from experiments.tracking.run_folder import RunFolder, file_checksum, flat_yaml
+from experiments.tracking.traces import AFTER, BEFORE, TraceSender, send_new
 
 PARAM_CHARACTERS, KEY_CHARACTERS = 6000, 250  # limits of MLflow for a parameter; the whole value is in config.yaml
 AT_ONCE = {"params": 100, "tags": 100, "metrics": 1000}  # limits of one MLflow request
@@ -26,7 +28,7 @@ class RunUpload:
 
     def __init__(self, folder: Path, tracking: TrackingConfig):
         self.folder, self.tracking = RunFolder(folder), tracking
-        self.run_id = ""
+        self.run_id = self._experiment = ""
         self.points = self.files = 0  # values of metrics, and files, that MLflow did not have
         self.versions: list[str] = []  # new ones of the registered model: `name version`
         self._client: Any = None
@@ -50,9 +52,9 @@ class RunUpload:
         self._log_tags(run_id, {f"changed.{key}": value for key, value in settings.items() if has.get(key, value) != value})
         for name in run.data.metrics:
             self._known |= {(name, point.step, point.value) for point in self._client.get_metric_history(run_id, name)}
-        self.run_id = run_id
-        sent = known.get("files", {}) if known.get("run_id") == run_id else {}
-        note(self.folder.path, uri=self.tracking.uri, experiment=self.tracking.experiment, run_id=run_id, files=sent)
+        self.run_id, self._experiment, same = run_id, experiment, known.get("run_id") == run_id
+        sent = {"files": known.get("files", {}) if same else {}, "traces": known.get("traces", 0) if same else 0}
+        note(self.folder.path, uri=self.tracking.uri, experiment=self.tracking.experiment, run_id=run_id, **sent)
 
     def _create(self, experiment: str, key: str, name: str) -> Any:
         tags, rows = {"run_key": key, "mlflow.user": os.environ.get("USER", "")}, self.folder.metrics()
@@ -70,6 +72,29 @@ class RunUpload:
     def send_iterations(self) -> None:
         self._log_metrics((_numbers(row), int(row["iteration"]), float(row["finished"])) for row in self.folder.metrics())
 
+    def send_traces(self) -> None:
+        """Those of `traces.jsonl`; `traces` of tracking.json says where the last one that MLflow has ends."""
+        known, file, runs = identity(self.folder.path), self.folder.traces, dict[str, str]()
+        if not file.exists() or file.stat().st_size == known["traces"]:
+            return
+        name = str(flat_yaml(self.folder.path / "config.yaml").get("name", self.folder.path.name))
+        tracer = TraceSender(self.tracking.uri, self._experiment, known["key"], name)
+
+        def send(line: Mapping[str, Any]) -> None:
+            if (phase := line["phase"]) not in runs:
+                runs[phase] = self._measurement(phase) if phase in (BEFORE, AFTER) else self.run_id
+            tracer.send(line, runs[phase])
+
+        note(self.folder.path, traces=send_new(file, known["traces"], send))
+
+    def _measurement(self, phase: str) -> str:
+        """Id of the child run of what was measured before or after training, for MLflow's page of evaluations."""
+        settings = flat_yaml(self.folder.path / "config.yaml")
+        heldout = read_fingerprints(self.folder.path).get("dataset", {}).get("splits", {}).get("heldout", {}).get("fingerprint", "unknown")
+        key, name = identity(self.folder.path)["key"], f"{settings.get('name', self.folder.path.name)}: {phase}"
+        dataset = f"{settings.get('data.name')} held-out", heldout
+        return evaluation_run(self._client, self._experiment, f"{key}/{phase}", name, dataset, self.run_id)
+
     def finish(self, outcome: str) -> None:
         """Everything that is missing: iterations, results, files, the policy. `outcome`: FINISHED, FAILED or KILLED."""
         self.send_iterations()
@@ -83,6 +108,10 @@ class RunUpload:
         self.send_tags()
         if self._client.get_run(self.run_id).info.status != outcome:
             self._client.set_terminated(self.run_id, outcome, end_time=int(end * 1000))
+        for phase in (BEFORE, AFTER):
+            if phase in summary:
+                close(self._client, self._measurement(phase), summary[phase])
+        self.send_traces()
 
     def _send_files(self) -> None:
         sent, files = identity(self.folder.path)["files"], artifact_files(self.folder, with_policy=bool(self.tracking.model))
@@ -156,7 +185,7 @@ def tags(folder: RunFolder) -> dict[str, str]:
 
 def artifact_files(folder: RunFolder, with_policy: bool) -> dict[str, Path]:
     """Artifact path -> file; without checkpoints, traces and half-written files."""
-    top = [file for file in folder.path.iterdir() if file.name != IDENTITY and not file.name.startswith("trace-")]
+    top = [file for file in folder.path.iterdir() if file.name != IDENTITY and not file.name.startswith("trace")]
     below = [file for part in ("trajectories", *(("policy",) if with_policy else ())) for file in (folder.path / part).rglob("*")]
     files = [file for file in [*top, *below] if file.is_file() and file.suffix not in (".new", ".partial")]
     return {file.relative_to(folder.path).as_posix(): file for file in sorted(files)}

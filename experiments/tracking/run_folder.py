@@ -5,6 +5,7 @@ metrics.jsonl         one line per iteration (run/metrics_line.py)
 summary.json          before, after, baselines, seconds by phase (run/measure_before_and_after.py)
 fingerprints.json     hashes of the data and the knowledge bases (tracking/fingerprints.py)
 tracking.json         which MLflow run belongs to the folder (tracking/mlflow_connection.py)
+traces.jsonl          a line for each episode that is an MLflow trace (tracking/traces.py)
 trajectories/         Parquet: episodes step by step with the siblings of every turn; pictures/ of their passages (tracking/trajectory_table.py)
 checkpoints/          iteration-000020/, ...: what train.resume=auto continues from, each with the best policy until then
 policy/               the best policy, in Hugging Face format
@@ -38,6 +39,7 @@ from rollout.need_matcher import need_matcher
 from rollout.records import ScoredTurn, Trajectory
 
 COMPLETE = "complete.json"  # written last into a checkpoint; holds its iteration and the checksums of its files
+TRACES = "traces.jsonl"
 POLICY = "policy"  # folder of the best policy, in the run folder and in every checkpoint
 
 
@@ -61,7 +63,7 @@ class RunFolder:
     def __init__(self, path: Path):
         self.path, self.report = path, path / "report.html"
         self.trajectories, self.checkpoints, self.policy = path / "trajectories", path / "checkpoints", path / POLICY
-        self.pictures = self.trajectories / "pictures"
+        self.pictures, self.traces = self.trajectories / "pictures", path / TRACES
 
     @classmethod
     def start(cls, config: TrainConfig) -> RunFolder:

@@ -61,9 +61,20 @@ def folder(tmp_path, *overrides: str, kb: str = "abc", asked=QUESTIONS) -> Path:
     return evaluation_folder(load_config([f"evaluation.folder={tmp_path}", *overrides]), "policy", {"text": kb}, asked)
 
 
-def run(method, workers, where):
+def run(method, workers, where, traced=0):
     with Progress(Console(file=io.StringIO()), "evaluate", 1, 0) as progress:
-        return measure(workers, method, DATA, RETRIEVER, where, progress)
+        return measure(workers, method, DATA, RETRIEVER, where, progress, traced=traced)
+
+
+def test_the_first_questions_of_each_method_become_traces_and_none_unless_asked_for(tmp_path):
+    for method in methods("policy", "direct"):
+        run(method, Workers(), folder(tmp_path), traced=3)
+    lines = [json.loads(line) for line in (folder(tmp_path) / "traces.jsonl").read_text().splitlines()]
+    assert [(line["phase"], line["question_id"]) for line in lines] == [(m, f"q{n}") for m in ("policy", "direct") for n in range(3)]
+    assert lines[0]["figures"] == {"routing_accuracy": 1.0, "exact_match": True, "f1_recall": 1.0}
+    (policy,) = methods("policy")
+    run(policy, Workers(), folder(tmp_path, "rollout.max_steps=2"))
+    assert not (folder(tmp_path, "rollout.max_steps=2") / "traces.jsonl").exists()
 
 
 def test_a_killed_evaluation_goes_on_where_it_was(tmp_path):
