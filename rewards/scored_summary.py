@@ -31,7 +31,8 @@ class ScoredSummary:
     their first turns, the ids of their questions, and outcomes, float64, NaN for none. (turns,): places in the tables of states and episodes, and
     in `KINDS`; the length of the response, and whether it ended at its limit; the version that sampled it; the reward, float64.
     For the exact gradient over routes: name_tokens, from the name of the knowledge base to the end, 0 where the rewards of the routes are unknown;
-    prefixes, 1, 2, ..., equal where all before the name is, 0 where all routes earn the same; route_tokens, input tokens of the other names."""
+    prefixes, 1, 2, ..., equal where all before the name is, 0 where all routes earn the same; route_tokens, input tokens of the other names;
+    best_routes, the number of the knowledge base that earns most, from 1; 0 like prefixes."""
 
     state_keys: np.ndarray
     prompt_tokens: np.ndarray
@@ -49,6 +50,7 @@ class ScoredSummary:
     name_tokens: np.ndarray
     prefixes: np.ndarray
     route_tokens: np.ndarray
+    best_routes: np.ndarray
     components: Mapping[str, tuple[float, int]] = field(default_factory=dict)  # name -> sum over the turns that have it, and their number
     parts: tuple[Mapping[str, float], ...] = ()  # of each turn: the parts that add up to its reward; empty without `with_parts`
     routes: Mapping[Route, int] = field(default_factory=dict)  # of all plan turns that ask, judged or not -> their number
@@ -86,6 +88,7 @@ class ScoredSummary:
             name_tokens=smallest_integers([len(found.ids[found.sampled]) if found else 0 for found in routes]),
             prefixes=smallest_integers([prefixes.setdefault(_prefix_of(turn), len(prefixes)) for turn in turns]),
             route_tokens=smallest_integers([sum(len(ids) - 1 for ids in found.others) if found else 0 for found in routes]),
+            best_routes=smallest_integers([1 + int(np.argmax(turn.route_rewards)) if _prefix_of(turn) else 0 for turn in turns]),
             outcomes=np.array([outcomes.get(place, np.nan) for place in range(len(episodes))], np.float64),
             components={name: (sum(values), len(values)) for name, values in components.items()},
             parts=tuple(turn.reward.parts or {"total": turn.reward.total} for turn in turns) if with_parts else (),
@@ -102,7 +105,7 @@ class ScoredSummary:
             name: np.concatenate([getattr(summary, name) for summary in summaries])
             for name in (
                 *("state_keys", "prompt_tokens", "image_keys", "kind", "tokens", "cut_off", "policy_version", "rewards", "outcomes"),
-                *("name_tokens", "route_tokens"),
+                *("name_tokens", "route_tokens", "best_routes"),
             )
         }
         prefixes = np.cumsum([0, *(int(summary.prefixes.max(initial=0)) for summary in summaries)])

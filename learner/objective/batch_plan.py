@@ -90,11 +90,21 @@ def credit_of(scored: ScoredSummary, advantages: TurnAdvantages, config: Learner
     _, first, prefix = np.unique(scored.prefixes[routed], return_index=True, return_inverse=True)
     packed = np.flatnonzero(routed)[first]
     routes[packed] = config.routes_weight * np.bincount(prefix, weights[routed], len(first))
+    if config.routes_balanced:
+        routes[packed] *= balance(scored.best_routes[packed], routes[packed])
     added = np.bincount(prefix, np.where(only_names, shares, 0.0)[routed], len(first))
     shares[only_names] = weights[only_names] = 0.0
     shares[packed] += added
     learned[packed] = True
     return Credit(learned, weights, shares, routes)
+
+
+def balance(best: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Factors for the weights (turns,): every knowledge base gets the same sum over the turns where it is `best`, and the sum of all stays. Without
+    them the name that is right most often is learned first, for all turns, and probabilities that are near 0 hardly change any more."""
+    _, kb, turns = np.unique(best, return_inverse=True, return_counts=True)
+    of_kb = np.bincount(kb, weights, len(turns))
+    return (weights.sum() / len(turns) / of_kb)[kb] if len(turns) else weights
 
 
 def deal(
