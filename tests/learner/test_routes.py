@@ -16,7 +16,7 @@ from tiny_turns import group, picture, plain_logprobs
 
 from learner.config import LearnerConfig
 from learner.objective.advantages import turn_advantages
-from learner.objective.batch_plan import cut
+from learner.objective.batch_plan import balance, cut
 from learner.objective.losses import RouteTokens, route_loss
 from learner.objective.packed_attention import ATTENTIONS
 from learner.objective.sibling_packing import pack
@@ -183,3 +183,11 @@ def test_two_ranks_with_partitioned_weights_make_the_update_of_one(one, two, pol
     for _ in range(3):
         after = one.update(turns)
     assert after["best_route_probability"] > alone["best_route_probability"]
+
+
+@given(st.lists(st.tuples(st.integers(1, 4), st.floats(0.01, 10)), min_size=1, max_size=40))
+def test_every_knowledge_base_counts_as_much_as_the_others_and_all_together_as_before(turns):
+    best, weights = (np.array(column) for column in zip(*turns, strict=True))
+    balanced = weights * balance(best, weights)
+    sums = [balanced[best == kb].sum() for kb in np.unique(best)]
+    np.testing.assert_allclose(sums, weights.sum() / len(sums))
