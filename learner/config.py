@@ -10,6 +10,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from pydantic.dataclasses import dataclass
 
 from learner.collapse import CollapseConfig
+from rollout.bfloat16 import multiplies_in_bfloat16
 from rollout.config import RolloutConfig
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
@@ -78,8 +79,9 @@ class LearnerConfig:
     """Bound on the tokens of one forward pass; it changes time and memory, never the gradient."""
     attention: Literal["auto", "sdpa", "flex"] = "auto"
     """Within packed rows: `sdpa` (two fused calls a row), `flex` (one compiled kernel for all rows, GPU only), `auto`: flex on a GPU."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the weights in the forward pass; the optimizer keeps float32 either way."""
+    dtype: Literal["float32", "bfloat16", "auto"] = "float32"
+    """Of the weights in the forward pass and in the rollout workers; the optimizer keeps float32 either way. `auto`: bfloat16 on a GPU, and on the
+    CPU where the machine that reads the settings multiplies in it."""
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 0
     """DeepSpeed ZeRO partitions: 0 nothing, 1 the optimizer state, 2 also gradients, 3 also weights."""
     offload: Literal["none", "optimizer", "parameters"] = "none"
@@ -129,6 +131,8 @@ class LearnerConfig:
         lowest, expected = {"none": (0, ""), "optimizer": (1, "1 or higher"), "parameters": (3, "3")}[self.offload]
         if self.zero_stage < lowest:
             raise ValueError(f"learner.offload={self.offload} with learner.zero_stage={self.zero_stage}; expected zero_stage {expected}")
+        if self.dtype == "auto":
+            self.dtype = "bfloat16" if self.gpus_per_learner or multiplies_in_bfloat16() else "float32"
         if self.dtype == "bfloat16" and self.zero_stage == 0:
             why = "DeepSpeed keeps no float32 weights there, so small steps would be rounded away"
             raise ValueError(f"learner.dtype=bfloat16 with learner.zero_stage=0: {why}; expected zero_stage 1 or higher")

@@ -11,6 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from experiments.command_line.terminal import Console
 from experiments.worlds.teacher import Demonstration
 from experiments.worlds.tiny_policy import tiny_policy, train_tokenizer
+from rollout.bfloat16 import multiplies_in_bfloat16
 from rollout.policies import Policy, load_policy
 from rollout.records import Image
 
@@ -58,6 +60,9 @@ class ColdStartConfig:
     layers: int = 4
     seed: int = 0
     threads: int = 1
+    dtype: Literal["float32", "bfloat16", "auto"] = "float32"
+    """Of the matrix products: `float32`, `bfloat16`, or `auto`: bfloat16 where this CPU multiplies in it (2.8 times as fast, SmolLM2-135M). Weights
+    are float32."""
     vocabulary: int = 1024
     """Size of a fresh policy's tokenizer, at most."""
     log_every: int = 100
@@ -130,6 +135,7 @@ def train(config: ColdStartConfig, turns: Iterator[Demonstration], texts: Iterab
     policy = load_policy(config.start) if config.start else fresh_policy(config, texts)
     policy.model.get_input_embeddings().weight.requires_grad_(not config.freeze_embeddings)
     opts = optimizers(policy, config.lr, config.muon)
+    half = config.dtype == "bfloat16" or (config.dtype == "auto" and multiplies_in_bfloat16())
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     columns = (TextColumn("cold start"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[line]}"))
@@ -148,7 +154,8 @@ def train(config: ColdStartConfig, turns: Iterator[Demonstration], texts: Iterab
             falling = min(1.0, (1 - fraction) / config.decay) if config.decay else 1.0
             for group in itertools.chain.from_iterable(optimizer.param_groups for optimizer in opts):
                 group["lr"] = config.lr * min(1.0, step / config.warmup_steps) * falling
-            logits, targets, owner = response_logits(policy, rows)
+            with torch.autocast("cpu", torch.bfloat16, enabled=half):
+                logits, targets, owner = response_logits(policy, rows)
             loss = F.cross_entropy(logits.float(), targets, reduction="none").mean()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(policy.model.parameters(), 1.0)

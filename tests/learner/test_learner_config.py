@@ -1,4 +1,5 @@
 import pytest
+import torch
 from choices import CHOICES
 
 from learner.config import LearnerConfig, check_rollout
@@ -83,3 +84,10 @@ def test_what_goes_together_is_accepted():
     check_rollout(LearnerConfig(), RolloutConfig(group_size=2, temperature=0.7, top_p=0.9, top_k=20))
     check_rollout(LearnerConfig(baseline="shrunk", normalisation="none"), RolloutConfig(mode="offline", group_size=1))
     check_rollout(LearnerConfig(ratio="sequence", episode_weight=1.0), RolloutConfig(mode="chain"))
+
+
+@pytest.mark.parametrize("instructions", ["avx512_bf16", "amx_bf16", ""])
+def test_auto_is_bfloat16_where_the_cpu_multiplies_in_it_and_on_gpus(monkeypatch, instructions):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": False, instructions: True})
+    assert LearnerConfig(dtype="auto", zero_stage=1).dtype == ("bfloat16" if instructions else "float32")
+    assert LearnerConfig(dtype="auto", zero_stage=1, gpus_per_learner=1).dtype == "bfloat16"

@@ -43,3 +43,10 @@ def test_a_row_does_not_depend_on_the_rows_beside_it(layers):
     together = layers[0](inputs)
     for rows in (8, 20, 33):
         assert torch.equal(layers[0](inputs[:rows]), together[:rows])
+
+
+def test_in_bfloat16_the_product_is_the_plain_one(layers):
+    inputs = torch.randn(8, 576).bfloat16()
+    plain = layers.bfloat16()[0](inputs)
+    speed_up_few_rows(layers)
+    assert torch.equal(layers[0](inputs), plain)
