@@ -45,6 +45,8 @@ class LearnerConfig:
     """Credit of a knowledge base's name: by `sampled` siblings, as of other tokens; or the exact gradient over `all` names (docs/07_learner.md)."""
     routes_weight: PositiveFloat = 4.0
     """`routes=all`: weight of a turn's expected reward. 1: the mean of sampled credit with `normalisation=none`; 4: near that with `std`."""
+    routes_temperature: NonNegativeFloat = 0.0
+    """`routes=all`: above 0, names are drawn towards p exp(reward / this), with their probability p, even if it is tiny (MPO); 0: the gradient."""
     routes_balanced: bool = True
     """`routes=all`: weigh turns so that every knowledge base counts as much as the others, however many turns it is the best for."""
     resample_limit: NonNegativeInt = 0

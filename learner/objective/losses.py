@@ -75,16 +75,22 @@ class RouteTokens:
     weights: torch.Tensor
 
 
-def route_loss(routes: RouteTokens, denominator: float) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+def route_loss(routes: RouteTokens, denominator: float, temperature: float = 0.0) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """-sum(weights * expected reward) / denominator, where the expectation is over the knowledge bases of a turn: sum_k p_k R_k, with p_k the
     probability of name k, divided by that of all names. Its gradient is exact: sum_k p_k (R_k - expected reward) grad log p_k; nothing is sampled,
-    so there is no ratio and no clipping (all-action policy gradient: Petit et al. 2019, arXiv 1910.09093). Metrics are sums over turns."""
+    so there is no ratio and no clipping (all-action policy gradient: Petit et al. 2019, arXiv 1910.09093). It vanishes with p_k.
+    `temperature` T above 0: T sum_k q_k log p_k in place of the expectation, with the constant q_k ~ p_k exp(R_k / T): the two steps of MPO
+    (Abdolmaleki et al. 2018, arXiv 1806.06920), of which the first is exact here. The gradient of logit k is T (q_k - p_k): for a large T as before,
+    for a small one it stays where p_k vanishes and name k is right. Metrics are sums over turns."""
     turns = len(routes.weights)
     names = routes.logprobs.new_zeros(len(routes.rewards)).index_add(0, routes.route, routes.logprobs)
-    top = names.detach().new_full((turns,), -torch.inf).scatter_reduce(0, routes.turn, names.detach(), "amax")
-    likelihood = (names - top[routes.turn]).exp()
-    p = likelihood / names.new_zeros(turns).index_add(0, routes.turn, likelihood)[routes.turn]
-    expected = names.new_zeros(turns).index_add(0, routes.turn, p * routes.rewards)
+    log_p = _log_softmax(names, routes.turn, turns)
+    p = log_p.exp()
+    gained = p * routes.rewards
+    if temperature:
+        q = _log_softmax(log_p.detach() + routes.rewards / temperature, routes.turn, turns).exp()
+        gained = temperature * q * log_p
+    expected = names.new_zeros(turns).index_add(0, routes.turn, gained)
     with torch.no_grad():
         best = routes.rewards.new_full((turns,), -torch.inf).scatter_reduce(0, routes.turn, routes.rewards, "amax")
         metrics = {
@@ -93,6 +99,13 @@ def route_loss(routes: RouteTokens, denominator: float) -> tuple[torch.Tensor, d
             "route_entropy": torch.special.entr(p).sum(),
         }
     return -(routes.weights * expected).sum() / denominator, metrics
+
+
+def _log_softmax(values: torch.Tensor, turn: torch.Tensor, turns: int) -> torch.Tensor:
+    """As `log_softmax`, over the values of each turn."""
+    top = values.detach().new_full((turns,), -torch.inf).scatter_reduce(0, turn, values.detach(), "amax")
+    shifted = values - top[turn]
+    return shifted - values.new_zeros(turns).index_add(0, turn, shifted.exp()).log()[turn]
 
 
 def _log_ratio(tokens: Tokens, old: torch.Tensor, level: str) -> torch.Tensor:

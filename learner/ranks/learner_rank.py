@@ -194,7 +194,7 @@ class LearnerRank(WeightSender):
         loss, metrics = loss_of(tokens, self.config, denominator)
         if self.config.routes == "all":
             columns = map(self._tensor, (batch.route_of, batch.route_turns, batch.route_rewards, batch.route_weights))
-            of_routes, found = route_loss(RouteTokens(routes, *columns), denominator)
+            of_routes, found = route_loss(RouteTokens(routes, *columns), denominator, self.config.routes_temperature)
             loss, metrics = loss + of_routes, metrics | found
         return loss, metrics
 

@@ -135,9 +135,13 @@ def test_the_name_has_no_credit_but_that_of_all_routes(policy):
     assert {len(row.responses) for row in rows} == {5, 2, 3}  # of equal siblings without variance, one is packed
 
 
-@given(st.lists(st.lists(st.tuples(st.floats(-9, 0), st.floats(0, 1)), min_size=2, max_size=5), min_size=1, max_size=4), st.integers(0, 99))
-def test_autograd_of_the_expectation_is_the_policy_gradient_of_all_actions(turns, seed):
-    """-sum_k p_k (R_k - sum_j p_j R_j) log p_k, with p and the advantage as constants; each name has two tokens."""
+ROUTES = st.lists(st.lists(st.tuples(st.floats(-9, 0), st.floats(0, 1)), min_size=2, max_size=5), min_size=1, max_size=4)
+
+
+@given(ROUTES, st.integers(0, 99), st.sampled_from([0.0, 0.05, 1.0]))
+def test_autograd_of_the_loss_is_the_gradient_of_its_formula(turns, seed, temperature):
+    """-sum_k p_k (R_k - sum_j p_j R_j) log p_k, with p and the advantage as constants; with a temperature T, -T sum_k (q_k - p_k) log p_k with
+    q ~ p exp(R / T). Each name has two tokens."""
     random = torch.Generator().manual_seed(seed)
     weights = torch.rand(len(turns), generator=random)
     flat = [pair for turn in turns for pair in turn]
@@ -145,18 +149,36 @@ def test_autograd_of_the_expectation_is_the_policy_gradient_of_all_actions(turns
     rewards = torch.tensor([reward for _, reward in flat], dtype=torch.float64)
     of_turn = torch.repeat_interleave(torch.arange(len(turns)), torch.tensor(list(map(len, turns))))
     tokens = RouteTokens(logprobs, torch.arange(len(flat)).repeat_interleave(2), of_turn, rewards, weights.double())
-    loss, metrics = route_loss(tokens, 7.0)
+    loss, metrics = route_loss(tokens, 7.0, temperature)
     by_formula, best, entropy = torch.zeros((), dtype=torch.float64), 0.0, 0.0
     for i, weight in enumerate(weights.double()):
         mine = of_turn == i
         log_p = torch.log_softmax(logprobs.view(-1, 2).sum(1)[mine], 0)
         p, reward = log_p.detach().exp(), rewards[mine]
-        by_formula = by_formula - weight * (p * (reward - (p * reward).sum()) * log_p).sum() / 7
+        gradient = p * (reward - (p * reward).sum())
+        if temperature:
+            gradient = temperature * (torch.softmax(log_p.detach() + reward / temperature, 0) - p)
+        by_formula = by_formula - weight * (gradient * log_p).sum() / 7
         best += float(p[reward == reward.max()].sum())
         entropy -= float((p * log_p.detach()).sum())
     one, other = (torch.autograd.grad(each, logprobs)[0] for each in (loss, by_formula))
     torch.testing.assert_close(one, other, atol=1e-12, rtol=1e-9)
     assert (float(metrics["best_route_probability"]), float(metrics["route_entropy"])) == pytest.approx((best, entropy))
+
+
+def test_with_a_temperature_the_right_name_rises_also_where_its_probability_has_vanished():
+    logprobs, of_turn = torch.tensor([-200.0, 0.0], requires_grad=True), torch.zeros(2, dtype=torch.int64)
+    routes = RouteTokens(logprobs, torch.arange(2), of_turn, torch.tensor([1.0, 0.0]), torch.ones(1))
+    exact, towards = (torch.autograd.grad(route_loss(routes, 1.0, temperature)[0], logprobs)[0] for temperature in (0.0, 0.001))
+    assert exact.tolist() == [0.0, 0.0]
+    torch.testing.assert_close(towards, torch.tensor([-0.001, 0.001]))
+
+
+def test_for_a_high_temperature_the_loss_has_the_exact_gradient():
+    logprobs, of_turn = torch.tensor([-2.0, -0.5, -1.0], dtype=torch.float64, requires_grad=True), torch.zeros(3, dtype=torch.int64)
+    routes = RouteTokens(logprobs, torch.arange(3), of_turn, torch.tensor([1.0, 0.0, 0.3], dtype=torch.float64), torch.ones(1).double())
+    exact, close = (torch.autograd.grad(route_loss(routes, 1.0, temperature)[0], logprobs)[0] for temperature in (0.0, 1e4))
+    torch.testing.assert_close(exact, close, atol=1e-5, rtol=1e-4)
 
 
 def test_without_a_packed_route_the_loss_is_zero_and_still_has_a_gradient():
