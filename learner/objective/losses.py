@@ -79,9 +79,9 @@ def route_loss(routes: RouteTokens, denominator: float, temperature: float = 0.0
     """-sum(weights * expected reward) / denominator, where the expectation is over the knowledge bases of a turn: sum_k p_k R_k, with p_k the
     probability of name k, divided by that of all names. Its gradient is exact: sum_k p_k (R_k - expected reward) grad log p_k; nothing is sampled,
     so there is no ratio and no clipping (all-action policy gradient: Petit et al. 2019, arXiv 1910.09093). It vanishes with p_k.
-    `temperature` T above 0: T sum_k q_k log p_k in place of the expectation, with the constant q_k ~ p_k exp(R_k / T): the two steps of MPO
-    (Abdolmaleki et al. 2018, arXiv 1806.06920), of which the first is exact here. The gradient of logit k is T (q_k - p_k): for a large T as before,
-    for a small one it stays where p_k vanishes and name k is right. Metrics are sums over turns."""
+    `temperature` T above 0: T sum_k q_k log p_k in place of the expectation, with the constant q_k ~ p_k exp(R_k / T): the steps of MPO
+    (Abdolmaleki et al. 2018, arXiv 1806.06920), of which the first is exact here. The gradient of logit k is T (q_k - p_k): as before for a large
+    T; for a small one it stays where p_k vanishes and name k is right. Metrics are sums over turns."""
     turns = len(routes.weights)
     names = routes.logprobs.new_zeros(len(routes.rewards)).index_add(0, routes.route, routes.logprobs)
     log_p = _log_softmax(names, routes.turn, turns)
