@@ -49,6 +49,7 @@ def download(address: str, target: Path, sha256: str, report: Report) -> None:
             time.sleep(PAUSE_S * 2 ** (failures - 1))
     if md5 and md5 != base64.b64encode(checksum(part, "md5")).decode():
         part.unlink()
+        _version_of(part).unlink(missing_ok=True)
         raise NotFetched("what arrived does not have the MD5 checksum that the server states; call again")
     part.rename(target)
     _version_of(part).unlink(missing_ok=True)

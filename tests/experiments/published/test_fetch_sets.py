@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import http.server
 import io
@@ -32,7 +33,7 @@ FAR = "http://127.0.0.1:9"  # a closed port
 
 class Server(http.server.BaseHTTPRequestHandler):
     """`/MODES/FILE`: `range` continues files, `cut` ends each answer in its middle, `cutonce` the first, `stall` waits there, `busy` refuses the
-    first call, `page` is a web page; without any, a file is given from its beginning, whatever was asked for."""
+    first call, `md5` states a checksum, `page` is a web page; without any, a file is given from its beginning, whatever was asked for."""
 
     def do_GET(self):
         _, modes, name = self.path.partition("?")[0].split("/")
@@ -55,6 +56,8 @@ class Server(http.server.BaseHTTPRequestHandler):
         self.send_header("Content-Type", "text/html" if "page" in modes else "application/octet-stream")
         self.send_header("Content-Length", str(len(body)))
         self.send_header("ETag", version)
+        if "md5" in modes:
+            self.send_header("X-Goog-Hash", f"md5={base64.b64encode(hashlib.md5(state.stated or content).digest()).decode()}")
         if begin:
             self.send_header("Content-Range", f"bytes {begin}-{len(content) - 1}/{len(content)}")
         self.end_headers()
@@ -74,8 +77,9 @@ class Server(http.server.BaseHTTPRequestHandler):
 def server(monkeypatch, tmp_path):
     """`files` that it has, `asked` (the Range of each request), its `address`. The working directory is empty."""
     monkeypatch.setattr(download, "PAUSE_S", 0.01)
+    monkeypatch.delenv("HF_ENDPOINT", raising=False)
     monkeypatch.chdir(tmp_path)
-    state = SimpleNamespace(files={}, asked=[], stalled=threading.Event(), go_on=threading.Event())
+    state = SimpleNamespace(files={}, asked=[], stated=b"", stalled=threading.Event(), go_on=threading.Event())
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server) as opened:
         opened.state, opened.daemon_threads = state, True
         threading.Thread(target=opened.serve_forever, args=(0.01,), daemon=True).start()
@@ -256,6 +260,22 @@ def test_without_a_published_checksum_that_of_the_first_download_counts_also_on_
     assert fetch.main(["infoseek", settings, "out=second"]) == 2
     assert "the one recorded in second/fetched.lock is" in errors(capfd)[0]
     assert not Path("second/infoseek_val.jsonl").exists()
+
+
+def test_a_checksum_that_the_server_states_counts(server, capfd):
+    settings = table(server, "infoseek", LAYOUTS["infoseek"], "range-md5")
+    server.stated = b"what was stored"
+    assert fetch.main(["infoseek", settings]) == 2
+    assert "does not have the MD5 checksum that the server states" in errors(capfd)[0]
+    assert os.listdir("data/infoseek") == []
+    server.stated = b""
+    assert fetch.main(["infoseek", settings]) == 0
+
+
+def test_a_mirror_of_the_hub_is_asked_instead(server, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", f"{server.address}/")
+    settings = table(server, "search_r1", LAYOUTS["search_r1"], address="https://huggingface.co")
+    assert fetch.main(["search_r1", settings]) == 0
 
 
 def test_a_file_that_was_changed_afterwards_is_noticed(server, capfd):
