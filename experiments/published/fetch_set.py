@@ -28,33 +28,36 @@ def fetch_set(name: str, entry: PublishedSet, folder: Path, accept: bool, say: C
     """How many files were fetched; 0: all were there and are unchanged. The caller holds the folder. `accept`: other checksums than the known ones
     are recorded instead of refused. Raises RunConfigError, one line, after it has said what to do by hand."""
     folder.mkdir(parents=True, exist_ok=True)
-    lock, fetched = read_lock(folder), 0
+    lock = read_lock(folder)
+    if lock:
+        say("the files that are there are compared with their checksums")
     todo = [file for file in entry.files if not is_there(folder, lock.get(file.name), accept)]
     if accept:
         write_lock(folder, lock)
     if any(file.name.endswith(".7z") for file in todo):
         seven_zip()  # before the download
+    left = list(todo)
     try:
         for file in todo:
-            fetched += fetch_file(file, folder, lock, accept, report)
+            if fetch_file(file, folder, lock, accept, report):
+                left.remove(file)
     except NotFetched as error:
         say("by hand, with a browser or on a machine with a network:")
-        for left in entry.files:
-            if left.name not in lock and not (folder / left.name).exists():
-                say(f"  {left.address}  ->  {folder / left.name}")
+        for missing in left:
+            if not (folder / missing.name).exists():
+                say(f"  {missing.address}  ->  {folder / missing.name}")
         again = f"then call r1-router fetch {name} again: it checks and unpacks them, and goes on where it stopped"
         raise RunConfigError(
             f"{name}: {file.address} was not fetched ({error}); save the files listed above in {folder}, {again}"
         ) from None
     except OSError as error:
         raise RunConfigError(f"{error.filename or folder}: cannot be read or written ({error.strerror})") from None
-    for file in entry.files:
-        if file.name not in lock:
-            what = f"{file.address} has to be downloaded by hand ({file.by_hand}): save it as {folder / file.name}"
-            if not file.optional:
-                raise RunConfigError(f"{name}: {what}, and call r1-router fetch {name} again: it checks and unpacks it")
-            say(f"left out: {what}")
-    return fetched
+    for file in left:
+        what = f"{file.address} has to be downloaded by hand ({file.by_hand}): save it as {folder / file.name}"
+        if not file.optional:
+            raise RunConfigError(f"{name}: {what}, and call r1-router fetch {name} again: it checks and unpacks it")
+        say(f"left out: {what}")
+    return len(todo) - len(left)
 
 
 def fetch_file(file: PublishedFile, folder: Path, lock: Lock, accept: bool, report: Report) -> bool:
@@ -74,9 +77,10 @@ def fetch_file(file: PublishedFile, folder: Path, lock: Lock, accept: bool, repo
         raise RunConfigError(f"{place}: its sha256 is {found}; the one {whose} is {known}: {fix}")
     size = place.stat().st_size
     try:
-        names = (
-            CONVERTERS[file.convert](place, folder) if file.convert else unpacked(place, file.unpack, folder, report) if file.unpack else []
-        )
+        if file.convert:
+            names = CONVERTERS[file.convert](place, folder)
+        else:
+            names = unpacked(place, file.unpack, folder, report) if file.unpack else [file.name]
     except BROKEN as error:
         why = f"{place} cannot be unpacked ({' '.join(str(error).split())})"
         raise RunConfigError(f"{why}: remove it and call again if it is damaged, free space if the disk is full") from None
@@ -85,9 +89,9 @@ def fetch_file(file: PublishedFile, folder: Path, lock: Lock, accept: bool, repo
             raise
         raise RunConfigError(f"{place}: not in the form in which {file.convert} was published ({type(error).__name__}: {error})") from None
     record = {"address": file.address, "bytes": size, "sha256": found, "checksum": "published" if found == file.sha256 else "of this file"}
-    lock[file.name] = record | {"files": {each: _state(folder / each) for each in names or [file.name]}}
+    lock[file.name] = record | {"files": {each: _state(folder / each) for each in names}}
     write_lock(folder, lock)
-    if names and file.name not in names and not by_hand:
+    if file.name not in names and not by_hand:
         place.unlink()
     return True
 

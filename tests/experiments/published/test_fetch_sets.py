@@ -260,6 +260,9 @@ def test_without_a_published_checksum_that_of_the_first_download_counts_also_on_
     assert fetch.main(["infoseek", settings, "out=second"]) == 2
     assert "the one recorded in second/fetched.lock is" in errors(capfd)[0]
     assert not Path("second/infoseek_val.jsonl").exists()
+    server.files.clear()
+    assert fetch.main(["infoseek", settings, "out=second"]) == 2
+    assert "infoseek_val.jsonl?dl=1  ->  second/infoseek_val.jsonl" in capfd.readouterr().out
 
 
 def test_a_checksum_that_the_server_states_counts(server, capfd):
@@ -270,6 +273,13 @@ def test_a_checksum_that_the_server_states_counts(server, capfd):
     assert os.listdir("data/infoseek") == []
     server.stated = b""
     assert fetch.main(["infoseek", settings]) == 0
+
+
+def test_a_set_in_7z_asks_for_the_library_before_the_download(server, monkeypatch, capfd):
+    monkeypatch.setitem(sys.modules, "py7zr", None)
+    assert fetch.main(["webqa", table(server, "webqa", {"WebQA_data_first_release.7z": b"7z"})]) == 2
+    assert "pip install py7zr, then call again" in errors(capfd)[0]
+    assert not server.asked
 
 
 def test_a_mirror_of_the_hub_is_asked_instead(server, monkeypatch):
