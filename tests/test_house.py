@@ -15,6 +15,7 @@ ROOMS = ("retrieval_actors", "rollout", "rewards", "learner", "experiments")
 FOLDERS = (
     "config",
     "command_line",
+    "published",
     "worlds",
     "datasets",
     "tracking",

@@ -10,6 +10,7 @@ from typing import Any
 
 from rich import progress
 from rich.console import Console, RenderableType
+from rich.filesize import decimal
 from rich.live import Live
 from rich.text import Text
 
@@ -109,19 +110,20 @@ class Countdown:
 
 
 @contextmanager
-def bars(console: Console) -> Iterator[Callable[[str, int, int], None]]:
-    """A function that shows what is done, on a terminal only: (name of the work, done, total; 0: unknown)."""
-    columns = (
-        progress.TextColumn("{task.description}", markup=False),
-        progress.BarColumn(),
-        progress.MofNCompleteColumn(),
-        progress.TimeRemainingColumn(),
-    )
+def bars(console: Console, of_bytes: bool = False) -> Iterator[Callable[[str, int, int], None]]:
+    """A function that shows what is done: (name of the work, done, total; 0: unknown). Where the output is no terminal, a line every half minute
+    for bytes, else nothing."""
+    counts = (progress.DownloadColumn(), progress.TransferSpeedColumn()) if of_bytes else (progress.MofNCompleteColumn(),)
+    columns = (progress.TextColumn("{task.description}", markup=False), progress.BarColumn(), *counts, progress.TimeRemainingColumn())
     tasks: dict[str, progress.TaskID] = {}
-    hidden = not console.is_terminal
+    hidden, said = not console.is_terminal, time.monotonic()
     with progress.Progress(*columns, console=console, transient=True, disable=hidden, speed_estimate_period=600) as shown:
 
         def report(what: str, done: int, total: int) -> None:
+            nonlocal said
+            if hidden and of_bytes and time.monotonic() - said > SECONDS_BETWEEN_LINES:
+                console.print(f"{what}: {decimal(done)} of {decimal(total) if total else 'an unknown size'}")
+                said = time.monotonic()
             if what not in tasks:  # the work of an earlier build does not count as speed
                 tasks[what] = shown.add_task(what, completed=done, total=total or None)
             shown.update(tasks[what], completed=done, total=total or None)

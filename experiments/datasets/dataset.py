@@ -77,7 +77,8 @@ def place_of(data: DataConfig, default: str) -> Path:
     """`data.path`, or `default` in `data.folder`. Raises RunConfigError where nothing is there."""
     path = Path(data.path or Path(data.folder) / default)
     if not path.exists():
-        raise RunConfigError(f"data.path is {data.path!r} and {path} is not there; set data.path to where data.name={data.name} lies")
+        fix = f"set data.path to where data.name={data.name} lies (r1-router fetch lists the sets that it downloads)"
+        raise RunConfigError(f"data.path is {data.path!r} and {path} is not there; {fix}")
     return path
 
 

