@@ -42,7 +42,7 @@ pretrained: runs/smollm2_cold_start
 	@echo "report: runs/pretrained/report.html"
 
 runs/smollm2_cold_start: | policies/smollm2-135m
-	@$(BIN)/python -m experiments.cli cold-start data=pretrained.yaml start=policies/smollm2-135m out=$@.part tokens=250000 minutes=90 muon=false \
+	@$(BIN)/python -m experiments.cli cold-start data=pretrained.yaml start=policies/smollm2-135m out=$@.part tokens=500000 minutes=90 muon=false \
 		lr=3e-4 warmup_steps=20 tokens_per_batch=1000 freeze_embeddings=true threads=2 dtype=auto log_every=10 save_every=25 $(COLD_START_ARGS)
 	@mv $@.part $@
 
