@@ -66,10 +66,10 @@ def mean_of_the_others(groups: Groups) -> np.ndarray:
 
 
 def mean_shrunk_to_the_batch(groups: Groups) -> np.ndarray:
-    """(n,): (1 - s) * mean of the others of the group + s * mean of the groups of other questions, where s = v / (v + d) (James-Stein): v is the mean
-    variance of a group's mean, d the variance between the means, both over the groups of *other questions*: a turn decides which further groups its
-    own question has. Zeng et al. 2025, arXiv 2511.03710. A group of one is measured against the others (s = 1) and says nothing about v; a single
-    question against itself (s = 0)."""
+    """(n,): (1 - s) * mean of the others of the group + s * mean of the groups of other questions, where s = v / (v + d) (James-Stein): v is the
+    mean variance of a group's mean, d the variance between the means, both over *other questions*: a turn decides which further groups its own
+    has. Zeng et al. 2025, arXiv 2511.03710. A group of one is measured against the others (s = 1) and says nothing about v; a single question
+    against itself (s = 0)."""
 
     def elsewhere(values: np.ndarray) -> np.ndarray:
         """(k,): sum over the groups of other questions."""
