@@ -5,7 +5,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 ROOMS = ("retrieval_actors", "rollout", "rewards", "learner", "experiments")
-PRODUCT_LINES, PRODUCT_FILES = 23_600, 215
+PRODUCT_LINES, PRODUCT_FILES = 23_900, 215
 """All five rooms without the benchmarks."""
 BUDGETS = {
     "retrieval_actors": 3600,
@@ -15,14 +15,14 @@ BUDGETS = {
     "experiments/worlds": 1100,
     "experiments/datasets": 1100,
     "experiments/run": 1400,
-    "experiments/evaluation": 1250,
+    "experiments/evaluation": 1500,
     "experiments/report": 900,
     "experiments/tracking": 1250,
     "experiments/cluster": 1250,
     "experiments/serving": 1500,
     "experiments/studies": 600,
     "experiments/benchmarks": 2150,
-    "experiments": 13_700,
+    "experiments": 14_050,
 }
 """Lines at most, of a folder and all below it."""
 
