@@ -19,7 +19,7 @@ from experiments.command_line.terminal import Console
 from experiments.config import RunConfigError, TrainConfig
 from experiments.config.reading import check_keys, from_arguments, is_setting, merged, typed, wrong_value
 from experiments.evaluation.recorded_episodes import RecordedEpisode, recorded_episode, retriever_names
-from experiments.evaluation.score_again import Embedding, score_again, search_again
+from experiments.evaluation.score_again import Embedding, SearchedAgain, score_again, search_again
 from experiments.report import replay_page as page
 from experiments.tracking.fingerprints import read_fingerprints
 from experiments.tracking.run_folder import RunFolder, write_whole
@@ -87,7 +87,7 @@ def main(arguments: list[str]) -> int:
     config = run.config()
     settings = read_replay(config, arguments[1:])
     episodes, retrievers = read_episodes(run, config, settings)
-    folders, searches, said = settings.retrieval.folders, [], [" ".join(["r1-router replay", *arguments])]
+    folders, searches, said = settings.retrieval.folders, list[SearchedAgain](), [" ".join(["r1-router replay", *arguments])]
     searched = {step.exchange.kb for episode in episodes for step in episode.trajectory.steps if step.exchange}
     if unknown := [name for name in folders if name not in searched]:
         where = f"the run searched {', '.join(sorted(searched)) or 'nothing'}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -35,9 +35,10 @@ def recorded_episode(stored: str, row: Row, trunk_only: bool) -> RecordedEpisode
     for group in row["groups"]:
         kind: TurnKind = group["kind"]
         number, seen[kind] = seen[kind], seen[kind] + 1
-        step = searched[number][0] if kind == "answer" else None
-        read = {"query": exchanges[number].query, "kb": exchanges[number].kb, "passages": step.passages} if step else {}
-        state = State(kind, NO_TOKENS, image, question, exchanges[:number], **read)
+        state = State(kind, NO_TOKENS, image, question, exchanges[:number])
+        if kind == "answer":
+            step, exchange = searched[number]
+            state = replace(state, query=exchange.query, kb=exchange.kb, passages=step.passages)
         kept = [group["siblings"][group["trunk"]] | {"times": 1}] if trunk_only else group["siblings"]
         groups.append(TurnGroup(state, tuple(_turn(kind, sibling["text"]) for sibling in kept), 0 if trunk_only else group["trunk"]))
         siblings.append(tuple(kept))
@@ -57,8 +58,9 @@ def retriever_names(rows: Iterable[Row], kbs: Sequence[str], usual: Mapping[str,
 
 
 def _gold_step(stored: Row) -> GoldStep:
-    named = {field.name: stored[field.name] for field in fields(GoldStep) if field.name in stored}
-    return GoldStep(**{name: tuple(value) if isinstance(value, list) else value for name, value in named.items()})
+    found = {field.name: stored[field.name] for field in fields(GoldStep) if field.name in stored}
+    named: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}
+    return GoldStep(**named)
 
 
 def _step(stored: Row) -> Step:

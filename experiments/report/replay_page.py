@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from html import escape
 
@@ -42,7 +41,7 @@ def searches_table(searches: Sequence[SearchedAgain], folders: Mapping[str, str]
         some = [search for search in searches if search.exchange.kb == kb]
         asked = [search for search in some if search.holds_now is not None]
         same, before, now = (
-            f"{sum(found) / len(found):.1%}" if found else "–"
+            f"{sum(map(bool, found)) / len(found):.1%}" if found else "–"
             for found in ([s.same_first for s in some], [s.held_before for s in asked], [s.holds_now for s in asked])
         )
         table.add_row(kb, folder, f"{len(some):,}", same, f"{len(asked):,}", before, now)
@@ -60,7 +59,7 @@ def disagreements_table(turns: Sequence[ReplayedTurn], at_most: int) -> Table:
             f"{total:.3f}{_parts(parts)}" for total, parts in ((turn.paid, turn.paid_parts), (turn.again.total, turn.again.parts))
         )
         table.add_row(turn.question.text, turn.kind, paid, again, turn.text)
-    return table
+    return _left(table)
 
 
 def _parts(parts: Mapping[str, float]) -> str:
@@ -71,7 +70,7 @@ def _parts(parts: Mapping[str, float]) -> str:
 def changed_searches_table(searches: Sequence[SearchedAgain], at_most: int) -> Table:
     columns = ("knowledge base", "query", "held the answer", "holds it now", "first passage before", "first passage now")
     table = results_table("Searches that gained or lost the answer", "question", columns)
-    distinct: dict[tuple[str, str, str], SearchedAgain] = defaultdict()
+    distinct: dict[tuple[str, str, str], SearchedAgain] = {}
     for search in searches:
         if search.held_before != search.holds_now:
             distinct.setdefault((search.question.id, search.exchange.kb, search.exchange.query), search)
@@ -79,6 +78,12 @@ def changed_searches_table(searches: Sequence[SearchedAgain], at_most: int) -> T
         held = ["yes" if held else "no" for held in (search.held_before, search.holds_now)]
         first = [passages[0].full_text if passages else "–" for passages in (search.before, search.now)]
         table.add_row(search.question.text, search.exchange.kb, search.exchange.query, *held, *first)
+    return _left(table)
+
+
+def _left(table: Table) -> Table:
+    for column in table.columns:
+        column.justify = "left"
     return table
 
 

@@ -86,7 +86,7 @@ def recorded(run: RunFolder, name: str, trunk_only: bool = False):
 def test_under_its_own_reward_a_run_is_paid_what_it_was_paid(run, embedding, name, trunk_only):
     found = list(score_again(recorded(run, name, trunk_only), RewardConfig(), NAMES, embedding))
     assert {turn.kind for turn in found} == {"plan", "answer", "final"}
-    assert len({turn.paid for turn in found}) > 2
+    assert len({turn.paid for turn in found}) > 1
     for each in found:
         assert (each.paid is None) == (each.again is None), each
         assert each.again is None or each.again.total == pytest.approx(each.paid, abs=1e-4)
@@ -153,7 +153,7 @@ def test_the_command_tells_which_searches_lost_the_answer(run, tmp_path, capsys)
     told = capsys.readouterr().out
     assert "4 answer turns that read others are not scored" in told
     assert "Searches that gained or lost the answer" in told
-    assert "The capital of Mola is Tasla." in told
+    assert "<td class=''>The capital of Mola is Tasla.</td>" in (run.path / "replay.html").read_text()
 
 
 def test_a_retriever_name_is_that_of_the_run(run):

@@ -33,7 +33,7 @@ def test_a_value_out_of_range_is_refused_with_its_key(key, value):
         ({"baseline": "shrunk"}, "baseline=shrunk does not go with learner.normalisation=std"),
         ({"normalisation": "components", "baseline": "leave_one_out"}, "components does not go with learner.baseline=leave_one_out"),
         ({"surrogate": "dppo", "ratio": "turn"}, "surrogate=dppo with learner.ratio=turn .* expected token and none"),
-        ({"surrogate": "dppo", "sampler_correction": "mask"}, "surrogate=dppo .* sampler_correction=mask: .* expected token and none"),
+        ({"surrogate": "dppo", "sampler_correction": "mask"}, "surrogate=dppo .*sampler_correction=mask: .* expected token and none"),
         ({"offload": "optimizer"}, "offload=optimizer with learner.zero_stage=0; expected zero_stage 1 or higher"),
         ({"offload": "parameters", "zero_stage": 2}, "offload=parameters with learner.zero_stage=2; expected zero_stage 3"),
         ({"dtype": "bfloat16"}, "dtype=bfloat16 with learner.zero_stage=0.*expected zero_stage 1"),
