@@ -40,9 +40,7 @@ def loss_of(tokens: Tokens, config: LearnerConfig, denominator: float) -> tuple[
     held = (clipped * advantages < ratio * advantages).detach()  # no gradient, or a bounded one
     if config.surrogate == "clip":
         gained = torch.minimum(ratio * advantages, clipped * advantages)
-    elif (
-        config.surrogate == "cispo"
-    ):  # MiniMax-M1 (arXiv 2506.13585, equations 4 and 5), where clip_low=1: no gradient through the clipped ratio
+    elif config.surrogate == "cispo":  # MiniMax-M1 (arXiv 2506.13585, equations 4 and 5), with clip_low=1: no gradient through the ratio
         gained = clipped.detach() * advantages * tokens.logprobs
     else:
         held = outside_trust_region(tokens.logprobs.detach(), tokens.sampler_logprobs, advantages, config.clip_low, config.clip_high)
