@@ -38,7 +38,7 @@ class LearnerConfig:
     episode_weight: NonNegativeFloat = 0.0
     """Weight of the episode advantage (episodes of one question compared by their outcome): plain GRPO is step 0, episode 1."""
     baseline: Literal["mean", "leave_one_out", "shrunk"] = "mean"
-    """Subtracted from a reward: the `mean` of its group, of the others (`leave_one_out`: RLOO), or this, shrunk to other groups' (`shrunk`)."""
+    """Subtracted from a reward: the `mean` of its group, of the others (`leave_one_out`: RLOO), or this, shrunk to other questions' (`shrunk`)."""
     normalisation: Literal["std", "batch_std", "none", "components"] = "std"
     """Advantages are divided by the `std` of their group, by `batch_std` or not at all (`none`); `components`: per part of the reward (GDPO)."""
     routes: Literal["sampled", "all"] = "sampled"
@@ -52,14 +52,14 @@ class LearnerConfig:
     resample_limit: NonNegativeInt = 0
     """Rounds in which questions without variance are replaced by others (DAPO); 0: none."""
 
-    surrogate: Literal["clip", "cispo"] = "clip"
-    """`clip`: the clipped surrogate of PPO and GRPO. `cispo`: the policy gradient, weighted by the clipped ratio (CISPO)."""
+    surrogate: Literal["clip", "cispo", "dppo"] = "clip"
+    """`clip`: of PPO and GRPO. `cispo`: policy gradient, weighted by the clipped ratio. `dppo`: bounds the change of probability instead."""
     ratio: Literal["token", "turn", "sequence"] = "token"
     """The probability ratio of each `token`, or its geometric mean over a `turn` (GSPO) or over a `sequence`: all turns of an episode."""
     clip_low: Annotated[float, Field(ge=0, le=1)] = 0.2
-    """The probability ratio is clipped below at 1 - clip_low."""
+    """The probability ratio is clipped below at 1 - clip_low. `surrogate=dppo`: a token's probability may fall by this since it was sampled."""
     clip_high: NonNegativeFloat = 0.2
-    """The probability ratio is clipped above at 1 + clip_high (0.28 is DAPO's clip-higher; GSPO's clips are near 3e-4 and 4e-4)."""
+    """The ratio is clipped above at 1 + clip_high (0.28: DAPO; near 4e-4, below 3e-4: GSPO). `surrogate=dppo`: the probability may rise by this."""
     aggregation: Literal["token_mean", "turn_mean", "step_mean", "sequence_mean", "constant"] = "token_mean"
     """What has equal weight in the loss: each token, turn, step with its siblings, or episode; `constant`: tokens, divided by a fixed number."""
     constant_tokens: PositiveInt = 64
@@ -70,8 +70,12 @@ class LearnerConfig:
     """Schulman's `k1` (its gradient has mean zero), `k2` or `k3`, added to the loss token by token."""
     entropy_weight: NonNegativeFloat = 0.0
     """Weight of the entropy bonus; the entropy is reported either way."""
-    sampler_cap: float = 0.0
-    """Truncated importance sampling (2 is usual): tokens are weighted by min(this, learner's probability / sampler's); 0: off."""
+    sampler_correction: Literal["none", "truncate", "mask"] = "none"
+    """Weight of a token by q = learner's probability / sampler's: 1 (`none`), min(q, sampler_high) (`truncate`: TIS), q or 0 (`mask`: IcePop)."""
+    sampler_low: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """`mask`: tokens whose q is below are not learned from."""
+    sampler_high: Annotated[float, Field(ge=1)] = 2.0
+    """`truncate`: q is at most this. `mask`: tokens whose q is above are not learned from (IcePop's paper: 5)."""
     overlong: Literal["keep", "mask"] = "keep"
     """Turns cut off at the token limit: `keep` them, or `mask` them in the loss (DAPO)."""
     updates_per_iteration: PositiveInt = 1
@@ -128,8 +132,9 @@ class LearnerConfig:
             raise ValueError("learner.baseline=shrunk does not go with learner.normalisation=std; expected none or batch_std")
         if self.normalisation == "components" and self.baseline != "mean":
             raise ValueError(f"learner.normalisation=components does not go with learner.baseline={self.baseline}; expected mean")
-        if self.sampler_cap and self.sampler_cap < 1:
-            raise ValueError(f"learner.sampler_cap is {self.sampler_cap}; expected 0 (off) or at least 1, which weighs no token down")
+        if self.surrogate == "dppo" and (self.ratio, self.sampler_correction) != ("token", "none"):
+            found = f"learner.surrogate=dppo with learner.ratio={self.ratio} and learner.sampler_correction={self.sampler_correction}"
+            raise ValueError(f"{found}: it bounds the change of each token since it was sampled; expected token and none")
         lowest, expected = {"none": (0, ""), "optimizer": (1, "1 or higher"), "parameters": (3, "3")}[self.offload]
         if self.zero_stage < lowest:
             raise ValueError(f"learner.offload={self.offload} with learner.zero_stage={self.zero_stage}; expected zero_stage {expected}")
@@ -164,6 +169,12 @@ def check_rollout(learner: LearnerConfig, rollout: RolloutConfig) -> None:
         raise ValueError(f"learner.routes is 'all' with rollout.mode={mode}: {why}; expected rollout.mode=branch, or routes=sampled")
     if learner.routes == "all" and not rollout.record_routes:
         raise ValueError("learner.routes is 'all' with rollout.record_routes=false: the names are not recorded; set it to true")
+    if mode == "chain" and learner.step_weight and (learner.baseline == "mean" or learner.normalisation not in ("none", "batch_std")):
+        of = f"learner.baseline={learner.baseline} and learner.normalisation={learner.normalisation}"
+        found = f"learner.step_weight is {learner.step_weight:g} with rollout.mode=chain, {of}"
+        why = "states that few episodes come to would count less than others (docs/07_learner.md)"
+        expected = "baseline=leave_one_out with normalisation=none or batch_std, or step_weight=0, which compares whole episodes"
+        raise ValueError(f"{found}: {why}; expected {expected}")
     if mode != "chain" and learner.episode_weight:
         found = f"learner.episode_weight is {learner.episode_weight:g} with rollout.mode={mode}"
         raise ValueError(f"{found}: siblings that the episode did not continue from have no outcome; expected 0, or rollout.mode=chain")
@@ -172,12 +183,13 @@ def check_rollout(learner: LearnerConfig, rollout: RolloutConfig) -> None:
 
 
 def check_overlap(overlap: int, learner: LearnerConfig) -> None:
-    """Raises ValueError for an overlap without the correction that it needs (`learner.sampler_cap`)."""
+    """Raises ValueError for an overlap without the correction that it needs (`learner.sampler_correction`, or `surrogate=dppo`)."""
     if overlap not in (0, 1):
         raise ValueError(f"train.overlap is {overlap}; it must be 0 (a batch is sampled with the newest weights) or 1 (one version older)")
-    if overlap and not learner.sampler_cap:
+    if overlap and learner.sampler_correction == "none" and learner.surrogate != "dppo":
         why = "turns are sampled one policy version before they are learned from, which has to be corrected for"
-        raise ValueError(f"train.overlap is 1 with learner.sampler_cap=0: {why}; expected learner.sampler_cap of at least 1 (2 is usual)")
+        expected = "learner.sampler_correction=truncate or mask, or learner.surrogate=dppo"
+        raise ValueError(f"train.overlap is 1 with learner.sampler_correction=none: {why}; expected {expected}")
 
 
 def check_shares(learner: LearnerConfig, mode: str, questions: int, max_steps: int) -> None:

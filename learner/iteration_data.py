@@ -23,7 +23,7 @@ from rollout.roll_out import WorkReport
 
 NOT_ADDED = (*MAXIMA, "grad_norm", "largest_weight", "seconds", "ended")
 PER_ROUTED_TURN = ("best_route_probability", "route_entropy")
-PER_TOKEN = ("ratio", "clip_fraction", "entropy", "kl", "correction")
+PER_TOKEN = ("ratio", "clip_fraction", "entropy", "kl", "correction", "corrected_tokens")
 LEFT_OUT = "its recorded prompt is longer than rollout.max_prompt_tokens"
 
 
@@ -197,7 +197,7 @@ def update_metrics(steps: list[dict[str, float]]) -> dict[str, float]:
 
     first, tokens = steps[0], total("tokens")
     return {name: total(name) / tokens for name in PER_TOKEN if name in first} | {
-        **{name: first[name] / first["tokens"] for name in ("mismatch", "mismatch_k3")},
+        **{name: first[name] / first["tokens"] for name in ("mismatch", "mismatch_k3", "mismatch_tv")},
         "mismatch_max": first["mismatch_max"],
         "ratio_max": largest(step["ratio_max"] for step in steps),
         **{name: total(name) / len(steps) for name in ("loss", "grad_norm")},

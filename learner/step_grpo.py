@@ -109,7 +109,7 @@ class StepGRPO(Algorithm):
 
     def learn_one_step_off(self, data: IterationData) -> dict[str, float]:
         """While a batch is learned from, the next is rolled out, one policy version behind (Noukhovitch et al. 2024, arXiv 2410.18252), which
-        `learner.sampler_cap` corrects for. Raises what either of them raised, after both have ended."""
+        `learner.sampler_correction` corrects for. Raises what either of them raised, after both have ended."""
         next_version = self.policy_version + 1
         with ThreadPoolExecutor(1, thread_name_prefix="learn") as beside:
             learning = beside.submit(self.learn, data)

@@ -127,7 +127,7 @@ class SleepingRanks(WeightSender):
         await asyncio.sleep(seconds)
         tokens = float(sum(len(self._turns[turn].turn.response_ids) for turn in turns))
         counted = {"tokens": tokens, "row_tokens": tokens, "seconds": seconds, "ended": time.time()}
-        return counted | dict.fromkeys(("mismatch", "mismatch_max", "mismatch_k3", "ratio_max", "loss", "grad_norm"), 0.0)
+        return counted | dict.fromkeys(("mismatch", "mismatch_max", "mismatch_k3", "mismatch_tv", "ratio_max", "loss", "grad_norm"), 0.0)
 
 
 @dataclass(frozen=True)

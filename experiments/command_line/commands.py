@@ -59,6 +59,7 @@ COMMANDS = {
     "bench": Command("experiments.bench", (("", "experiments.bench.BenchSettings"),)),
     "study": Command("experiments.study", (("study.", "experiments.studies.plan.StudySettings"), RUN)),
     "upload": Command("experiments.upload", (("tracking.", "experiments.config.TrackingConfig"),)),
+    "replay": Command("experiments.replay", (("", "experiments.replay.ReplaySettings"),)),
     "report": Command("experiments.report.report_page"),
     "results": Command("experiments.results", (("", "experiments.results.ResultsSettings"),)),
     "fit-needs": Command("experiments.fit_needs", (("", "experiments.fit_needs.FitSettings"),)),

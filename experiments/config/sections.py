@@ -34,7 +34,7 @@ class LoopConfig:
     dry_run: bool = False
     """Check everything, print the placement and the GPU memory it needs, and end: no GPU, no weights, no Ray."""
     overlap: Annotated[int, Field(ge=0, le=1)] = 0
-    """0: roll out, then learn. 1: roll out the next batch while learning, one policy version behind; needs `learner.sampler_cap`."""
+    """0: roll out, then learn. 1: roll out the next batch while learning, one policy version behind; needs `learner.sampler_correction`."""
     trace: bool = False
     """Write a timeline of every iteration into the run folder (`trace-000001.json`), for ui.perfetto.dev or chrome://tracing."""
     evaluate_every: NonNegativeInt = 25

@@ -30,7 +30,7 @@ ARMS: Mapping[str, Arm] = {
     STEP_GRPO: Arm("Step-GRPO"),
     "all_routes": Arm("Step-GRPO, gradient over all routes", ("learner.routes=all",)),
     "retrieval_cost": Arm("Step-GRPO, retrieval cost", ("reward.terms.step=1", "reward.terms.retrieval_cost=0.1")),
-    "one_step_off": Arm("Step-GRPO, one step off", ("train.overlap=1", "learner.sampler_cap=2")),
+    "one_step_off": Arm("Step-GRPO, one step off", ("train.overlap=1", "learner.sampler_correction=truncate")),
 }
 POINTS: Mapping[str, Arm] = {  # One factor at a time. The default has three seeds: differences smaller than between seeds prove nothing.
     "default": Arm(),

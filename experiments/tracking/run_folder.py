@@ -10,7 +10,7 @@ trajectories/         Parquet: episodes step by step with the siblings of every 
 checkpoints/          iteration-000020/, ...: what train.resume=auto continues from, each with the best policy until then
 policy/               the best policy, in Hugging Face format
 failures/             one file for each process or node that was lost
-report.html           all of it on one page (report/)
+report.html           all of it on one page (report/); replay.html: its episodes under another reward (r1-router replay)
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from operator import itemgetter
 from typing import Any
 
@@ -24,7 +25,7 @@ TEXTS = ("question_id", "family", "text", "gold", "steps", "final", "answer", "g
 NUMBERS = {"retrievals": pa.int32(), "seconds": pa.float64(), "policy_version": pa.int64()}
 TRAJECTORY_SCHEMA = pa.schema(dict.fromkeys(TEXTS, pa.string()) | {"image": pa.binary(), "answers": pa.list_(pa.string())} | NUMBERS)
 """Strings with JSON:
-`gold`: a list of {query, kb, answer}, or null where gold steps are not known;
+`gold`: a list of gold steps, with all fields, or null where gold steps are not known;
 `steps`: a list of {plan, query, kb, stops, gold, passages: [{id, title, text, kb, score, error, picture}], response, answer}; `gold` names the
 knowledge bases that were right to choose ([]: to stop; null: not known), `picture` is a key of the table of pictures, or empty;
 `groups`: a list of {kind, trunk, siblings: [{text, times, reward, advantage, parts}]}, turn by turn, where equal siblings are one entry; `parts`
@@ -60,7 +61,7 @@ def trajectory_row(trajectory: Trajectory, groups: Sequence[Any], pictures: Pict
     question, gold = trajectory.question, trajectory.question.gold_steps
     recorded = trajectory.groups[-1].turns[0] if trajectory.groups and not trajectory.error and trajectory.final is None else None
     last = trajectory.final or recorded
-    known = None if gold is None else [{"query": step.query, "kb": step.kb, "answer": step.answer} for step in gold]
+    known = None if gold is None else [asdict(step) for step in gold]
     row: dict[str, Any] = {"question_id": question.id, "family": question.family, "text": question.text, "answers": list(question.answers)}
     row |= {"image": question.image.data if question.image else None, "gold": _json(known)}
     row |= {"steps": _json(_steps(trajectory, pictures, matcher)), "groups": _json(list(groups)), "counts": None}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from learner.config import LearnerConfig
-from rewards.scored_summary import ScoredSummary
+from rewards.scored_summary import KINDS, ScoredSummary
 from rollout.nan_check import refuse_numbers
 from rollout.records import ScoredTurn
 
@@ -26,46 +26,61 @@ class GroupAdvantages:
 
 @dataclass(frozen=True)
 class Groups:
-    """`n` rewards in `k` groups: (n,) float64, (n,) int64, then (k,) each; the standard deviation is that of the population."""
+    """`n` rewards in `k` groups: (n,) float64, (n,) int64, then (k,) each; the standard deviation is that of the population.
+    `question`, (k,) int64: equal for groups whose rewards depend on each other. `elsewhere`, (n,): what a reward that is alone in its group is
+    compared with."""
 
     rewards: np.ndarray
     member: np.ndarray
     size: np.ndarray
     mean: np.ndarray
     std: np.ndarray
+    question: np.ndarray
+    elsewhere: np.ndarray
 
     @classmethod
-    def of(cls, rewards: np.ndarray, groups: Sequence[str] | np.ndarray) -> Groups:
+    def of(
+        cls,
+        rewards: np.ndarray,
+        groups: Sequence[str] | np.ndarray,
+        questions: np.ndarray | None = None,
+        elsewhere: np.ndarray | None = None,
+    ) -> Groups:
+        """`questions`: (n,) int64; None: every group is a question. `elsewhere`: None: a reward alone in its group is compared with nothing."""
         rewards = np.asarray(rewards, np.float64)
         if not np.isfinite(rewards).all():  # a group with NaN would have no variance, and be dropped silently
             found = {f"reward {i} (group {groups[i]})": reward for i, reward in enumerate(rewards)}
             refuse_numbers(found, "rewards to compare", "look at what gave them")
-        keys, member = np.unique(_sortable(groups), return_inverse=True)
+        keys, first, member = np.unique(_sortable(groups), return_index=True, return_inverse=True)
         size = np.bincount(member, minlength=len(keys))
         mean = np.bincount(member, rewards, len(keys)) / np.maximum(size, 1)
         std = np.sqrt(np.bincount(member, (rewards - mean[member]) ** 2, len(keys)) / np.maximum(size, 1))
-        return cls(rewards, member, size, mean, std)
+        question = np.arange(len(keys)) if questions is None else np.unique(questions[first], return_inverse=True)[1]
+        return cls(rewards, member, size, mean, std, question, rewards if elsewhere is None else elsewhere)
 
 
 def mean_of_the_others(groups: Groups) -> np.ndarray:
-    """(n,): mean of the other rewards of the group; in a group of one, the reward itself. RLOO (Ahmadian et al. 2024, arXiv 2402.14740)."""
+    """(n,): mean of the other rewards of the group (RLOO, Ahmadian et al. 2024, arXiv 2402.14740); in a group of one, `elsewhere`."""
     size, total = groups.size[groups.member], (groups.size * groups.mean)[groups.member]
-    return np.where(size > 1, (total - groups.rewards) / np.maximum(size - 1, 1), groups.rewards)
+    return np.where(size > 1, (total - groups.rewards) / np.maximum(size - 1, 1), groups.elsewhere)
 
 
 def mean_shrunk_to_the_batch(groups: Groups) -> np.ndarray:
-    """(n,): (1 - s) * mean of the others of the group + s * mean of all other groups, where s = v / (v + d) (James-Stein): v is the mean variance
-    of a group's mean, d the variance between the means, both over the *other* groups. Zeng et al. 2025, arXiv 2511.03710. A group of one is
-    measured against the others (s = 1) and says nothing about v; a single group against itself (s = 0)."""
-    if len(groups.size) < 2:
-        return mean_of_the_others(groups)
-    count = len(groups.size) - 1
+    """(n,): (1 - s) * mean of the others of the group + s * mean of the groups of other questions, where s = v / (v + d) (James-Stein): v is the
+    mean variance of a group's mean, d the variance between the means, both over *other questions*: a turn decides which further groups its own
+    has. Zeng et al. 2025, arXiv 2511.03710. A group of one is measured against the others (s = 1) and says nothing about v; a single question
+    against itself (s = 0)."""
+
+    def elsewhere(values: np.ndarray) -> np.ndarray:
+        """(k,): sum over the groups of other questions."""
+        return values.sum() - np.bincount(groups.question, values)[groups.question]
+
     known = groups.size > 1
-    of_mean = np.where(known, groups.std**2 / np.maximum(groups.size - 1, 1), 0.0)  # sample variance over size
-    within = (of_mean.sum() - of_mean) / np.maximum(known.sum() - known, 1)
-    others = (groups.mean.sum() - groups.mean) / count
-    between = np.maximum(((groups.mean**2).sum() - groups.mean**2) / count - others**2, 0.0)
-    share = np.where(known, within / (within + between + EPSILON), 1.0)[groups.member]
+    count, mean_variance = elsewhere(np.ones(len(known))), np.where(known, groups.std**2 / np.maximum(groups.size - 1, 1), 0.0)
+    within = elsewhere(mean_variance) / np.maximum(elsewhere(known.astype(float)), 1)
+    others = elsewhere(groups.mean) / np.maximum(count, 1)
+    between = np.maximum(elsewhere(groups.mean**2) / np.maximum(count, 1) - others**2, 0.0)
+    share = np.where(count > 0, np.where(known, within / (within + between + EPSILON), 1.0), 0.0)[groups.member]
     return (1 - share) * mean_of_the_others(groups) + share * others[groups.member]
 
 
@@ -77,17 +92,16 @@ BASELINES: Mapping[str, Callable[[Groups], np.ndarray]] = {
 
 
 def group_advantages(
-    rewards: np.ndarray, groups: Sequence[str] | np.ndarray, normalisation: str = "std", baseline: str = "mean"
+    rewards: np.ndarray, groups: Sequence[str] | np.ndarray, normalisation: str = "std", baseline: str = "mean", **of: np.ndarray
 ) -> GroupAdvantages:
     """(reward - baseline) / scale; by default (r - mean of its group) / (std of its group + 1e-6). rewards: (n,); groups: n names or numbers.
     The scale is, by `normalisation`: `std`, of the group (GRPO); `batch_std`, of all rewards (Liu et al. 2025, arXiv 2508.08221; REINFORCE++, arXiv
     2501.03262); `none` (Dr. GRPO, Liu et al. 2025, arXiv 2503.20783, section 3): the first gives very easy and very hard groups too much weight.
-    A group without variance (such as a group of one) is dropped: its advantages are 0. The baseline `shrunk` compares it with the other groups, and
-    drops it only if all its centred rewards are 0."""
-    found = Groups.of(rewards, groups)
+    A group whose centred rewards are all 0 (with `std`: without variance) is dropped: its advantages are 0. `of`: as `Groups.of` takes them."""
+    found = Groups.of(rewards, groups, **of)
     centred = found.rewards - BASELINES[baseline](found)
     spread = found.std
-    if baseline == "shrunk":
+    if normalisation != "std":
         spread = np.zeros(len(found.size))
         np.maximum.at(spread, found.member, np.abs(centred))
     differ = spread >= SMALLEST_STD
@@ -122,6 +136,22 @@ def _sortable(groups: Sequence[str] | np.ndarray) -> np.ndarray:
     return found if found.dtype.kind == "i" else np.asarray(groups, dtype=object).astype(str)
 
 
+def _question_numbers(scored: ScoredSummary) -> np.ndarray:
+    return np.unique(_sortable(scored.questions), return_inverse=True)[1][scored.episode]
+
+
+def mean_of_other_episodes(scored: ScoredSummary) -> np.ndarray:
+    """(turns,): mean reward of the turns of the same kind in the other episodes of the question, which know nothing of this turn; where there are
+    none (`branch` mode), its own reward."""
+    of_question, of_episode = (len(KINDS) * part.astype(int) + scored.kind for part in (_question_numbers(scored), scored.episode))
+
+    def elsewhere(values: np.ndarray) -> np.ndarray:
+        return np.bincount(of_question, values)[of_question] - np.bincount(of_episode, values)[of_episode]
+
+    count = elsewhere(np.ones(len(scored)))
+    return np.where(count > 0, elsewhere(scored.rewards) / np.maximum(count, 1), scored.rewards)
+
+
 @dataclass(frozen=True)
 class TurnAdvantages:
     advantages: np.ndarray  # (turns,) float32: `step_weight` * step advantage + `episode_weight` * episode advantage
@@ -139,7 +169,8 @@ def turn_advantages(turns: ScoredSummary | Sequence[ScoredTurn], config: Learner
         steps = component_advantages(scored.parts, scored.states)
         episodes = component_advantages([{"outcome": outcome} for outcome in outcomes.values()], questions)
     else:  # Step-GRPO (arXiv 2505.22095) and GRPO with outcome supervision (arXiv 2402.03300, section 4.1.2)
-        steps = group_advantages(scored.rewards, scored.states, config.normalisation, config.baseline)
+        related = {"questions": _question_numbers(scored), "elsewhere": mean_of_other_episodes(scored)}
+        steps = group_advantages(scored.rewards, scored.states, config.normalisation, config.baseline, **related)
         episodes = group_advantages(np.array(list(outcomes.values())), questions, config.normalisation, config.baseline)
     # An episode without an outcome is compared with none.
     of_episode, varied = np.zeros(len(scored.episodes)), np.zeros(len(scored.episodes), bool)

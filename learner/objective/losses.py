@@ -30,31 +30,38 @@ def loss_of(tokens: Tokens, config: LearnerConfig, denominator: float) -> tuple[
     """The clipped surrogate of PPO (arXiv 1707.06347, equation 7) in the token form of GRPO (arXiv 2402.03300, equation 3):
         -sum(weights * min(r * A, clip(r, 1 - clip_low, 1 + clip_high) * A)) / denominator,   r = exp(logprobs - old logprobs)
     + kl_weight * KL - entropy_weight * entropy, with the same weights and denominator. clip_high > clip_low is DAPO's (arXiv 2503.14476,
-    equation 10). Returns the loss and its metrics (sums over tokens, maxima as named in `MAXIMA`), without gradient."""
+    equation 10). Returns the loss and its metrics (sums over tokens, maxima as named in `MAXIMA`), without gradient.
+    `surrogate=dppo`: -sum(weights * M * r * A) / denominator (arXiv 2602.04879, equation 12), with M = 0 for tokens `outside_trust_region`."""
     learner = tokens.logprobs.detach() if tokens.learner_logprobs is None else tokens.learner_logprobs
-    old = learner if config.sampler_cap else tokens.sampler_logprobs
+    old = tokens.sampler_logprobs if config.sampler_correction == "none" else learner
     advantages, weights = tokens.advantages, tokens.weights
     ratio = _log_ratio(tokens, old, config.ratio).exp()
     clipped = ratio.clamp(1 - config.clip_low, 1 + config.clip_high)
+    held = (clipped * advantages < ratio * advantages).detach()  # no gradient, or a bounded one
     if config.surrogate == "clip":
         gained = torch.minimum(ratio * advantages, clipped * advantages)
-    else:  # CISPO of MiniMax-M1 (arXiv 2506.13585, equations 4 and 5), where clip_low=1: no gradient through the clipped ratio
+    elif config.surrogate == "cispo":  # MiniMax-M1 (arXiv 2506.13585, equations 4 and 5), with clip_low=1: no gradient through the ratio
         gained = clipped.detach() * advantages * tokens.logprobs
+    else:
+        held = outside_trust_region(tokens.logprobs.detach(), tokens.sampler_logprobs, advantages, config.clip_low, config.clip_high)
+        gained = torch.where(held, 0.0, ratio * advantages)
     difference = (learner - tokens.sampler_logprobs).detach()
     with torch.no_grad():
         metrics = {
             "mismatch": difference.abs().sum(),
             "mismatch_max": _maximum(difference.abs()),
             "mismatch_k3": (difference.exp() - 1 - difference).sum(),  # estimates KL(sampler || learner)
+            "mismatch_tv": (learner.exp() - tokens.sampler_logprobs.exp()).abs().sum(),  # of probabilities: DPPO's binary total variation
             "tokens": ratio.new_tensor(float(ratio.numel())),
             "ratio": ratio.sum(),
             "ratio_max": _maximum(ratio),
-            "clip_fraction": (clipped * advantages < ratio * advantages).float().sum(),
+            "clip_fraction": held.float().sum(),
             "entropy": tokens.entropy.sum(),
         }
-    if config.sampler_cap:  # truncated importance sampling (Ionides 2008; Yao et al. 2025)
-        correction = difference.exp().clamp(max=config.sampler_cap)
-        gained, metrics["correction"] = gained * correction, correction.sum()
+    if config.sampler_correction != "none":
+        correction = sampler_weights(difference.exp(), config)
+        gained = gained * correction
+        metrics |= {"correction": correction.sum(), "corrected_tokens": (correction != difference.exp()).float().sum()}
     loss = -(weights * gained).sum() / denominator
     if config.entropy_weight:
         loss = loss - config.entropy_weight * (weights * tokens.entropy).sum() / denominator
@@ -62,6 +69,24 @@ def loss_of(tokens: Tokens, config: LearnerConfig, denominator: float) -> tuple[
         estimate = kl_estimate(tokens.logprobs, tokens.reference_logprobs, config.kl_estimator)
         loss, metrics["kl"] = loss + config.kl_weight * ((weights * estimate).sum() / denominator), estimate.detach().sum()
     return loss, metrics
+
+
+def sampler_weights(q: torch.Tensor, config: LearnerConfig) -> torch.Tensor:
+    """(tokens,): weights for tokens that the sampler drew, where q = learner's probability / sampler's, both before the update.
+    `truncate`: min(q, sampler_high): truncated importance sampling (Ionides 2008; for engines that differ: Yao et al. 2025).
+    `mask`: q within [sampler_low, sampler_high], else 0: IcePop (Ling Team 2025, arXiv 2510.18855, equations 1 and 2)."""
+    if config.sampler_correction == "truncate":
+        return q.clamp(max=config.sampler_high)
+    return torch.where((q >= config.sampler_low) & (q <= config.sampler_high), q, 0.0)
+
+
+def outside_trust_region(
+    logprobs: torch.Tensor, sampler_logprobs: torch.Tensor, advantages: torch.Tensor, fall: float, rise: float
+) -> torch.Tensor:
+    """(tokens,) bool: DPPO's mask (Qi et al. 2026, arXiv 2602.04879, equation 12) by binary total variation (equation 13): tokens whose update
+    would push further away from the sampler's policy p_s: p > p_s + rise and A > 0, or p < p_s - fall and A < 0. In the paper rise = fall."""
+    moved = logprobs.exp() - sampler_logprobs.exp()
+    return ((advantages > 0) & (moved > rise)) | ((advantages < 0) & (moved < -fall))
 
 
 @dataclass(frozen=True)

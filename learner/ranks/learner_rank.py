@@ -114,7 +114,7 @@ class LearnerRank(WeightSender):
         """One optimizer step for each mini-batch (None: those that were fetched). Returns the sums and maxima (`losses.MAXIMA`) of each."""
         mini_batches, self._fetched = self._fetched if mini_batches is None else mini_batches, []
         before: list[list[Any]] = [[None] * len(mini_batch.micro_batches) for mini_batch in mini_batches]
-        if self.config.sampler_cap and len(mini_batches) > 1:  # log-probs before the first step changes the weights
+        if self.config.sampler_correction != "none" and len(mini_batches) > 1:  # log-probs before the first step changes the weights
             before = [[self._logprobs(packed(rows, self.policy)) for rows in mini_batch.micro_batches] for mini_batch in mini_batches]
         steps = [self._step(mini_batch, learner) for mini_batch, learner in zip(mini_batches, before, strict=True)]
         if steps:
@@ -221,7 +221,7 @@ class LearnerRank(WeightSender):
         for rows, learner in zip(mini_batch.micro_batches, learner_logprobs, strict=True):
             batch = packed(rows, self.policy)
             logprobs, old = self._logprobs(batch), self._tensor(batch.old_logprobs)
-            if self.config.sampler_cap:
+            if self.config.sampler_correction != "none":
                 old = logprobs if learner is None else learner
             sums += sums_by(logprobs - old, self._tensor(batch.episodes), mini_batch.episodes)
         if self.ranks > 1:

@@ -82,7 +82,7 @@ def test_one_step_off_a_killed_worker_costs_time_but_no_question(algorithm):
     algorithm.push_weights()
     train_until_all_are_back(algorithm)
     before = algorithm.config
-    learner = replace(before.learner, sampler_cap=2.0)
+    learner = replace(before.learner, sampler_correction="truncate")
     algorithm.config = before.copy(copy_frozen=False).training(learner=learner, overlap=1)
     algorithm.learner_group.build(learner)
     algorithm.workers.version = -1

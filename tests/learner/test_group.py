@@ -188,8 +188,13 @@ def test_kl_to_the_start_is_zero_at_first_and_holds_the_policy_back(one, turns):
 
 OPTIONS = {
     "turn ratios, turns count equally": {"ratio": "turn", "aggregation": "turn_mean"},
-    "one ratio for an episode, truncated importance sampling": {"ratio": "sequence", "sampler_cap": 2.0, "aggregation": "sequence_mean"},
+    "one ratio for an episode, truncated importance sampling": {
+        "ratio": "sequence",
+        "sampler_correction": "truncate",
+        "aggregation": "sequence_mean",
+    },
     "CISPO, entropy bonus, KL in the loss": {"surrogate": "cispo", "entropy_weight": 0.01, "kl_weight": 0.1, "kl_estimator": "k2"},
+    "DPPO": {"surrogate": "dppo"},
     "over a constant": {"kl_weight": 0.1, "kl_estimator": "k1", "aggregation": "constant"},
 }
 

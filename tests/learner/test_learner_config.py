@@ -33,7 +33,8 @@ def test_a_value_out_of_range_is_refused_with_its_key(key, value):
         ({"step_weight": 0.0}, "step_weight and learner.episode_weight are both 0"),
         ({"baseline": "shrunk"}, "baseline=shrunk does not go with learner.normalisation=std"),
         ({"normalisation": "components", "baseline": "leave_one_out"}, "components does not go with learner.baseline=leave_one_out"),
-        ({"sampler_cap": 0.5}, "sampler_cap is 0.5; expected 0 .off. or at least 1"),
+        ({"surrogate": "dppo", "ratio": "turn"}, "surrogate=dppo with learner.ratio=turn .* expected token and none"),
+        ({"surrogate": "dppo", "sampler_correction": "mask"}, "surrogate=dppo .*sampler_correction=mask: .* expected token and none"),
         ({"offload": "optimizer"}, "offload=optimizer with learner.zero_stage=0; expected zero_stage 1 or higher"),
         ({"offload": "parameters", "zero_stage": 2}, "offload=parameters with learner.zero_stage=2; expected zero_stage 3"),
         ({"dtype": "bfloat16"}, "dtype=bfloat16 with learner.zero_stage=0.*expected zero_stage 1"),
@@ -51,6 +52,7 @@ def test_settings_that_do_not_go_together_are_refused_with_what_does(settings, m
     [
         ({}, "branch", 1, "group_size is 1 with learner.baseline=mean: nothing to compare a turn with"),
         ({"baseline": "leave_one_out"}, "chain", 1, "group_size is 1 with learner.baseline=leave_one_out"),
+        ({}, "chain", 8, "step_weight is 1 with rollout.mode=chain, learner.baseline=mean and .*=std: .* expected baseline=leave_one_out"),
         ({"ratio": "sequence"}, "offline", 8, "ratio=sequence needs whole episodes .* expected rollout.mode=chain"),
         (
             {"step_weight": 0.0, "episode_weight": 1.0},
@@ -83,7 +85,8 @@ def test_what_is_sampled_has_to_be_something_that_can_be_learned_from(settings, 
 def test_what_goes_together_is_accepted():
     check_rollout(LearnerConfig(), RolloutConfig(group_size=2, temperature=0.7, top_p=0.9, top_k=20))
     check_rollout(LearnerConfig(baseline="shrunk", normalisation="none"), RolloutConfig(mode="offline", group_size=1))
-    check_rollout(LearnerConfig(ratio="sequence", episode_weight=1.0), RolloutConfig(mode="chain"))
+    check_rollout(LearnerConfig(ratio="sequence", step_weight=0.0, episode_weight=1.0), RolloutConfig(mode="chain"))
+    check_rollout(LearnerConfig(baseline="leave_one_out", normalisation="none"), RolloutConfig(mode="chain"))
 
 
 @pytest.mark.parametrize("instructions", ["avx512_bf16", "amx_bf16", ""])

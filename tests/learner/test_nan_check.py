@@ -143,7 +143,20 @@ def test_a_group_with_nan_is_not_taken_for_one_without_variance():
 @pytest.mark.parametrize("rank", [0, 1])
 def test_nan_on_one_rank_is_still_there_when_the_ranks_are_combined(name, rank):
     step = dict.fromkeys(
-        ("tokens", "ratio", "clip_fraction", "entropy", "mismatch", "mismatch_k3", "mismatch_max", "ratio_max", "loss", "grad_norm"), 1.0
+        (
+            "tokens",
+            "ratio",
+            "clip_fraction",
+            "entropy",
+            "mismatch",
+            "mismatch_k3",
+            "mismatch_tv",
+            "mismatch_max",
+            "ratio_max",
+            "loss",
+            "grad_norm",
+        ),
+        1.0,
     ) | {"row_tokens": 1.0, "seconds": 1.0}
     ranks = [[dict(step)], [dict(step)]]
     ranks[rank][0][name] = math.nan

@@ -24,7 +24,7 @@ def overlapped(ray_cluster, policy_path):
     """The algorithm that all tests share, one step off for the time of a test."""
     algorithm = shared_algorithm(policy_path)
     before = algorithm.config
-    learner = replace(before.learner, sampler_cap=2.0)
+    learner = replace(before.learner, sampler_correction="truncate")
     algorithm.config = before.copy(copy_frozen=False).training(learner=learner, overlap=1)
     algorithm.learner_group.build(learner)
     algorithm.workers.version = -1
@@ -79,11 +79,12 @@ def test_what_was_on_its_way_at_a_checkpoint_is_asked_again_and_nothing_is_learn
 
 
 def test_it_has_to_be_corrected_for():
-    with pytest.raises(ValueError, match=r"train.overlap is 1 with learner.sampler_cap=0.* expected learner.sampler_cap of at least 1"):
+    with pytest.raises(ValueError, match=r"train.overlap is 1 with .*sampler_correction=none.* expected .*truncate or mask, or .*dppo"):
         check_overlap(1, LearnerConfig())
     with pytest.raises(ValueError, match=r"train.overlap is 2; it must be 0"):
-        check_overlap(2, LearnerConfig(sampler_cap=2))
-    check_overlap(1, LearnerConfig(sampler_cap=2))
+        check_overlap(2, LearnerConfig(sampler_correction="mask"))
+    for correction in ({"sampler_correction": "truncate"}, {"sampler_correction": "mask"}, {"surrogate": "dppo"}):
+        check_overlap(1, LearnerConfig(**correction))
     check_overlap(0, LearnerConfig())
 
 

@@ -46,7 +46,7 @@ TOP_3 = Sampling(0.7, 1.0, 3)
 @pytest.mark.parametrize(
     ("sampling", "settings"),
     [(sampling, {}) for sampling in (TOP_3, Sampling(0.7), Sampling(1.4, 0.8), Sampling(0.5, 0.9, 4), Sampling(1.0, 1.0, 3))]
-    + [(TOP_3, {"sampler_cap": 2.0}), (TOP_3, {"surrogate": "cispo"}), (TOP_3, {"ratio": "turn"})],
+    + [(TOP_3, {"sampler_correction": "truncate"}), (TOP_3, {"surrogate": "cispo"}), (TOP_3, {"ratio": "turn"})],
     ids=str,
 )
 def test_the_gradient_of_a_table_policy_is_the_exact_one_of_its_expected_reward(sampling, settings):

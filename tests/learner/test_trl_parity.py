@@ -133,11 +133,11 @@ def by_us(batch: Batch, config: LearnerConfig) -> tuple[float, torch.Tensor]:
         Tokens(
             logprobs=batch.logprobs[mask],
             entropy=batch.entropies[mask],
-            sampler_logprobs=(batch.sampler if config.sampler_cap else batch.old)[mask],
+            sampler_logprobs=(batch.old if config.sampler_correction == "none" else batch.sampler)[mask],
             advantages=batch.advantages[turn],
             weights=torch.from_numpy(weights)[turn],
             turn=turn,
-            learner_logprobs=batch.old[mask] if config.sampler_cap else None,
+            learner_logprobs=None if config.sampler_correction == "none" else batch.old[mask],
             reference_logprobs=batch.reference[mask] if config.kl_weight else None,
         ),
         config,
@@ -168,7 +168,7 @@ SETTINGS = {
     ),
     "entropy bonus": ({"loss_type": "dapo", "_entropy_bonus_enabled": True, "entropy_coef": 0.2}, {"entropy_weight": 0.2}),
     "truncated importance sampling": (
-        {"loss_type": "dapo", "use_vllm": True, "vllm_importance_sampling_correction": True}, {"sampler_cap": 2.0},
+        {"loss_type": "dapo", "use_vllm": True, "vllm_importance_sampling_correction": True}, {"sampler_correction": "truncate"},
     ),
 }  # fmt: skip
 

@@ -43,7 +43,7 @@ TRAIN = [
     ("train.replay_rollouts=a train.dump_rollouts=b", r"train\.dump_rollouts is .*expected"),
     ("train.overlap=1", r"train\.overlap is .*expected"),
     ("train.overlap=2", r"train\.overlap is .*expected"),
-    ("train.overlap=1 learner.sampler_cap=2 train.rollout_only=true", r"train\.overlap is .*expected"),
+    ("train.overlap=1 learner.sampler_correction=truncate train.rollout_only=true", r"train\.overlap is .*expected"),
     ("name=a/b", r"name is 'a/b'; expected a name without slashes"),
     ("name=..", r"name is '\.\.'"),
 ]

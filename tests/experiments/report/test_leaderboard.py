@@ -74,7 +74,7 @@ def test_the_command_of_a_row_gives_the_settings_of_the_run(tmp_path):
 
 
 def test_a_folder_of_the_machine_is_not_published(tmp_path):
-    cells = row(finished(config(tmp_path, f"train.policy={tmp_path}/mine", "rollout.mode=chain")))
+    cells = row(finished(config(tmp_path, f"train.policy={tmp_path}/mine", "learner.ratio=turn")))
     assert cells[COLUMNS.index("policy")] == "FOLDER/mine"
     assert "train.policy=FOLDER/mine" in cells[-1]
 
