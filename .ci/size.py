@@ -5,7 +5,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 ROOMS = ("retrieval_actors", "rollout", "rewards", "learner", "experiments")
-PRODUCT_LINES, PRODUCT_FILES = 23_900, 215
+PRODUCT_LINES, PRODUCT_FILES = 24_600, 220
 """All five rooms without the benchmarks."""
 BUDGETS = {
     "retrieval_actors": 3600,
@@ -23,7 +23,7 @@ BUDGETS = {
     "experiments/serving": 1500,
     "experiments/studies": 600,
     "experiments/benchmarks": 2150,
-    "experiments": 14_500,
+    "experiments": 14_700,
 }
 """Lines at most, of a folder and all below it."""
 

@@ -104,12 +104,24 @@ def _file_layers(name: str, above: tuple[Path, ...] = ()) -> list[tuple[str, dic
     content = reading.from_yaml(path.read_bytes(), str(path)) or {}
     if not isinstance(content, dict):
         raise RunConfigError(f"{path}: found {type(content).__name__}, expected keys and values")
+    content = _of_today(content)
     if (base := content.pop("base", None)) is None:
         return [(str(path), content)]
     if not isinstance(base, str):
         raise RunConfigError(f"{path}: base is {base!r}; expected the name of one file")
     beside = path.parent / base
     return [*_file_layers(str(beside) if beside.is_file() else base, (*above, path.resolve())), (str(path), content)]
+
+
+def _of_today(tree: dict[str, Any]) -> dict[str, Any]:
+    """Settings that an older version wrote, under today's names: runs keep every setting, and stay usable when one goes."""
+    train, learner = ({**part} if isinstance(part := tree.get(name), dict) else None for name in ("train", "learner"))
+    if train:
+        train.pop("gpus_per_evaluation_worker", None)
+        tree = tree | {"train": train}
+    if learner and (cap := learner.pop("sampler_cap", None)) is not None:
+        tree = tree | {"learner": learner | ({"sampler_correction": "truncate", "sampler_high": cap} if float(cap) else {})}
+    return tree
 
 
 def _without(tree: dict[str, Any], key: list[str]) -> dict[str, Any]:

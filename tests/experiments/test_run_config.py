@@ -8,6 +8,7 @@ import pytest
 
 from experiments.config import CONFIGS, RunConfigError, TrainConfig, flat, load_config, resolved_yaml
 from experiments.config.rules import check
+from learner.config import LearnerConfig
 
 
 @pytest.mark.parametrize(
@@ -78,3 +79,12 @@ def test_flat_settings_have_dotted_keys():
 
 def test_every_shipped_configuration_loads():
     assert all(load_config([file.name]).name for file in CONFIGS.glob("*.yaml"))
+
+
+@pytest.mark.parametrize(("cap", "correction"), [("0.0", "none"), ("3.0", "truncate")])
+def test_a_run_of_an_older_version_keeps_its_settings_under_today_s_names(tmp_path: Path, cap: str, correction: str):
+    file = tmp_path / "config.yaml"
+    file.write_text(f"train: {{gpus_per_evaluation_worker: null, iterations: 7}}\nlearner: {{lr: 3e-5, sampler_cap: {cap}}}\n")
+    found = load_config([str(file)])
+    assert (found.train.iterations, found.learner.lr, found.learner.sampler_correction) == (7, 3e-5, correction)
+    assert found.learner.sampler_high == (3.0 if correction == "truncate" else LearnerConfig().sampler_high)
