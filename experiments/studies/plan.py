@@ -29,6 +29,7 @@ ARMS: Mapping[str, Arm] = {
     ),
     STEP_GRPO: Arm("Step-GRPO"),
     "all_routes": Arm("Step-GRPO, gradient over all routes", ("learner.routes=all",)),
+    "all_routes_mpo": Arm("Step-GRPO, all routes, towards p exp(reward / .05)", ("learner.routes=all", "learner.routes_temperature=0.05")),
     "retrieval_cost": Arm("Step-GRPO, retrieval cost", ("reward.terms.step=1", "reward.terms.retrieval_cost=0.1")),
     "one_step_off": Arm("Step-GRPO, one step off", ("train.overlap=1", "learner.sampler_correction=truncate")),
 }
