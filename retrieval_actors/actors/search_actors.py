@@ -1,10 +1,12 @@
-"""The actors: shards, BM25 indexes, embedders with their query caches, the reranker and the search log, each in a process of its own."""
+"""The actors: shards and BM25 indexes, embedders with their query caches, the reranker and the search log, each in a process of its own."""
 
 from __future__ import annotations
 
 import os
 import time
 from collections import Counter, defaultdict, deque
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,11 +15,13 @@ import numpy as np
 import psutil
 import pyarrow as pa
 
+from retrieval_actors.actors.call_replicas import Unanswered
+from retrieval_actors.actors.memory_plan import LEXICAL_SHARD
 from retrieval_actors.actors.query_cache import QueryCache
 from retrieval_actors.embedders.registry import build_embedder
 from retrieval_actors.embedders.text import Reranker
 from retrieval_actors.index.bm25 import BM25Index
-from retrieval_actors.knowledge_base import LEXICAL, KnowledgeBase
+from retrieval_actors.knowledge_base import LEXICAL, KnowledgeBase, KnowledgeBaseError, Shard
 from retrieval_actors.records import Query
 
 THREADS = 1  # CPU threads of a shard actor
@@ -62,33 +66,52 @@ class _Process:
 
 
 class ShardActor(_Process):
-    def __init__(self, folder: str, fingerprint: str, number: int):
-        """Raises KnowledgeBaseError if the folder has another fingerprint, for example after a rebuild."""
+    """Searches one shard, or several small ones, whichever knowledge bases they belong to."""
+
+    def __init__(self, shards: Mapping[tuple[str, int], tuple[str, str]]):
+        """`shards`: (knowledge base, number of the shard, or LEXICAL_SHARD) -> (folder, fingerprint)."""
         from threadpoolctl import threadpool_limits
 
         faiss.omp_set_num_threads(THREADS)
         self._limits = threadpool_limits(THREADS)
-        # Checksums were verified at the start; hashing again would slow a restart down.
-        self._shard = KnowledgeBase.open(folder, False, fingerprint).shard(number)
-        self._rows = PassageRows(self._shard.table)
+        self._shards, self._open = shards, dict[tuple[str, int], tuple[int, Shard | BM25Index, PassageRows]]()
+        for shard in shards:
+            with suppress(KnowledgeBaseError):  # after a restart a folder that was built again must not take the others along
+                self._opened(*shard)
 
-    def search(self, vectors: np.ndarray, k: int, pictures: bool = False) -> ShardHits:
-        return self._rows.hits(self._shard.first, *self._shard.search(vectors, k), pictures)
+    def ready(self) -> int:
+        """Raises KnowledgeBaseError if a folder has another fingerprint, for example after a rebuild."""
+        for shard in self._shards:
+            self._opened(*shard)
+        return super().ready()
+
+    def search(self, kb: str, number: int, queries: np.ndarray | list[str], k: int, pictures: bool = False) -> ShardHits | Unanswered:
+        """`queries`: vectors, or texts for LEXICAL_SHARD. `Unanswered`: the folder cannot be opened any more; the other shards go on."""
+        try:
+            first, index, rows = self._opened(kb, number)
+        except KnowledgeBaseError as error:
+            return Unanswered(str(error))
+        return rows.hits(first, *index.search(queries, k), pictures)  # type: ignore[arg-type]
 
     def health(self) -> dict[str, float]:
         """Process id, number of passages, and bytes of memory; shared pages are divided among the processes that share them (PSS)."""
         memory = psutil.Process().memory_full_info()
-        return {"pid": os.getpid(), "passages": len(self._shard.table), "memory": getattr(memory, "pss", memory.rss)}
+        passages = sum(len(index.table) for _, index, _ in self._open.values() if isinstance(index, Shard))
+        return {"pid": os.getpid(), "passages": passages, "memory": getattr(memory, "pss", memory.rss)}
 
-
-class LexicalActor(_Process):
-    def __init__(self, folder: str, fingerprint: str):
-        base = KnowledgeBase.open(folder, False, fingerprint)
-        self._index = BM25Index.load(base.folder / LEXICAL)
-        self._rows = PassageRows(pa.concat_tables([base.shard(number).table for number in range(base.card.shards)]))
-
-    def search(self, texts: list[str], k: int, pictures: bool = False) -> ShardHits:
-        return self._rows.hits(0, *self._index.search(texts, k), pictures)
+    def _opened(self, kb: str, number: int) -> tuple[int, Shard | BM25Index, PassageRows]:
+        """(position of the first passage, index, passages)."""
+        if (kb, number) not in self._open:
+            folder, fingerprint = self._shards[kb, number]
+            # Checksums were verified at the start; hashing again would slow a restart down.
+            base = KnowledgeBase.open(folder, False, fingerprint)
+            if number == LEXICAL_SHARD:
+                tables = [base.shard(number).table for number in range(base.card.shards)]
+                self._open[kb, number] = 0, BM25Index.load(base.folder / LEXICAL), PassageRows(pa.concat_tables(tables))
+            else:
+                shard = base.shard(number)
+                self._open[kb, number] = shard.first, shard, PassageRows(shard.table)
+        return self._open[kb, number]
 
 
 class EmbedderActor(_Process):
