@@ -14,11 +14,9 @@ import ray
 
 from retrieval_actors.actors.call_replicas import Call, Unanswered, call_replicas
 from retrieval_actors.actors.circuit_breaker import CircuitBreaker
-from retrieval_actors.actors.memory_plan import LEXICAL_SHARD
-from retrieval_actors.actors.search_actors import ShardHits
 from retrieval_actors.index.bm25 import reciprocal_rank_fusion
 from retrieval_actors.index.exact import merge_top_k
-from retrieval_actors.records import KnowledgeBaseCard, Passage, Query
+from retrieval_actors.records import LEXICAL_SHARD, KnowledgeBaseCard, Passage, Query, ShardHits
 
 FUSION_DEPTH = 100  # ranks of the vector ranking and of the lexical one that are fused
 RERANK_CANDIDATES = 20  # passages of a query that the reranker reads, or k if that is more

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from retrieval_actors.knowledge_base import LEXICAL, KnowledgeBase
+from retrieval_actors.records import LEXICAL_SHARD
 
 PROCESS_BYTES = 120 * 2**20  # memory of a shard actor without its files: Python, Ray, FAISS and numpy (measured)
-LEXICAL_SHARD = -1  # number of the BM25 index over all shards
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,15 @@ import ray
 from ray.exceptions import RayActorError, RayTaskError
 
 from retrieval_actors.actors.circuit_breaker import CircuitBreaker
-from retrieval_actors.actors.memory_plan import LEXICAL_SHARD, MemoryPlan, plan_memory
-from retrieval_actors.actors.search_actors import EmbedderActor, RerankerActor, SearchLog, ShardActor
+from retrieval_actors.actors.memory_plan import MemoryPlan, plan_memory
+from retrieval_actors.actors.search_actors import EmbedderActor, RerankerActor, ShardActor
+from retrieval_actors.actors.search_log import SearchLog
 from retrieval_actors.build.from_passages import Progress
 from retrieval_actors.config import RetrievalConfig
 from retrieval_actors.embedders.registry import check_embedder_name, model_of
 from retrieval_actors.embedders.text import check_reranker_name
 from retrieval_actors.knowledge_base import MANIFEST, KnowledgeBase, KnowledgeBaseError
+from retrieval_actors.records import LEXICAL_SHARD
 from retrieval_actors.sharded_search import RetrievalUnavailableError, Retriever
 
 START_SECONDS = 300  # for all actors together: loading an embedder on a busy laptop takes half a minute

@@ -18,7 +18,7 @@ from retrieval_actors.records import Passage, Query
 
 TOPICS = ["capital", "currency", "leader", "river"]
 QUERIES = [Query(f"What is the {topic} of country {number}?") for number in (2, 7) for topic in TOPICS]
-NAMES = {"text": 3, "table": 1, "flags": 2}  # name -> shards
+NAMES = {"text": 2, "table": 1, "flags": 1}  # name -> shards
 
 
 def write(folder, models, name, of="country"):
@@ -38,7 +38,7 @@ def config(models, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def shared(models, config):
-    retriever = start_retrieval(config, models_of=models)
+    retriever = start_retrieval(replace(config, hybrid=True), models_of=models)
     yield retriever
     retriever.close()
 
@@ -50,22 +50,20 @@ def answers(found):
 ASKED = [(name, query) for query in QUERIES for name in NAMES]
 
 
-@pytest.mark.parametrize("hybrid", [False, True])
-def test_knowledge_bases_that_share_an_actor_answer_as_with_an_actor_for_each_shard(models, config, hybrid):
-    found = {}
-    for shared_mib in (0.0, 32.0):
-        retriever = start_retrieval(replace(config, hybrid=hybrid, shared_mib=shared_mib), models_of=models)
-        assert len(retriever.shard_actors()) == (1 if shared_mib else 6 + 3 * hybrid)
-        found[shared_mib] = answers(retriever.search_routed(ASKED, 5))
-        retriever.close()
-    assert found[0.0] == found[32.0]
-    assert {len(passages) for passages in found[0.0]} == {5}
+def test_knowledge_bases_that_share_an_actor_answer_as_with_an_actor_for_each_shard(models, config, shared):
+    apart = start_retrieval(replace(config, hybrid=True, shared_mib=0), models_of=models)
+    assert (len(apart.shard_actors()), len(shared.shard_actors())) == (4 + 3, 1)
+    for lexical in (True, False):
+        found = [answers((its if lexical else replace(its, lexical={})).search_routed(ASKED, 5)) for its in (apart, shared)]
+        assert found[0] == found[1]
+        assert {len(passages) for passages in found[0]} == {5}
+    apart.close()
 
 
 def test_a_killed_actor_costs_all_its_knowledge_bases_time_and_none_an_answer(shared):
     expected, errors = answers(shared.search_routed(ASKED, 3)), shared.stats()["errors"]
     ((actor, (shards, copy)),) = shared.shard_actors().items()
-    assert (len(shards), copy) == (6, 0)
+    assert (len(shards), copy) == (4 + 3, 0)
     process = ray.get(actor.ready.remote(), timeout=60)
     os.kill(process, signal.SIGKILL)
     assert answers(shared.search_routed(ASKED, 3)) == expected
