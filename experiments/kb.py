@@ -127,7 +127,7 @@ def status(folders: Sequence[str], console: Console) -> int:
         bases = [KnowledgeBase.open(folder) for folder in folders]
         for base in bases:
             show(console, card_lines(base))
-        show(console, plan_memory(bases, replicas=1, nodes=[psutil.virtual_memory().available]).lines())
+        show(console, plan_memory(bases, 1, [psutil.virtual_memory().available], shared_mib=RetrievalConfig().shared_mib).lines())
         return 0
     with join_ray():
         found = running_retrievals()

@@ -23,7 +23,9 @@ class RetrievalConfig:
     embed_threads: PositiveInt = 1
     """CPU threads of each embedder actor."""
     replicas: PositiveInt = 1
-    """Actors that hold the same shard: searches spread over them, and continue when one dies."""
+    """Actors that hold the same shards: searches spread over them, and continue when one dies."""
+    shared_mib: NonNegativeFloat = 32.0
+    """MiB of vectors or index of small shards that share one actor, whichever knowledge bases they belong to; 0: an actor for each shard."""
     cpus_per_shard: NonNegativeFloat = 0.05
     """CPUs that Ray reserves for a shard actor: small, because shards are idle most of the time and share the cores of a laptop."""
     cpus_per_embedder: NonNegativeFloat = 0.05

@@ -1,8 +1,12 @@
-"""Queries and results of a search."""
+"""Queries and results of a search. What imports only these imports neither indexes nor models."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+import numpy as np
+
+LEXICAL_SHARD = -1  # number of the BM25 index over all shards
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,15 @@ class Passage:
     def full_text(self) -> str:
         """Title and text, as embedders, BM25 and rerankers read them."""
         return ". ".join(part for part in (self.title, self.text) if part)
+
+
+@dataclass(frozen=True)
+class ShardHits:
+    """What one index found for a batch of queries."""
+
+    scores: np.ndarray  # (queries, at most k) float32, descending; padded with -inf (BM25: 0)
+    positions: np.ndarray  # (queries, at most k) int64, in the knowledge base; padded with -1
+    passages: dict[int, tuple[str, str, str, bytes | None]]  # position -> (id, text, title, picture or None)
 
 
 @dataclass(frozen=True)

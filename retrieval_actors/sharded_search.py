@@ -14,10 +14,9 @@ import ray
 
 from retrieval_actors.actors.call_replicas import Call, Unanswered, call_replicas
 from retrieval_actors.actors.circuit_breaker import CircuitBreaker
-from retrieval_actors.actors.search_actors import ShardHits
 from retrieval_actors.index.bm25 import reciprocal_rank_fusion
 from retrieval_actors.index.exact import merge_top_k
-from retrieval_actors.records import KnowledgeBaseCard, Passage, Query
+from retrieval_actors.records import LEXICAL_SHARD, KnowledgeBaseCard, Passage, Query, ShardHits
 
 FUSION_DEPTH = 100  # ranks of the vector ranking and of the lexical one that are fused
 RERANK_CANDIDATES = 20  # passages of a query that the reranker reads, or k if that is more
@@ -32,12 +31,12 @@ class Retriever:
     """Picklable: give it to any Ray task or actor. `close` is for the process that called `start_retrieval`."""
 
     catalog: tuple[KnowledgeBaseCard, ...]  # the knowledge bases, in the order of the configuration
-    shards: Mapping[str, Sequence[Sequence[Any]]]  # knowledge base name -> for each shard, in order, the handles of its replicas
+    shards: Mapping[str, Sequence[Sequence[Any]]]  # knowledge base name -> for each shard, in order, replicas of its actor
     embedders: dict[str, Any]  # embedder name -> handle of its actor; several embedders may share one
     text_embedder: str
     deadline_s: float
     log: Any  # handle of the search log
-    lexical: dict[str, Any] = field(default_factory=dict)  # knowledge base name -> handle of its BM25 actor; empty: vectors only
+    lexical: dict[str, Sequence[Any]] = field(default_factory=dict)  # the same for its BM25 index; empty: vectors only
     reranker: Any = None  # handle of its actor, or None
     breakers: dict[str, CircuitBreaker] = field(default_factory=dict, compare=False, repr=False)  # by knowledge base, in every process
     borrowed: frozenset[Any] = frozenset()  # handles of actors that belong to another retrieval, which ends them
@@ -94,9 +93,10 @@ class Retriever:
         (vectors,) = self._call([Call((self.embedders[embedder],), "embed_queries", (embedder, queries))], end, kb, "embedder: ")
         candidates = max(k, RERANK_CANDIDATES) if self.reranker else k
         depth = max(candidates, FUSION_DEPTH) if kb in self.lexical else candidates
-        calls = [Call(replicas, "search", (vectors, depth, pictures)) for replicas in self.shards[kb]]
+        calls = [Call(replicas, "search", (kb, number, vectors, depth, pictures)) for number, replicas in enumerate(self.shards[kb])]
         if kb in self.lexical:
-            calls.append(Call((self.lexical[kb],), "search", ([query.text for query in queries], depth, pictures)))
+            texts = [query.text for query in queries]
+            calls.append(Call(self.lexical[kb], "search", (kb, LEXICAL_SHARD, texts, depth, pictures)))
         hits: list[ShardHits] = self._call(calls, end, kb)
         scores, positions = merge_top_k([(found.scores, found.positions) for found in hits[: len(self.shards[kb])]], depth)
         if kb in self.lexical:
@@ -144,5 +144,15 @@ class Retriever:
                 ray.kill(actor)
 
     def actors(self) -> Iterator[Any]:
-        yield from (replica for shards in self.shards.values() for replicas in shards for replica in replicas)
-        yield from [*self.lexical.values(), *set(self.embedders.values()), *([self.reranker] if self.reranker else []), self.log]
+        yield from self.shard_actors()
+        yield from [*set(self.embedders.values()), *([self.reranker] if self.reranker else []), self.log]
+
+    def shard_actors(self) -> dict[Any, tuple[list[tuple[str, int]], int]]:
+        """Handle -> ((knowledge base, number or LEXICAL_SHARD) of each shard that it holds, number of the replica)."""
+        shards = {(kb, number): replicas for kb, all_shards in self.shards.items() for number, replicas in enumerate(all_shards)}
+        shards |= {(kb, LEXICAL_SHARD): replicas for kb, replicas in self.lexical.items()}
+        found: dict[Any, tuple[list[tuple[str, int]], int]] = {}
+        for shard, replicas in shards.items():
+            for copy, handle in enumerate(replicas):
+                found.setdefault(handle, ([], copy))[0].append(shard)
+        return found

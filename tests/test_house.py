@@ -7,6 +7,7 @@ import graphlib
 import inspect
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -147,3 +148,17 @@ def test_every_package_is_pinned():
     assert all(re.fullmatch(r"[A-Za-z0-9_.\-]+==[^\s+]+", pin) for pin in pins)
     names = {re.sub(r"[-_.]+", "-", pin.split("==")[0]).lower() for pin in pins}
     assert {"torch", "ray", "transformers", "deepspeed", "faiss-cpu", "mlflow", "pydantic", "pytest", "ruff", "mypy"} <= names
+
+
+def test_processes_import_nothing_heavy_that_they_do_not_use():
+    """In this order, in one process: what a search log and a caller of searches import, then a reward actor, then a shard actor."""
+    heavy = ("torch", "transformers", "faiss", "pyarrow", "ray.rllib", "ray.data", "pandas", "scipy", "mlflow", "deepspeed")
+    rooms = (
+        "retrieval_actors.actors.search_log",
+        "retrieval_actors.sharded_search",
+        "rewards.actor",
+        "retrieval_actors.actors.search_actors",
+    )
+    code = f"import importlib, sys\nfor name in {rooms}: importlib.import_module(name); print([it for it in {heavy} if it in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=200)
+    assert done.stdout.splitlines() == ["[]", "[]", "[]", "['faiss', 'pyarrow']"]

@@ -169,7 +169,8 @@ def server_rows(size: int, folder: Path) -> Iterator[BenchResult]:
 
 @contextmanager
 def served(folder: Path, replicas: int = 1, embed_threads: int = 1) -> Iterator[Retriever]:
-    retriever = start_retrieval(RetrievalConfig({"bench": str(folder / "bench")}, replicas=replicas, embed_threads=embed_threads))
+    config = RetrievalConfig({"bench": str(folder / "bench")}, replicas=replicas, embed_threads=embed_threads, shared_mib=0)
+    retriever = start_retrieval(config)
     try:
         yield retriever
     finally:

@@ -28,8 +28,8 @@ MEMORY_GIB, DISK_GIB = 8, 2  # what the laptop run needs, with a margin
 
 def all_findings(config: TrainConfig, constraints: Path = REPOSITORY / "constraints.txt") -> Iterator[Finding]:
     """`constraints`: file with the tested versions."""
-    fits = (3, 11) <= sys.version_info < (3, 13)
-    yield Finding("Python", sys.version.split()[0], "" if fits else "use Python 3.11 or 3.12: make clean setup PYTHON=python3.12")
+    fits = (3, 11) <= sys.version_info < (3, 14)
+    yield Finding("Python", sys.version.split()[0], "" if fits else "use Python 3.11 to 3.13: make clean setup PYTHON=python3.12")
     yield from _packages(constraints)
     yield from _gpu_builds(config)
     yield from _machine(config)

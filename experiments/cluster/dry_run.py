@@ -49,7 +49,8 @@ def run_findings(config: TrainConfig, nodes: Sequence[placement.Node] | None, co
     terms = ", ".join(term.name for term in composed_of(config.reward.terms)) or "step"
     yield Finding("rewards, prompts", f"{terms}; {config.rollout.prompts}")
     named = [KnowledgeBaseSource(name, Path(folder)) for name, folder in config.retrieval.folders.items()]
-    for source in placement.knowledge_bases_of(dataset) if dataset else named:
+    used = [source for kbs in placement.knowledge_bases_of(dataset) for source in kbs] if dataset else named
+    for source in {source.folder: source for source in used}.values():
         yield check_folder(source, config.retrieval.hybrid)
     yield check_placement(config, dataset, nodes, console)
 

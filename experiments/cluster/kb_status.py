@@ -9,7 +9,7 @@ from typing import Any
 import ray
 
 from experiments.config import RunConfigError
-from retrieval_actors.actors.memory_plan import readable
+from retrieval_actors.actors.memory_plan import label_of, readable
 from retrieval_actors.actors.start_actors import running_retrievals
 from retrieval_actors.knowledge_base import KnowledgeBase
 from retrieval_actors.sharded_search import Retriever
@@ -36,21 +36,16 @@ def retrieval_lines(name: str, log: Any) -> Iterator[str]:
         seen = collections.defaultdict(float, health.get(card.name, {}))
         counts = f"{seen['queries']:,.0f} queries ({seen['queries_per_second']:,.1f}/s), {seen['errors']:,.0f} errors"
         yield f"  {card.name}: {card.passages:,} passages, {counts}, p50 {seen['p50_ms']:.1f} ms, p99 {seen['p99_ms']:.1f} ms"
-    asked = {
-        replica.health.remote(): f"  {kb}, shard {number}, replica {copy}"
-        for kb, shards in retriever.shards.items()
-        for number, replicas in enumerate(shards)
-        for copy, replica in enumerate(replicas)
-    }
+    asked = {actor.health.remote(): f"  {label_of(shards)}, replica {copy}" for actor, (shards, copy) in retriever.shard_actors().items()}
     ray.wait(list(asked), num_returns=len(asked), timeout=5)
-    for reference, shard in asked.items():
+    for reference, shards in asked.items():
         try:
             found = ray.get(reference, timeout=0)
-            yield f"{shard}: process {found['pid']:.0f}, {found['passages']:,.0f} passages, {readable(found['memory'])}"
+            yield f"{shards}: process {found['pid']:.0f}, {found['passages']:,.0f} passages, {readable(found['memory'])}"
         except ray.exceptions.GetTimeoutError:
-            yield f"{shard}: loading or busy"
+            yield f"{shards}: loading or busy"
         except ray.exceptions.RayActorError:
-            yield f"{shard}: dead, being restarted"
+            yield f"{shards}: dead, being restarted"
 
 
 def find_running(kb: str) -> Retriever:

@@ -37,7 +37,7 @@ SETTINGS = {  # role -> what lowers its requests
     "evaluation": "train.num_rollout_workers or train.gpus_per_rollout_worker",
     "embedder": "retrieval.gpus_per_embedder or retrieval.cpus_per_embedder",
     "reranker": "retrieval.gpus_per_embedder or retrieval.cpus_per_embedder",
-    "shard": "retrieval.replicas or retrieval.gpus_per_shard",
+    "shard": "retrieval.replicas or retrieval.cpus_per_shard",
     "rewards": "reward.actors",
 }
 Evaluation = Literal[
@@ -91,8 +91,10 @@ def on_nodes_of_roles(config: TrainConfig, there: Collection[str]) -> TrainConfi
     )
 
 
-def requests_of(config: TrainConfig, kbs: Sequence[KnowledgeBaseSource], evaluation: Evaluation = "by rollout") -> list[ResourceRequest]:
-    """All processes of a run, or those of `r1-router evaluate`. `config`: from `on_nodes_of_roles`."""
+def requests_of(
+    config: TrainConfig, kbs: Sequence[Sequence[KnowledgeBaseSource]], evaluation: Evaluation = "by rollout"
+) -> list[ResourceRequest]:
+    """All processes of a run, or those of `r1-router evaluate`. `config`: from `on_nodes_of_roles`; `kbs`: from `knowledge_bases_of`."""
     train, learner, resource = config.train, config.learner, config.rollout.resource
     workers = train.num_rollout_workers, CPUS_PER_ROLLOUT_WORKER
     measuring = ResourceRequest("evaluation", *workers, train.gpus_per_rollout_worker, resource=resource)
@@ -108,10 +110,10 @@ def requests_of(config: TrainConfig, kbs: Sequence[KnowledgeBaseSource], evaluat
     return [*_retrieval(config.retrieval, kbs), rewards, rollout, learners, *([measuring] if evaluation == "beside" else [])]
 
 
-def _retrieval(retrieval: RetrievalConfig, kbs: Sequence[KnowledgeBaseSource]) -> Iterator[ResourceRequest]:
-    unbuilt = [source for source in kbs if not (source.folder / MANIFEST).is_file()]
-    built = [KnowledgeBase.open(source.folder, verify=False) for source in kbs if source not in unbuilt]
-    embedders = [retrieval.text_embedder, *(base.card.embedder for base in built)]
+def _retrieval(retrieval: RetrievalConfig, kbs: Sequence[Sequence[KnowledgeBaseSource]]) -> Iterator[ResourceRequest]:
+    unbuilt = [source for group in kbs for source in group if not (source.folder / MANIFEST).is_file()]
+    built = [[KnowledgeBase.open(source.folder, verify=False) for source in group if source not in unbuilt] for group in kbs]
+    embedders = [retrieval.text_embedder, *(base.card.embedder for group in built for base in group)]
     embedders += [EMBEDDERS.get(source.name, retrieval.text_embedder) for source in unbuilt]
     embedder = ResourceRequest(
         "embedder", 1, retrieval.cpus_per_embedder, retrieval.gpus_per_embedder, resource=retrieval.embedder_resource
@@ -120,20 +122,20 @@ def _retrieval(retrieval: RetrievalConfig, kbs: Sequence[KnowledgeBaseSource]) -
     if retrieval.reranker:
         yield replace(embedder, role="reranker", detail=retrieval.reranker)
     shard = ResourceRequest("shard", retrieval.replicas, retrieval.cpus_per_shard, resource=retrieval.resource)
-    for need in plan_memory(built, retrieval.replicas, [], retrieval.hybrid).needs:
-        detail = f"{need.kb}, {'BM25' if need.index == 'BM25' else f'shard {need.shard}'}"
-        yield replace(shard, count=need.replicas, memory=need.resident_bytes, detail=detail)
+    for group in built:
+        for actor in plan_memory(group, retrieval.replicas, [], retrieval.hybrid, retrieval.shared_mib).actors:
+            yield replace(shard, memory=actor.resident_bytes, detail=actor.label)
     for source in unbuilt:
         detail = f"{source.folder.parent.name}/{source.name}, built first"
         yield replace(shard, count=UNBUILT_SHARDS * retrieval.replicas, memory=PROCESS_BYTES, detail=detail)
 
 
-def knowledge_bases_of(dataset: Dataset | None, evaluation: Evaluation = "by rollout") -> list[KnowledgeBaseSource]:
-    """The knowledge bases of training and of evaluation, each folder once."""
+def knowledge_bases_of(dataset: Dataset | None, evaluation: Evaluation = "by rollout") -> list[Sequence[KnowledgeBaseSource]]:
+    """The knowledge bases of each retrieval: of that of training and that of evaluation, or of the one that is both."""
     if dataset is None:
         return []
-    used = dataset.evaluation_kbs if evaluation == "only" else (*dataset.training_kbs, *dataset.evaluation_kbs)
-    return list({source.folder: source for source in used}.values())
+    used = [dataset.evaluation_kbs] if evaluation == "only" else [dataset.training_kbs, dataset.evaluation_kbs]
+    return list({tuple(source.folder for source in kbs): kbs for kbs in used}.values())
 
 
 def cluster_file_nodes(name: str | Path, workers: str = "min_workers") -> list[dict[str, float]]:

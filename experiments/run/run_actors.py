@@ -16,6 +16,7 @@ from experiments.datasets import Dataset, ensure_knowledge_bases
 from experiments.evaluation.evaluator import Evaluator
 from learner.question_ledger import ShuffledQuestions
 from learner.step_grpo import StepGRPO
+from retrieval_actors.actors.memory_plan import label_of
 from retrieval_actors.actors.start_actors import start_retrieval
 from retrieval_actors.sharded_search import Retriever
 from rewards.actor import start_reward_actor
@@ -52,11 +53,8 @@ class RunActors(SharedServices):
         found |= {f"reward actor {number}": handle for number, handle in enumerate(self.reward_actors)}
         found |= {f"evaluation worker {number}": handle for number, handle in enumerate(self.evaluator.own_workers)}
         for retriever, suffix in ((self.evaluation_retriever, " of the evaluation"), (self.retriever, "")):
-            for kb, shards in retriever.shards.items():
-                for number, replicas in enumerate(shards):
-                    name = f"shard {number} of knowledge base {kb}{suffix}"
-                    found |= {f"{name}{f', replica {i}' if i else ''}": handle for i, handle in enumerate(replicas)}
-            found |= {f"lexical index of knowledge base {kb}{suffix}": handle for kb, handle in retriever.lexical.items()}
+            for handle, (shards, copy) in retriever.shard_actors().items():
+                found[f"knowledge base {label_of(shards)}{suffix}{f', replica {copy}' if copy else ''}"] = handle
             found |= {f"embedder {name}{suffix}": handle for name, handle in retriever.embedders.items()}
             found |= {f"reranker{suffix}": retriever.reranker} if retriever.reranker is not None else {}
             found[f"search log{suffix}"] = retriever.log

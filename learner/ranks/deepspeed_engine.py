@@ -7,8 +7,6 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.lora import LoraLayer
 
 from learner.config import LearnerConfig
 from learner.objective.token_logprobs import Scorer
@@ -82,6 +80,8 @@ def engine_settings(config: LearnerConfig) -> dict[str, Any]:
 
 def add_adapters(language_model: torch.nn.Module, config: LearnerConfig) -> None:
     """Add adapters to the linear layers that `lora_targets` names, in place. Raises ValueError when no layer has such a name."""
+    from peft import LoraConfig, inject_adapter_in_model  # half a second that most runs have no use for
+
     linear = sorted({name.rpartition(".")[2] for name, m in language_model.named_modules() if isinstance(m, torch.nn.Linear)})
     if wrong := [name for name in config.lora_targets if name not in linear]:
         found = f"learner.lora_targets names {wrong[0]!r}, which no linear layer of the language model is"
@@ -94,10 +94,14 @@ def add_adapters(language_model: torch.nn.Module, config: LearnerConfig) -> None
 def without_adapters(model: torch.nn.Module) -> Iterator[None]:
     """The model as it was before `add_adapters`."""
     with ExitStack() as after:
-        for layer in [module for module in model.modules() if isinstance(module, LoraLayer)]:
+        for layer in _adapted_layers(model).values():
             layer.enable_adapters(False)
             after.callback(layer.enable_adapters, True)
         yield
+
+
+def _adapted_layers(model: torch.nn.Module) -> dict[str, Any]:
+    return {name: module for name, module in model.named_modules() if ADAPTER in getattr(module, "lora_A", ())}
 
 
 def published_parameters(model: torch.nn.Module, partitioned: bool) -> Iterator[tuple[str, torch.Tensor]]:
@@ -108,7 +112,7 @@ def published_parameters(model: torch.nn.Module, partitioned: bool) -> Iterator[
         import deepspeed  # not before the environment of the rank is set
 
         gathered = deepspeed.zero.GatheredParameters
-    adapted = {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
+    adapted = _adapted_layers(model)
     for name, parameter in model.named_parameters():
         layer, _, kind = name.rpartition(".")
         owner = layer.removesuffix(".base_layer")

@@ -17,9 +17,9 @@ PAUSE_S = 0.1  # before dead replicas are asked again: Ray restarts them meanwhi
 
 @dataclass(frozen=True)
 class Unanswered:
-    """Stands in for an answer that did not come by the deadline."""
+    """Stands in for an answer that did not come by the deadline. An actor may return it: another replica is asked then, too."""
 
-    reason: str  # `silent`, or the class name of Ray's last error
+    reason: str  # `silent`, the class name of Ray's last error, or what the actor said
 
 
 @dataclass(frozen=True)
@@ -67,15 +67,19 @@ def call_replicas(calls: Sequence[Call], deadline_s: float) -> list[Any]:
             if number not in pending:  # another replica was quicker
                 continue
             try:
-                answers[number] = ray.get(reference, timeout=max(1.0, end - time.monotonic()))
-                del pending[number]
+                answer = ray.get(reference, timeout=max(1.0, end - time.monotonic()))
             except RayTaskError:  # an error of the query or the program, not of a process
                 raise
             except RayError as error:
+                answer = Unanswered(type(error).__name__)
+            if isinstance(answer, Unanswered):
                 waiting = pending[number]
-                waiting.reason = type(error).__name__
+                waiting.reason = answer.reason
                 all_tried = waiting.tries >= len(calls[number].replicas)
                 waiting.next_try = min(waiting.next_try, time.monotonic() + PAUSE_S * all_tried)
+            else:
+                answers[number] = answer
+                del pending[number]
     for reference in running:
         ray.cancel(reference)
     return [answers[number] for number in range(len(calls))]

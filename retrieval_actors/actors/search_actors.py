@@ -1,37 +1,25 @@
-"""The actors: shards, BM25 indexes, embedders with their query caches, the reranker and the search log, each in a process of its own."""
+"""The actors: shards and BM25 indexes, embedders with their query caches, and the reranker."""
 
 from __future__ import annotations
 
 import os
-import time
-from collections import Counter, defaultdict, deque
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
+from contextlib import suppress
 
 import faiss
 import numpy as np
 import psutil
 import pyarrow as pa
 
+from retrieval_actors.actors.call_replicas import Unanswered
 from retrieval_actors.actors.query_cache import QueryCache
 from retrieval_actors.embedders.registry import build_embedder
 from retrieval_actors.embedders.text import Reranker
 from retrieval_actors.index.bm25 import BM25Index
-from retrieval_actors.knowledge_base import LEXICAL, KnowledgeBase
-from retrieval_actors.records import Query
+from retrieval_actors.knowledge_base import LEXICAL, KnowledgeBase, KnowledgeBaseError, Shard
+from retrieval_actors.records import LEXICAL_SHARD, Query, ShardHits
 
 THREADS = 1  # CPU threads of a shard actor
-RECENT = 4096  # searches of a knowledge base whose latency is kept
-WINDOW_S = 60.0  # over which queries per second are counted
-
-
-@dataclass(frozen=True)
-class ShardHits:
-    """What one index found for a batch of queries."""
-
-    scores: np.ndarray  # (queries, at most k) float32, descending; padded with -inf (BM25: 0)
-    positions: np.ndarray  # (queries, at most k) int64, in the knowledge base; padded with -1
-    passages: dict[int, tuple[str, str, str, bytes | None]]  # position -> (id, text, title, picture or None)
 
 
 class PassageRows:
@@ -62,33 +50,52 @@ class _Process:
 
 
 class ShardActor(_Process):
-    def __init__(self, folder: str, fingerprint: str, number: int):
-        """Raises KnowledgeBaseError if the folder has another fingerprint, for example after a rebuild."""
+    """Searches one shard, or several small ones, whichever knowledge bases they belong to."""
+
+    def __init__(self, shards: Mapping[tuple[str, int], tuple[str, str]]):
+        """`shards`: (knowledge base, number of the shard, or LEXICAL_SHARD) -> (folder, fingerprint)."""
         from threadpoolctl import threadpool_limits
 
         faiss.omp_set_num_threads(THREADS)
         self._limits = threadpool_limits(THREADS)
-        # Checksums were verified at the start; hashing again would slow a restart down.
-        self._shard = KnowledgeBase.open(folder, False, fingerprint).shard(number)
-        self._rows = PassageRows(self._shard.table)
+        self._shards, self._open = shards, dict[tuple[str, int], tuple[int, Shard | BM25Index, PassageRows]]()
+        for shard in shards:
+            with suppress(KnowledgeBaseError):  # after a restart a folder that was built again must not take the others along
+                self._opened(*shard)
 
-    def search(self, vectors: np.ndarray, k: int, pictures: bool = False) -> ShardHits:
-        return self._rows.hits(self._shard.first, *self._shard.search(vectors, k), pictures)
+    def ready(self) -> int:
+        """Raises KnowledgeBaseError if a folder has another fingerprint, for example after a rebuild."""
+        for shard in self._shards:
+            self._opened(*shard)
+        return super().ready()
+
+    def search(self, kb: str, number: int, queries: np.ndarray | list[str], k: int, pictures: bool = False) -> ShardHits | Unanswered:
+        """`queries`: vectors, or texts for LEXICAL_SHARD. `Unanswered`: the folder cannot be opened any more; the other shards go on."""
+        try:
+            first, index, rows = self._opened(kb, number)
+        except KnowledgeBaseError as error:
+            return Unanswered(str(error))
+        return rows.hits(first, *index.search(queries, k), pictures)  # type: ignore[arg-type]
 
     def health(self) -> dict[str, float]:
         """Process id, number of passages, and bytes of memory; shared pages are divided among the processes that share them (PSS)."""
         memory = psutil.Process().memory_full_info()
-        return {"pid": os.getpid(), "passages": len(self._shard.table), "memory": getattr(memory, "pss", memory.rss)}
+        passages = sum(len(index.table) for _, index, _ in self._open.values() if isinstance(index, Shard))
+        return {"pid": os.getpid(), "passages": passages, "memory": getattr(memory, "pss", memory.rss)}
 
-
-class LexicalActor(_Process):
-    def __init__(self, folder: str, fingerprint: str):
-        base = KnowledgeBase.open(folder, False, fingerprint)
-        self._index = BM25Index.load(base.folder / LEXICAL)
-        self._rows = PassageRows(pa.concat_tables([base.shard(number).table for number in range(base.card.shards)]))
-
-    def search(self, texts: list[str], k: int, pictures: bool = False) -> ShardHits:
-        return self._rows.hits(0, *self._index.search(texts, k), pictures)
+    def _opened(self, kb: str, number: int) -> tuple[int, Shard | BM25Index, PassageRows]:
+        """(position of the first passage, index, passages)."""
+        if (kb, number) not in self._open:
+            folder, fingerprint = self._shards[kb, number]
+            # Checksums were verified at the start; hashing again would slow a restart down.
+            base = KnowledgeBase.open(folder, False, fingerprint)
+            if number == LEXICAL_SHARD:
+                tables = [base.shard(number).table for number in range(base.card.shards)]
+                self._open[kb, number] = 0, BM25Index.load(base.folder / LEXICAL), PassageRows(pa.concat_tables(tables))
+            else:
+                shard = base.shard(number)
+                self._open[kb, number] = shard.first, shard, PassageRows(shard.table)
+        return self._open[kb, number]
 
 
 class EmbedderActor(_Process):
@@ -110,43 +117,3 @@ class EmbedderActor(_Process):
 
 class RerankerActor(_Process, Reranker):
     """A `Reranker` in a process of its own: call `scores`."""
-
-
-class SearchLog:
-    """Counts the searches of all processes, and stores the `Retriever`, so that other processes on the cluster can find it."""
-
-    def __init__(self) -> None:
-        self._totals: defaultdict[str, Counter[str]] = defaultdict(Counter)
-        # (time, queries, seconds) of the last searches
-        self._recent: defaultdict[str, deque[tuple[float, int, float]]] = defaultdict(lambda: deque(maxlen=RECENT))
-        self._started, self._retriever = time.time(), None
-
-    def record(self, kb: str, queries: int, seconds: float | None, errors: int) -> None:
-        """`seconds`: of the call; None if its circuit breaker was open."""
-        self._totals[kb].update({"searches": 1, "queries": queries, "seconds": seconds or 0, "errors": errors})
-        if seconds is not None:
-            self._recent[kb].append((time.time(), queries, seconds))
-
-    def totals(self) -> dict[str, float]:
-        """Over all knowledge bases since the start: searches, queries, seconds (summed over callers), errors (queries)."""
-        return {key: float(sum(totals[key] for totals in self._totals.values())) for key in ("searches", "queries", "seconds", "errors")}
-
-    def health(self) -> dict[str, dict[str, float]]:
-        """Knowledge base -> searches, queries, errors, queries_per_second (over the last minute), p50_ms and p99_ms of a search."""
-        now, found = time.time(), {}
-        for kb, totals in self._totals.items():
-            recent = self._recent[kb]
-            p50, p99 = np.percentile([1e3 * seconds for _, _, seconds in recent] or [0.0], [50, 99]).tolist()
-            in_window = sum(queries for when, queries, _ in recent if when > now - WINDOW_S)
-            since = recent[0][0] if len(recent) == RECENT else self._started
-            rate = in_window / min(WINDOW_S, max(now - since, 1e-3))
-            counts = {key: totals[key] for key in ("searches", "queries", "errors")}
-            found[kb] = {**counts, "queries_per_second": rate, "p50_ms": p50, "p99_ms": p99}
-        return found
-
-    def adopt(self, retriever: Any) -> None:
-        self._retriever = retriever
-
-    def retriever(self) -> Any:
-        """None while the retrieval starts, and after a restart of this process."""
-        return self._retriever

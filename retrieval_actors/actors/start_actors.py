@@ -9,16 +9,18 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayTaskError
 
 from retrieval_actors.actors.circuit_breaker import CircuitBreaker
-from retrieval_actors.actors.memory_plan import LEXICAL_SHARD, MemoryPlan, plan_memory
-from retrieval_actors.actors.search_actors import EmbedderActor, LexicalActor, RerankerActor, SearchLog, ShardActor
+from retrieval_actors.actors.memory_plan import MemoryPlan, plan_memory
+from retrieval_actors.actors.search_actors import EmbedderActor, RerankerActor, ShardActor
+from retrieval_actors.actors.search_log import SearchLog
 from retrieval_actors.build.from_passages import Progress
 from retrieval_actors.config import RetrievalConfig
 from retrieval_actors.embedders.registry import check_embedder_name, model_of
 from retrieval_actors.embedders.text import check_reranker_name
 from retrieval_actors.knowledge_base import MANIFEST, KnowledgeBase, KnowledgeBaseError
+from retrieval_actors.records import LEXICAL_SHARD
 from retrieval_actors.sharded_search import RetrievalUnavailableError, Retriever
 
 START_SECONDS = 300  # for all actors together: loading an embedder on a busy laptop takes half a minute
@@ -45,7 +47,7 @@ def start_retrieval(
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"] and (not resource or resource in node["Resources"])]
     if not nodes:
         raise KnowledgeBaseError(f"retrieval.resource is {resource!r}, which no node has: start nodes with it, or leave it empty")
-    plan = plan_memory(bases, config.replicas, [int(node.get("memory", 0)) for node in nodes], config.hybrid)
+    plan = plan_memory(bases, config.replicas, [int(node.get("memory", 0)) for node in nodes], config.hybrid, config.shared_mib)
     if announce and plan.needs:
         announce(plan)
     if plan.refusal():
@@ -76,8 +78,6 @@ def running_retrievals() -> dict[str, Any]:
 
 
 def _start_actors(config: RetrievalConfig, bases: Sequence[KnowledgeBase], plan: MemoryPlan, models_of: Retriever | None) -> Retriever:
-    memory = {(need.kb, need.shard): need.resident_bytes for need in plan.needs}
-
     def start(kind: type, *arguments: Any, cpus: float, gpus: float = 0, resource: str = config.resource, **options: Any) -> Any:
         resources = {resource: 0.001} if resource else {}
         # A call to a dead actor fails at once, so that a replica can be asked: `call_replicas` tries again.
@@ -88,11 +88,12 @@ def _start_actors(config: RetrievalConfig, bases: Sequence[KnowledgeBase], plan:
         cpus, gpus, resource = config.cpus_per_embedder, config.gpus_per_embedder, config.embedder_resource
         return start(kind, *arguments, config.embed_threads, cpus=cpus, gpus=gpus, resource=resource)
 
-    def start_shard(base: KnowledgeBase, number: int) -> Any:
-        content = (str(base.folder.resolve()), base.fingerprint)
-        options: dict[str, Any] = {"cpus": config.cpus_per_shard, "memory": memory[base.card.name, number]}
-        return start(LexicalActor, *content, **options) if number == LEXICAL_SHARD else start(ShardActor, *content, number, **options)
-
+    content = {base.card.name: (str(base.folder.resolve()), base.fingerprint) for base in bases}
+    holders: dict[tuple[str, int], list[Any]] = {}  # (knowledge base, shard) -> replicas of the actor that holds it
+    for need in plan.actors:
+        shards = {(shard.kb, shard.shard): content[shard.kb] for shard in need.shards}
+        replicas = [start(ShardActor, shards, cpus=config.cpus_per_shard, memory=need.resident_bytes) for _ in range(plan.replicas)]
+        holders.update((shard, replicas) for shard in shards)
     names = dict.fromkeys([config.text_embedder, *(base.card.embedder for base in bases)])
     embedders = {name: models_of.embedders[name] for name in names if name in models_of.embedders} if models_of else {}
     reranker = models_of.reranker if models_of else None
@@ -105,14 +106,11 @@ def _start_actors(config: RetrievalConfig, bases: Sequence[KnowledgeBase], plan:
     return Retriever(
         catalog=tuple(base.card for base in bases),
         embedders=embedders,
-        shards={
-            base.card.name: [[start_shard(base, number) for _ in range(config.replicas)] for number in range(base.card.shards)]
-            for base in bases
-        },
+        shards={base.card.name: [holders[base.card.name, number] for number in range(base.card.shards)] for base in bases},
         text_embedder=config.text_embedder,
         deadline_s=config.deadline_s,
         log=start(SearchLog, cpus=0, name=f"{NAMESPACE}-{uuid.uuid4().hex[:8]}", namespace=NAMESPACE),
-        lexical={base.card.name: start_shard(base, LEXICAL_SHARD) for base in bases} if config.hybrid else {},
+        lexical={base.card.name: holders[base.card.name, LEXICAL_SHARD] for base in bases} if config.hybrid else {},
         reranker=reranker if config.reranker else None,
         breakers={base.card.name: CircuitBreaker() for base in bases},
         borrowed=borrowed,
@@ -144,7 +142,7 @@ def _wait_until_ready(retriever: Retriever, progress: Progress | None) -> None:
             raise RetrievalUnavailableError(f"{found}: are there free CPUs and memory?")
         try:
             ray.get(ready, timeout=START_SECONDS)
-        except RayActorError as error:
+        except (RayActorError, RayTaskError) as error:
             raise RetrievalUnavailableError(f"a retrieval actor did not start: {str(error).strip().splitlines()[-1]}") from error
         if progress:
             progress("starting retrieval actors", total - len(waiting), total)

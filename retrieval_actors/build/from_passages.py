@@ -25,7 +25,7 @@ Progress = Callable[[str, int, int], None]  # called with (what is being done, h
 RETRIEVER_NAMES = {"text": "Text Retriever", "text_image": "Text Image Retriever", "table": "Table Retriever"}  # by modality
 EMBEDDERS = {"text": "minilm", "text_image": "colour-layout+minilm", "table": "minilm"}  # modality -> default embedder
 PASSAGES_AT_ONCE = 512
-PASSAGES_PER_SHARD = 100_000  # by default, at most: each shard is a process, which takes a second of a CPU to start
+PASSAGES_PER_SHARD = 100_000  # by default, at most: each is a process of its own then, which takes a second of a CPU to start
 SKIPPED = "skipped.jsonl"
 Chunk = tuple[pa.Table, np.ndarray]  # a table with the columns of SCHEMA, and the (rows, dimension) float32 unit vectors of its rows
 

@@ -85,7 +85,7 @@ def folders(models, tmp_path_factory):
 
 def killed_in_mid_run(models, folders, mode):
     """Half of the shards of the tables are killed for good: the other half alone would answer wrongly."""
-    started = start_retrieval(RetrievalConfig(folders=folders, deadline_s=15.0), models_of=models)
+    started = start_retrieval(RetrievalConfig(folders=folders, deadline_s=15.0, shared_mib=0), models_of=models)
     retriever = replace(started, breakers={kb: CircuitBreaker(failures_to_open=1, cooldown_s=600.0) for kb in folders})
     rollout = RolloutConfig(mode=mode, group_size=COPIES, max_steps=2, passages=2, slots=1)
     try:
@@ -185,7 +185,7 @@ def test_an_evaluation_measures_the_whole_episodes_and_counts_the_others(rolled_
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_run_goes_on_without_a_knowledge_base_and_learns_nothing_from_what_it_did_not_bring(ray_cluster, tmp_path):
-    whole = pipeline(tmp_path / "parts", "retrieval.deadline_s=5")
+    whole = pipeline(tmp_path / "parts", "retrieval.deadline_s=5", "retrieval.shared_mib=0")
     try:
         shards = [replica for shard in whole.actors.retriever.shards["text"] for replica in shard]
         learner, learned = whole.actors.algorithm.learner_group, []

@@ -9,7 +9,7 @@ import pytest
 from whole_pipeline import ITERATIONS, Outcome, Pipeline, pipeline, train_and_lose
 
 PHASES = ("push", "rollout", "score", "learn", "checkpoint")
-SHARD = "shard 0 of knowledge base text"
+SHARD = "knowledge base text, shard 0; text_image, shard 0; table, shard 0"  # they are small, and share an actor
 ROLES = ("rollout worker 1", "reward actor 0", SHARD, "learner rank 0")
 CORE = ("reward actor 0", "score")  # the other roles have quick tests of their own
 CELLS = [(role, phase) for role in ROLES for phase in PHASES]

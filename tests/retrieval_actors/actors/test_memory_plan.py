@@ -34,12 +34,29 @@ def test_an_exact_shard_needs_its_vectors_and_an_approximate_one_its_index(bases
     assert exact.searched_bytes == pytest.approx(300 * 64 * 4, rel=0.01)
     assert 600 * 64 < small.searched_bytes < 600 * 64 * 1.5
     assert plan.resident_bytes == 2 * (3 * PROCESS_BYTES + 2 * exact.searched_bytes + small.searched_bytes)
-    assert plan.line() == f"1,200 passages in 6 shard actors, {readable(plan.resident_bytes)} of 16.0 GiB to be searched in memory"
+    assert plan.line() == f"1,200 passages, 3 shards in 6 actors, {readable(plan.resident_bytes)} of 16.0 GiB to be searched in memory"
     assert plan.refusal() == ""
 
 
+def test_small_shards_share_an_actor_by_size_and_a_large_one_has_its_own(bases):
+    exact, _, small = plan_memory(bases, 1, []).needs
+    assert exact.searched_bytes > small.searched_bytes
+    labels = {
+        shared: [actor.label for actor in plan_memory(bases, 1, [], shared_mib=shared / 2**20).actors] for shared in (0, 4e4, 1.4e5, 3e5)
+    }
+    assert labels == {
+        0: ["small, shard 0", "exact, shard 0", "exact, shard 1"],
+        4e4: ["small, shard 0", "exact, shard 0", "exact, shard 1"],
+        1.4e5: ["small, shard 0; exact, shard 0", "exact, shard 1"],
+        3e5: ["small, shard 0; exact, shard 0; exact, shard 1"],
+    }
+    plan = plan_memory(bases, 2, [2**34], shared_mib=1)
+    assert plan.resident_bytes == 2 * (PROCESS_BYTES + 2 * exact.searched_bytes + small.searched_bytes)
+    assert plan.line().startswith("1,200 passages, 3 shards in 2 actors, ")
+
+
 def test_what_does_not_fit_is_refused_with_the_mend(bases):
-    assert "shard 0 of exact searches" in plan_memory(bases, 1, [PROCESS_BYTES] * 8).refusal()
+    assert "an actor (exact, shard 0) searches" in plan_memory(bases, 1, [PROCESS_BYTES] * 8).refusal()
     assert "build it with more shards" in plan_memory(bases, 1, [PROCESS_BYTES] * 8).refusal()
     crowded = plan_memory(bases, 3, [4 * PROCESS_BYTES]).refusal()
     assert crowded.startswith("the knowledge bases search 1.1 GiB, the nodes offer 480.0 MiB: add nodes, lower retrieval.replicas")

@@ -11,8 +11,8 @@ import ray
 
 from retrieval_actors.actors.call_replicas import Call, call_replicas
 from retrieval_actors.actors.circuit_breaker import CircuitBreaker
-from retrieval_actors.actors.search_actors import SearchLog, ShardHits
-from retrieval_actors.records import KnowledgeBaseCard, Query
+from retrieval_actors.actors.search_log import SearchLog
+from retrieval_actors.records import KnowledgeBaseCard, Query, ShardHits
 from retrieval_actors.sharded_search import Retriever
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the processes of Ray cannot import what lies beside a test
@@ -26,7 +26,7 @@ class Embedder:
 class Shard:
     """One passage; a query of 13 letters is more than it can do."""
 
-    def search(self, vectors, k, pictures):
+    def search(self, kb, number, vectors, k, pictures):
         if (vectors == 13).any():
             raise KeyError("thirteen")
         rows = np.zeros((len(vectors), 1), np.int64)

@@ -47,7 +47,9 @@ def retriever(models, tmp_path_factory):
         write_knowledge_base(folder / name, name=name, passages=rows, vectors=their_vectors, shards=shards, **CARD)
     seen = []
     folders = {name: str(folder / name) for name in contents}
-    retriever = start_retrieval(RetrievalConfig(folders=folders, deadline_s=150), lambda *reported: seen.append(reported), models_of=models)
+    retriever = start_retrieval(
+        RetrievalConfig(folders=folders, deadline_s=150, shared_mib=0), lambda *reported: seen.append(reported), models_of=models
+    )
     assert [(done, total) for what, done, total in seen if what == "starting retrieval actors"] == [(done, 10) for done in range(1, 11)]
     assert [what for what, done, total in seen if done == total][:-1] == [f"checking the files of {name}" for name in contents]
     yield retriever

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 
 from retrieval_actors.actors.search_actors import PassageRows, ShardActor
 from retrieval_actors.build.from_passages import write_knowledge_base
-from retrieval_actors.knowledge_base import KnowledgeBase, KnowledgeBaseError
+from retrieval_actors.knowledge_base import KnowledgeBaseError
 from retrieval_actors.records import Passage
 
 
@@ -36,12 +38,20 @@ def test_a_passage_that_many_queries_find_travels_once():
     assert [picture for *_, picture in found.passages.values()] == [b"1", b"3"]
 
 
-def test_a_shard_of_a_folder_that_was_replaced_does_not_start(tmp_path):
+def test_a_shard_of_a_folder_that_was_replaced_is_not_searched_and_the_others_in_its_actor_are(tmp_path):
     card = {"name": "text", "retriever_name": "Text Retriever", "description": "", "modality": "text", "embedder": "minilm"}
     vectors = np.eye(4, dtype=np.float32)
-    first = write_knowledge_base(tmp_path / "kb", passages=[Passage(str(row), "old") for row in range(4)], vectors=vectors, **card)
-    ShardActor(str(tmp_path / "kb"), first.fingerprint, 0)
-    write_knowledge_base(tmp_path / "kb", passages=[Passage(str(row), "new") for row in range(4)], vectors=vectors, **card)
+    replaced, kept = tmp_path / "kb", tmp_path / "kept"
+    first = write_knowledge_base(replaced, passages=[Passage(str(row), "old") for row in range(4)], vectors=vectors, **card)
+    other = write_knowledge_base(kept, passages=[Passage(str(row), "kept") for row in range(4)], vectors=vectors, **card)
+    shards = {("text", 0): (str(replaced), first.fingerprint), ("other", 0): (str(kept), other.fingerprint)}
+    before = ShardActor(shards)
+    assert before.ready() == os.getpid()
+    write_knowledge_base(replaced, passages=[Passage(str(row), "new") for row in range(4)], vectors=vectors, **card)
+    assert {text for _, text, *_ in before.search("text", 0, vectors[:1], 4).passages.values()} == {"old"}  # what it mapped stays
+    restarted = ShardActor(shards)
     with pytest.raises(KnowledgeBaseError, match=r"kb\.json was replaced: its fingerprint is \w+, the running one has \w+; start again"):
-        ShardActor(str(tmp_path / "kb"), first.fingerprint, 1)
-    assert KnowledgeBase.open(tmp_path / "kb").fingerprint != first.fingerprint
+        restarted.ready()
+    assert "was replaced" in restarted.search("text", 0, vectors[:1], 4).reason
+    assert {text for _, text, *_ in restarted.search("other", 0, vectors[:1], 4).passages.values()} == {"kept"}
+    assert (before.health()["passages"], restarted.health()["passages"]) == (8, 4)

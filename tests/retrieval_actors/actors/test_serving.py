@@ -45,8 +45,8 @@ def folders(tmp_path_factory):
 def retriever(models, folders):
     """Two knowledge bases of two shards, two replicas of each."""
     plans = []
-    retriever = start_retrieval(RetrievalConfig(folders=folders, replicas=2), announce=plans.append, models_of=models)
-    assert plans[0].line().startswith("240 passages in 8 shard actors")
+    retriever = start_retrieval(RetrievalConfig(folders=folders, replicas=2, shared_mib=0), announce=plans.append, models_of=models)
+    assert plans[0].line().startswith("240 passages, 4 shards in 8 actors")
     yield retriever
     retriever.close()
 
