@@ -112,7 +112,7 @@ def _retrieval(retrieval: RetrievalConfig, kbs: Sequence[KnowledgeBaseSource]) -
     unbuilt = [source for source in kbs if not (source.folder / MANIFEST).is_file()]
     built = [KnowledgeBase.open(source.folder, verify=False) for source in kbs if source not in unbuilt]
     embedders = [retrieval.text_embedder, *(base.card.embedder for base in built)]
-    embedders += [EMBEDDERS.get(source.name, retrieval.text_embedder) for source in unbuilt]
+    embedders += [EMBEDDERS.get(source.modality or source.name, retrieval.text_embedder) for source in unbuilt]
     embedder = ResourceRequest(
         "embedder", 1, retrieval.cpus_per_embedder, retrieval.gpus_per_embedder, resource=retrieval.embedder_resource
     )

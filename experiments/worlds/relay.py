@@ -69,7 +69,7 @@ class Relay:
         self.split, self.seed, self.hops = split, seed, hops
         self.home = permutation(seed, hops, kbs)
         self.kbs = sorted(set(self.home.values()))
-        self.taken = set(beside.taken) if beside else set[str]()
+        self.taken: set[str] = set(beside.taken) if beside else set()
         rng = random.Random(f"relay/{split}/{seed}")
         drawn = fresh_names(names * (hops + 1), split, rng, self.taken)
         self.rings = [drawn[i : i + names] for i in range(0, len(drawn), names)]

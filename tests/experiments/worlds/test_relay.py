@@ -149,18 +149,16 @@ def test_every_question_is_answered_by_following_its_gold_steps_with_the_retriev
         assert history[-1].answer == question.answers[0]
 
 
-def test_what_is_found_first_rarely_names_the_answer(bases, run):
+def test_what_is_found_first_says_nothing_about_the_answer(bases, run):
     dataset, found = bases
-    first = [
-        any(
-            question.answers[0] in passage.text
-            for kb in found.bases
-            for query in (question.text, question.gold_steps[0].query)
-            for passage in found.search(kb, query, question, run.rollout.passages)
-        )
-        for question in dataset.heldout
-    ]
-    assert np.mean(first) <= 0.1
+    by_chance = []
+    for question in dataset.heldout:
+        first = question.gold_steps[0]
+        everything = [p.text for kb in found.bases for p in found.search(kb, question.text, question, run.rollout.passages)]
+        read = [p.text for p in found.search(first.kb, first.query, question, run.rollout.passages)]
+        assert not any(question.answers[0] in text and first.entities[1] in text for text in everything + read)
+        by_chance.append(any(question.answers[0] in text for text in read))
+    assert np.mean(by_chance) <= 0.05  # the name of the answer, in a passage about somebody else
 
 
 def test_too_many_names_are_refused_in_a_line():
