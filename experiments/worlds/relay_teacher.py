@@ -77,8 +77,9 @@ class RelayTeacher:
 
         while met < len(needs) and len(history) < self.rollout.max_steps + SPARE_STEPS:
             need, share = needs[met], rng.random()
-            turns.append(plan(need.query, retrievers[need.kb]))
-            kb = need.kb if share < GOLD else rng.choice(list(self.cards))
+            home = self.world.home[need.entities[0]]
+            turns.append(plan(need.query, retrievers[home]))
+            kb = home if share < GOLD else rng.choice(list(self.cards))
             search = self._everywhere if GOLD <= share < GOLD + EVERYWHERE else self.search
             turns.append(search_and_read(kb, need, question, search, rng, manner))
             again = UNKNOWN in turns[-1].response

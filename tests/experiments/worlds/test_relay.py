@@ -134,7 +134,7 @@ def test_questions_are_different_and_all_are_found_where_more_are_asked_for():
 
 
 def test_every_question_is_answered_by_following_its_gold_steps_with_the_retrieval_of_a_run(bases, run):
-    dataset, found = bases
+    (dataset, found), home = bases, permutation(run.data.seed, 4, 5)
     assert len(dataset.heldout) == 60
     for question in dataset.heldout:
         history: tuple[Exchange, ...] = ()
@@ -142,20 +142,20 @@ def test_every_question_is_answered_by_following_its_gold_steps_with_the_retriev
             needs = open_needs(question, history)
             [need] = needs.askable(question.text)
             assert need == step == asked_need(step.query, question.gold_steps)
-            passages = found.search(need.kb, need.query, question, run.rollout.passages)
+            passages = found.search(home[need.entities[0]], need.query, question, run.rollout.passages)
             assert sentence(*need.entities, need.answer) in [passage.text for passage in passages], need
-            history += (Exchange(need.query, need.kb, need.answer),)
+            history += (Exchange(need.query, home[need.entities[0]], need.answer),)
         assert open_needs(question, history).done == 1.0
         assert history[-1].answer == question.answers[0]
 
 
 def test_what_is_found_first_says_nothing_about_the_answer(bases, run):
-    dataset, found = bases
+    (dataset, found), home = bases, permutation(run.data.seed, 4, 5)
     by_chance = []
     for question in dataset.heldout:
         first = question.gold_steps[0]
         everything = [p.text for kb in found.bases for p in found.search(kb, question.text, question, run.rollout.passages)]
-        read = [p.text for p in found.search(first.kb, first.query, question, run.rollout.passages)]
+        read = [p.text for p in found.search(home[first.entities[0]], first.query, question, run.rollout.passages)]
         assert not any(question.answers[0] in text and first.entities[1] in text for text in everything + read)
         by_chance.append(any(question.answers[0] in text for text in read))
     assert np.mean(by_chance) <= 0.05  # the name of the answer, in a passage about somebody else
