@@ -23,8 +23,16 @@ FIRST_SYLLABLES = [
     for onset in "b d f g h j k l m n p r s t v w z br dr gr kr pr st tr".split()
     for nucleus in "a e i o u an or el".split()
 ]
-RELATIONS = ("doctor", "tailor", "lawyer", "baker", "gardener", "teacher", "painter", "driver")
-MOST = len(RELATIONS)  # Hops or knowledge bases
+RELATIONS = (
+    "doctor",
+    "tailor",
+    "lawyer",
+    "baker",
+    "gardener",
+    "teacher",
+    "painter",
+    "driver",
+)  # As many as hops or knowledge bases, at most
 Fact = tuple[str, str]  # (relation, name)
 
 
