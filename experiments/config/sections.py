@@ -66,7 +66,7 @@ class DataConfig:
     """Section `data`: which questions, and where they come from."""
 
     name: str = "atlas"
-    """`atlas` (generated fictional worlds), `real_atlas`, `2wiki`, `atlas_2wiki` (both), `ottqa`, `wikitables`, `hotpotqa`,
+    """`atlas`, `relay` (generated fictional worlds), `real_atlas`, `2wiki`, `atlas_2wiki` (both), `ottqa`, `wikitables`, `hotpotqa`,
     `2wikimultihopqa`, `musique`; `nq`, `triviaqa`, `popqa`, `bamboogle` (their passages: `retrieval.folders`); the paper's `paper_2wiki`,
     `infoseek`, `webqa`, `dynvqa`, `openwikitable`, `tabfact`; `recorded_steps` (offline); `questions` (a file of your own); or
     MODULE:FUNCTION. See docs/04_data.md."""
@@ -87,7 +87,13 @@ class DataConfig:
     worlds: PositiveInt = 4
     """`atlas`: worlds of each split."""
     countries: PositiveInt = 24
-    """`atlas`: countries of each world."""
+    """`atlas`: countries of each world. `relay`: names of each ring."""
+    hops: Annotated[int, Field(ge=1, le=8)] = 4
+    """`relay`: facts that a question needs, one after the other."""
+    knowledge_bases: Annotated[int, Field(ge=2, le=8)] = 5
+    """`relay`: knowledge bases over which the relations are spread."""
+    doubled: Annotated[float, Field(ge=0, le=1)] = 0.4
+    """`relay`: share of facts that stand in two knowledge bases."""
 
 
 @dataclass

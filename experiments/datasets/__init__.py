@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import functools
 import importlib
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from experiments.config import DataConfig, EvaluationConfig, RunConfigError, TrainConfig
 from experiments.datasets.atlas_2wiki import load_atlas_2wiki
-from experiments.datasets.dataset import Dataset, KnowledgeBaseSource, ensure_knowledge_bases, no_training_questions
+from experiments.datasets.dataset import Dataset, KnowledgeBaseSource, ensure_knowledge_bases, generated, no_training_questions
 from experiments.datasets.multi_hop import MULTI_HOP
 from experiments.datasets.open_domain import OPEN_DOMAIN
 from experiments.datasets.paper_sets import PAPER_SETS
 from experiments.datasets.question_file import load_questions
 from experiments.datasets.real_atlas import load_real_atlas
 from experiments.datasets.recorded_steps import load_recorded_steps
+from experiments.datasets.relay import load_relay
 from experiments.datasets.table_sets import load_ottqa, load_wikitables
 from experiments.datasets.two_wiki import load_two_wiki
 from experiments.worlds.atlas import KNOWLEDGE_BASES, Atlas
 from retrieval_actors.build.from_passages import EMBEDDERS
-from retrieval_actors.knowledge_base import FORMAT
 from retrieval_actors.records import Passage
 
 __all__ = ["EMBEDDERS", "Dataset", "KnowledgeBaseSource", "ensure_knowledge_bases", "load_dataset", "training_dataset"]
@@ -38,21 +36,15 @@ def load_atlas(data: DataConfig, evaluation: EvaluationConfig) -> Dataset:
 
 
 def _atlas_sources(purpose: str, atlases: Sequence[Atlas], data: DataConfig) -> tuple[KnowledgeBaseSource, ...]:
-    """The folder name has a checksum of content and format, so another world or format is built into another folder."""
-
     def passages(kb: str) -> list[Passage]:
         return [replace(passage, id=f"{atlas.split}-{passage.id}") for atlas in atlases for passage in atlas.passages(kb)]
 
-    checksum = FORMAT
-    for kb in KNOWLEDGE_BASES:
-        for passage in passages(kb):
-            checksum = zlib.crc32(f"{passage.id}\n{passage.text}\n".encode() + (passage.image or b""), checksum)
-    folder = Path(data.kb_folder) / f"atlas-{purpose}-{checksum:08x}"
-    return tuple(KnowledgeBaseSource(kb, folder / kb, *card, functools.partial(passages, kb)) for kb, card in KNOWLEDGE_BASES.items())
+    return generated(f"atlas-{purpose}", data, KNOWLEDGE_BASES, passages)
 
 
 DATASETS: dict[str, Callable[[DataConfig, EvaluationConfig], Dataset]] = {
     "atlas": load_atlas,
+    "relay": load_relay,
     "real_atlas": load_real_atlas,
     "2wiki": load_two_wiki,
     "atlas_2wiki": load_atlas_2wiki,

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from experiments.config import DataConfig, EvaluationConfig, RunConfigError
 from retrieval_actors.build.from_passages import EMBEDDERS, Progress, build_knowledge_base
 from retrieval_actors.folder_lock import hold
-from retrieval_actors.knowledge_base import KnowledgeBase
+from retrieval_actors.knowledge_base import FORMAT, KnowledgeBase
 from retrieval_actors.records import Passage
 from retrieval_actors.sources.data_files import DataError, Located, read_records
 from rollout.records import Question, RecordedTurn
@@ -28,15 +30,15 @@ class KnowledgeBaseSource:
     retriever_name: str = ""
     description: str = ""
     passages: Callable[[], Iterable[Passage]] | None = None  # None: the folder has to exist
+    modality: str = ""  # `text`, `text_image` or `table`; empty: the name says it
 
     def ensure(self, progress: Progress | None = None) -> str:
         """The folder, built now if missing. Raises KnowledgeBaseError for an incomplete folder, FolderHeldError while another process builds it."""
         if self.passages is not None and not self.folder.exists():
             with hold(self.folder):
-                card: dict[str, Any] = {"retriever_name": self.retriever_name, "description": self.description, "modality": self.name}
-                build_knowledge_base(
-                    self.passages(), self.folder, name=self.name, **card, embedder_name=EMBEDDERS[self.name], progress=progress
-                )
+                card: dict[str, Any] = {"retriever_name": self.retriever_name, "description": self.description}
+                card |= {"name": self.name, "modality": (modality := self.modality or self.name), "embedder_name": EMBEDDERS[modality]}
+                build_knowledge_base(self.passages(), self.folder, **card, progress=progress)
         return str(self.folder)
 
     def check(self) -> None:
@@ -85,6 +87,19 @@ def place_of(data: DataConfig, default: str) -> Path:
 def built_from(name: str, data: DataConfig, card: tuple[str, str], passages: Callable[[], list[Passage]]) -> KnowledgeBaseSource:
     """A knowledge base `name` (`text`, `text_image` or `table`) of a published data set; `card`: retriever name and description."""
     return KnowledgeBaseSource(name, Path(data.kb_folder) / data.name.replace(":", ".") / name, *card, passages)
+
+
+def generated(
+    world: str, data: DataConfig, cards: Mapping[str, tuple[str, str]], passages: Callable[[str], list[Passage]], modality: str = ""
+) -> tuple[KnowledgeBaseSource, ...]:
+    """The knowledge bases of a generated world; `cards`: by name, `passages`: those of a knowledge base. The folder name has a checksum of content
+    and format, so another world or format is built into another folder."""
+    checksum = FORMAT
+    for kb in cards:
+        for passage in passages(kb):
+            checksum = zlib.crc32(f"{passage.id}\n{passage.text}\n".encode() + (passage.image or b""), checksum)
+    folder = Path(data.kb_folder) / f"{world}-{checksum:08x}"
+    return tuple(KnowledgeBaseSource(kb, folder / kb, *card, partial(passages, kb), modality) for kb, card in cards.items())
 
 
 def split(

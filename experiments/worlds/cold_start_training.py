@@ -39,7 +39,8 @@ class ColdStartConfig:
     recorded: str = ""
     """Configuration of a run over a step data set (`offline_steps.yaml`): learn the gold of its training turns, without the teacher."""
     data: str = ""
-    """Configuration of a run (`pretrained.yaml`): the teacher answers its training questions over its knowledge bases, for the policy `start`."""
+    """Configuration of a run (`pretrained.yaml`): the teacher answers its training questions over its knowledge bases, for the policy `start`.
+    Of a relay (`relay.yaml`): the relay's teacher, in worlds of its own, for a fresh policy or `start`; it is never blind."""
     minutes: float = 60.0
     """Minutes of training after the first batch is ready (embedding the first atlas takes a minute). At the end the learning rate is zero."""
     tokens: int = 0

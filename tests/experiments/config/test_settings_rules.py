@@ -49,6 +49,10 @@ TRAIN = [
 ]
 DATA = [
     ("data.worlds=0", r"data\.worlds is .*expected"),
+    ("data.hops=9", r"data\.hops is .*expected"),
+    ("data.knowledge_bases=1", r"data\.knowledge_bases is .*expected"),
+    ("data.doubled=1.5", r"data\.doubled is .*expected"),
+    ("data.name=relay", r"rollout\.max_steps is 3; expected at least data\.hops=4: no shorter episode reaches the answer"),
     ("data.train_questions=0", r"data\.train_questions is .*expected"),
     ("data.name=recorded_steps", r"rollout\.mode is 'branch'; expected offline"),
     ("evaluation.validation_questions=0", r"evaluation\.validation_questions is .*expected"),
