@@ -24,6 +24,7 @@ from experiments.evaluation.metrics import Counts, averaged, needs_by_step
 from experiments.tracking.fingerprints import fingerprint
 from retrieval_actors.folder_lock import hold
 from rollout.need_matcher import NeedMatcher
+from rollout.needs import right_kbs
 from rollout.records import Trajectory
 
 STORED_ANSWERS = 5  # Gold answers that a line repeats; a numeric range has thousands
@@ -101,7 +102,7 @@ def result_row(trajectories: Sequence[Trajectory], counts: Sequence[Counts], mat
         {
             "kb": (step.action.kb or "") if step.action else "",
             "stops": step.action is not None and step.action.kb is None,
-            "gold": None if needs is None else list(dict.fromkeys(need.kb for need in needs)),
+            "gold": None if needs is None else right_kbs(needs),
             "query": step.action.query if step.action else "",
             "answer": step.exchange.answer if step.exchange else "",
             "passages": [passage.id for passage in step.passages],

@@ -16,7 +16,7 @@ from retrieval_actors.knowledge_base import KnowledgeBase
 from retrieval_actors.pictures import small_picture
 from retrieval_actors.records import Passage
 from rollout.need_matcher import NeedMatcher
-from rollout.needs import askable_needs
+from rollout.needs import askable_needs, right_kbs
 from rollout.records import Exchange, Image, ScoredTurn, Trajectory, TurnGroup
 from rollout.turn_parser import parse_answer
 
@@ -24,7 +24,7 @@ TEXTS = ("question_id", "family", "text", "gold", "steps", "final", "answer", "g
 NUMBERS = {"retrievals": pa.int32(), "seconds": pa.float64(), "policy_version": pa.int64()}
 TRAJECTORY_SCHEMA = pa.schema(dict.fromkeys(TEXTS, pa.string()) | {"image": pa.binary(), "answers": pa.list_(pa.string())} | NUMBERS)
 """Strings with JSON:
-`gold`: a list of {query, kb, answer}, or null where gold steps are not known;
+`gold`: a list of {query, kbs, answer}, or null where gold steps are not known;
 `steps`: a list of {plan, query, kb, stops, gold, passages: [{id, title, text, kb, score, error, picture}], response, answer}; `gold` names the
 knowledge bases that were right to choose ([]: to stop; null: not known), `picture` is a key of the table of pictures, or empty;
 `groups`: a list of {kind, trunk, siblings: [{text, times, reward, advantage, parts}]}, turn by turn, where equal siblings are one entry; `parts`
@@ -60,7 +60,7 @@ def trajectory_row(trajectory: Trajectory, groups: Sequence[Any], pictures: Pict
     question, gold = trajectory.question, trajectory.question.gold_steps
     recorded = trajectory.groups[-1].turns[0] if trajectory.groups and not trajectory.error and trajectory.final is None else None
     last = trajectory.final or recorded
-    known = None if gold is None else [{"query": step.query, "kb": step.kb, "answer": step.answer} for step in gold]
+    known = None if gold is None else [{"query": step.query, "kbs": step.kbs, "answer": step.answer} for step in gold]
     row: dict[str, Any] = {"question_id": question.id, "family": question.family, "text": question.text, "answers": list(question.answers)}
     row |= {"image": question.image.data if question.image else None, "gold": _json(known)}
     row |= {"steps": _json(_steps(trajectory, pictures, matcher)), "groups": _json(list(groups)), "counts": None}
@@ -83,7 +83,7 @@ def _steps(trajectory: Trajectory, pictures: Pictures, matcher: NeedMatcher) -> 
             "query": step.action.query if step.action else "",
             "kb": (step.action.kb or "") if step.action else "",
             "stops": step.action is not None and step.action.kb is None,
-            "gold": list(dict.fromkeys(need.kb for need in needs)) if needs is not None else None,
+            "gold": right_kbs(needs) if needs is not None else None,
             "passages": [shown(passage) for passage in step.passages],
             "response": step.answer.text if step.answer else "",
             "answer": step.exchange.answer if step.exchange else "",
