@@ -5,24 +5,24 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 ROOMS = ("retrieval_actors", "rollout", "rewards", "learner", "experiments")
-PRODUCT_LINES, PRODUCT_FILES = 23_600, 215
+PRODUCT_LINES, PRODUCT_FILES = 23_750, 215
 """All five rooms without the benchmarks."""
 BUDGETS = {
     "retrieval_actors": 3600,
     "rollout": 4200,
-    "rewards": 950,
+    "rewards": 975,
     "learner": 3700,
     "experiments/worlds": 1100,
     "experiments/datasets": 1100,
     "experiments/run": 1400,
     "experiments/evaluation": 1250,
     "experiments/report": 900,
-    "experiments/tracking": 1250,
+    "experiments/tracking": 1260,
     "experiments/cluster": 1250,
     "experiments/serving": 1500,
     "experiments/studies": 600,
     "experiments/benchmarks": 2150,
-    "experiments": 13_700,
+    "experiments": 13_900,
 }
 """Lines at most, of a folder and all below it."""
 

@@ -47,7 +47,8 @@ def routing(turn: JudgedTurn) -> float | None:
     """1 for a knowledge base of a need that can be asked for, or for stopping when none is left."""
     if turn.needs is None:
         return None
-    return float(turn.action is not None and turn.action.kb in (right_kbs(turn.needs) or [None]))
+    right: Sequence[str | None] = right_kbs(turn.needs) or [None]
+    return float(turn.action is not None and turn.action.kb in right)
 
 
 def guarded_query(turn: JudgedTurn) -> float | None:

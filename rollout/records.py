@@ -50,7 +50,7 @@ class GoldStep:
     """One fact that the question needs. Gold steps are needs, not a script: any order that meets them is right."""
 
     query: str
-    kbs: Sequence[str]  # names of the knowledge bases that hold the answer: any of them is right. Kept as a tuple; one can be given as text.
+    kbs: Sequence[str]  # names of the knowledge bases that hold the answer: any of them is right. A tuple; one can be given as text
     answer: str
     entities: tuple[str, ...] = ()  # names that the query must hold (a country, a year); empty: capitalised words and numbers of `query`
 

@@ -88,6 +88,11 @@ class DataConfig:
     """`atlas`: worlds of each split."""
     countries: PositiveInt = 24
     """`atlas`: countries of each world."""
+    gold: Literal["given", "found"] = "given"
+    """Gold steps of the training questions: `given` by the data set, if it has any; or `found` by the initial policy from questions and answers
+    alone, once, before training (docs/16_found_steps.md)."""
+    gold_samples: PositiveInt = 4
+    """`gold=found`: episodes sampled for each question; each searches every knowledge base."""
 
 
 @dataclass
