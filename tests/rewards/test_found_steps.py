@@ -28,7 +28,7 @@ def turn(kind: str, answer: str) -> Turn:
 def looked_up(number: int, answer: str, holding: tuple[str, ...]) -> list[Step]:
     """A query to every knowledge base, as the method `ircot` records it: these passages hold the answer."""
     query, action = f"what is fact {number} ?", Action(f"what is fact {number} ?", "text")
-    found = tuple(Passage(f"p{number}", f"fact {number} is {answer}" if kb in holding else f"fact {number}", kb=kb) for kb in CARDS)
+    found = tuple(Passage(f"p{number}", f"{kb} : fact {number} is {answer}" if kb in holding else f"fact {number}", kb=kb) for kb in CARDS)
     beside = [
         Step(None, replace(action, kb=kb), (p,), None, Exchange(query, kb, "")) for kb, p in zip(CARDS, found, strict=True) if kb != "text"
     ]
