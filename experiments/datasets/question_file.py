@@ -110,8 +110,8 @@ def _question(where: str, record: dict[str, Any], folder: Path) -> Question:
 def _gold_step(step: dict[str, Any]) -> GoldStep:
     _refuse_unknown_keys("gold step", step, GOLD_KEYS)
     entities = _texts(step, "entities") if step.get("entities") else ()
-    kbs = _texts(step, "kbs") if "kbs" in step else (_text(step, "kb"),)
-    if "kb" in step and "kbs" in step:
+    kbs = _texts(step, "kbs") if step.get("kbs") else (_text(step, "kb"),)
+    if step.get("kb") and step.get("kbs"):
         raise ValueError("a gold step has both kb and kbs; expected kb (one name), or kbs (several, each of them right)")
     return GoldStep(_text(step, "query"), kbs, _text(step, "answer"), entities)
 
