@@ -11,7 +11,7 @@ from experiments.datasets import training_dataset
 from experiments.run.found_steps import find_steps
 from experiments.worlds.atlas import FAMILIES
 from rollout.needs import asked_need
-from rollout.records import GoldStep
+from rollout.records import GoldStep, Question
 from rollout.turn_parser import normalise
 
 PRECISION = 0.95
@@ -22,9 +22,11 @@ def found_steps_rows(quick: bool) -> Iterator[BenchResult]:
     config = load_config([*size, "data.gold=found", f"data.kb_folder={FOLDER / 'found_steps_kbs'}"])
     given = training_dataset(config)
     found = find_steps(config, find_policy(config.train.policy), given, Console())
-    pairs = [(question.family, question.gold_steps or (), made.gold_steps) for question, made in zip(given.train, found.train, strict=True)]
+    asked = [
+        (made, question.gold_steps or ()) for made, question in zip(found.train, given.train, strict=True) if isinstance(made, Question)
+    ]
     for name, families in {"": FAMILIES, **{f", {family}": (family,) for family in FAMILIES}}.items():
-        some = [(true, steps) for family, true, steps in pairs if family in families]
+        some = [(true, question.gold_steps) for question, true in asked if question.family in families]
         judged = [right for true, steps in some for right in judged_routes(steps or (), true)]
         if judged:
             precision = sum(judged) / len(judged)

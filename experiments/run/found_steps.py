@@ -109,7 +109,8 @@ def find(
 
 def answered(turns: Sequence[RecordedTurn], evaluator: Evaluator, retriever: Retriever, rollout: RolloutConfig) -> dict[RecordedTurn, str]:
     """What the policy says, greedily; a prompt that several episodes share is asked once."""
-    distinct, said = list(dict.fromkeys(turns)), {}
+    distinct = list(dict.fromkeys(turns))
+    said: dict[RecordedTurn, str] = {}
     numbered = [replace(turn, question=replace(turn.question, id=str(number))) for number, turn in enumerate(distinct)]
     for _, _, found in evaluator.parts(numbered, retriever, replace(rollout, group_size=1, temperature=0.0), TURNS_AT_ONCE):
         said |= {distinct[int(trajectory.question.id)]: trajectory.groups[0].chosen.text for trajectory in found}

@@ -127,7 +127,8 @@ def test_scored_turns_without_a_trajectory_come_back_too(tmp_path):
 
 def test_a_file_whose_gold_steps_name_one_knowledge_base_is_read(tmp_path):
     """As they were written before several could be right."""
-    write_rollouts(tmp_path / "one", [live(1)], [])
+    trajectories = [live(1)]
+    write_rollouts(tmp_path / "one", trajectories, [])
     file = tmp_path / "one/rollouts.parquet"
     rows = pq.read_table(file).to_pylist()
     for row in rows:
@@ -135,7 +136,7 @@ def test_a_file_whose_gold_steps_name_one_knowledge_base_is_read(tmp_path):
             record = json.loads(row["data"])
             row["data"] = json.dumps(record | {"kb": record.pop("kbs")[0]}).encode()
     pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), file)
-    assert_same(read_rollouts(tmp_path / "one")[0], [live(1)])
+    assert_same(read_rollouts(tmp_path / "one")[0], trajectories)
 
 
 def test_a_folder_that_is_incomplete_or_of_other_columns_is_refused_with_its_file(tmp_path):
