@@ -17,12 +17,12 @@ from rollout.prompts import find_prompts
 from rollout.records import UNKNOWN, Exchange, GoldStep, Message, Question, RecordedTurn, Trajectory, TurnKind
 from rollout.turn_parser import is_unknown, normalise, parse_answer
 
-FAILED, WRONG, GUESSED, UNREAD, NEEDLESS = WHY = (
+FAILED, WRONG, GUESSED, NEEDLESS, UNREAD = WHY = (
     "failed",  # the episode, or one of its searches
     "wrong answer",
-    "right without a search, but not every time",  # a lucky guess must not teach that nothing has to be looked up
-    "a sub-answer that no passage holds",  # guessed, or `unknown`
+    "right without a search, but not mostly",  # a lucky guess must not teach that nothing has to be looked up
     "right without one of its sub-answers",
+    "a sub-answer from no knowledge base alone",  # guessed, misread, or `unknown`
 )  # Why an episode shows no gold steps; a later one came further
 Said = Mapping[RecordedTurn, str]  # what the policy said; a turn whose prompt was too long is missing
 
@@ -39,8 +39,8 @@ class Candidate:
 
     @property
     def asked(self) -> list[RecordedTurn]:
-        """What the policy has to be asked. Where one knowledge base alone holds the answer, it is right without a reading."""
-        return [*self.without, *(turn for found in self.readings if len(found) > 1 for turn in found.values())]
+        """What the policy has to be asked."""
+        return [*self.without, *(turn for of_exchange in self.readings for turn in of_exchange.values())]
 
 
 def candidate_of(episode: Trajectory, rollout: RolloutConfig, reward: RewardConfig, cards: Mapping[str, Any]) -> Candidate | str:
@@ -69,11 +69,9 @@ def candidate_of(episode: Trajectory, rollout: RolloutConfig, reward: RewardConf
 
 def found_steps(episodes: Sequence[Candidate | str], said: Said, reward: RewardConfig) -> tuple[GoldStep, ...] | str:
     """The gold steps of a question: those of the first of its episodes that passes the necessity check; or why none does, of the one that came
-    furthest. Empty only where every episode was right without a search."""
-    if all(isinstance(episode, Candidate) and not episode.exchanges for episode in episodes):
-        return ()
+    furthest. None are needed where most episodes were right without a search."""
     found = [episode if isinstance(episode, str) else _gold_steps(episode, said, reward) for episode in episodes]
-    shown = next((steps for steps in found if not isinstance(steps, str)), None)
+    shown = next((steps for steps in found if not isinstance(steps, str)), () if 2 * found.count(GUESSED) > len(found) else None)
     return max((why for why in found if isinstance(why, str)), key=WHY.index) if shown is None else shown
 
 
@@ -88,13 +86,14 @@ def _gold_steps(candidate: Candidate, said: Said, reward: RewardConfig) -> tuple
     if any(turn not in said or is_right(said[turn], candidate.question, reward) for turn in candidate.without):
         return NEEDLESS
     pairs = zip(candidate.exchanges, candidate.readings, strict=True)
-    return tuple(GoldStep(exchange.query, _routes(exchange, readings, said), exchange.answer) for exchange, readings in pairs)
+    steps = tuple(GoldStep(exchange.query, _routes(exchange, readings, said), exchange.answer) for exchange, readings in pairs)
+    return steps if all(step.kbs for step in steps) else UNREAD
 
 
 def _routes(exchange: Exchange, readings: Mapping[str, RecordedTurn], said: Said) -> list[str]:
-    """The knowledge bases whose passages hold the answer; of several, as one may hold it by accident, those that are read right alone, if any."""
-    answer = normalise(exchange.answer)
-    return [kb for kb, turn in readings.items() if normalise(parse_answer(said.get(turn, "")) or "") == answer] or list(readings)
+    """The knowledge bases whose passages hold the answer, and give it when they are read alone: others hold it by accident."""
+    read = {kb: parse_answer(said.get(turn, "")) or "" for kb, turn in readings.items()}
+    return [kb for kb, answer in read.items() if normalise(answer) == normalise(exchange.answer)]
 
 
 def _holds(passage: Passage, exchange: Exchange) -> bool:

@@ -22,9 +22,8 @@ def found_steps_rows(quick: bool) -> Iterator[BenchResult]:
     config = load_config([*size, "data.gold=found", f"data.kb_folder={FOLDER / 'found_steps_kbs'}"])
     given = training_dataset(config)
     found = find_steps(config, find_policy(config.train.policy), given, Console())
-    asked = [
-        (made, question.gold_steps or ()) for made, question in zip(found.train, given.train, strict=True) if isinstance(made, Question)
-    ]
+    true_steps = [question.gold_steps or () for question in given.train if isinstance(question, Question)]
+    asked = list(zip((question for question in found.train if isinstance(question, Question)), true_steps, strict=True))
     for name, families in {"": FAMILIES, **{f", {family}": (family,) for family in FAMILIES}}.items():
         some = [(true, question.gold_steps) for question, true in asked if question.family in families]
         judged = [right for true, steps in some for right in judged_routes(steps or (), true)]
