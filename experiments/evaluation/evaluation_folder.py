@@ -29,6 +29,7 @@ from rollout.records import Trajectory
 
 STORED_ANSWERS = 5  # Gold answers that a line repeats; a numeric range has thousands
 SPEED_ONLY = ("threads", "batch_tokens", "tokens_in_flight", "slots")  # Settings of the rollout that change no result
+NOT_MEASURED = ("kb_folder", "gold", "gold_samples")  # settings of the data that concern no held-out question
 FAILURES = ("failed_episodes", "search_errors", "unmeasured_episodes")
 
 
@@ -40,7 +41,7 @@ def evaluation_folder(config: TrainConfig, policy: str, fingerprints: Mapping[st
     decisive = {  # without the methods and the number of workers
         "files": {path: _size_and_mtime(Path(path)) for path in read if path and Path(path).is_file()},
         "policy": {"path": str(policy), "files": {file.name: _size_and_mtime(file) for file in weights}},
-        "data": {key: value for key, value in tree["data"].items() if key != "kb_folder"},
+        "data": {key: value for key, value in tree["data"].items() if key not in NOT_MEASURED},
         "rollout": {key: value for key, value in tree["rollout"].items() if key not in SPEED_ONLY},
         "retrieval": {key: tree["retrieval"][key] for key in ("hybrid", "reranker")},
         "dtype": tree["learner"]["dtype"],

@@ -49,7 +49,7 @@ POLICY_FILES = {".safetensors", ".json", ".jinja", ".model", ".txt"}
 def find_steps(config: TrainConfig, policy: str, dataset: Dataset, console: Console) -> Dataset:
     """The data set with found steps, by workers of its own: what `r1-router find-steps` does."""
     with start_ray(config), Progress(console, "find-steps", 1, 0) as progress:
-        placed = placed_or_refused(config, dataset, progress, evaluation="only")
+        placed = placed_or_refused(config, replace(dataset, evaluation_kbs=dataset.training_kbs), progress, evaluation="only")
         progress.phase("knowledge bases")
         retrieval = replace(placed.retrieval, folders=ensure_knowledge_bases(dataset.training_kbs, progress.detail))
         retriever = start_retrieval(retrieval, progress.detail, announce=lambda plan: progress.if_verbose(plan.line()))
