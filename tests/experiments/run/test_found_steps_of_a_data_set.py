@@ -21,6 +21,7 @@ from experiments.config import RunConfigError, load_config
 from experiments.datasets import Dataset, load_dataset
 from experiments.run import found_steps
 from experiments.run.found_steps import steps_folder, with_found_steps
+from experiments.tracking.fingerprints import fingerprint
 from experiments.worlds.teacher import answer_response, plan_response
 from retrieval_actors.records import Passage
 from rollout.policies import load_policy
@@ -197,7 +198,8 @@ def test_on_the_atlas_found_steps_name_the_true_knowledge_bases_and_a_run_learns
     (file,) = tmp_path.glob("kbs/found_steps/*/steps.jsonl")
     rows = {row["question"]: row for row in map(json.loads, file.read_text().splitlines())}
     config = load_config(settings)
-    true = {question.id: question.gold_steps for question in load_dataset(config.data, config.evaluation, {}).train}
+    questions = load_dataset(config.data, config.evaluation, {}).train
+    true = {question.id: question.gold_steps for question in questions}
     assert rows.keys() == true.keys()
     steps = {id: tuple(GoldStep(**step) for step in row["gold_steps"]) for id, row in rows.items() if row["gold_steps"] is not None}
     judged = Counter(right for id, found in steps.items() for right in judged_routes(found, true[id]))
@@ -208,3 +210,7 @@ def test_on_the_atlas_found_steps_name_the_true_knowledge_bases_and_a_run_learns
     assert "are there already" not in said  # nothing was left to find
     (metrics,) = map(json.loads, (tmp_path / "runs/smoke/metrics.jsonl").read_text().splitlines())
     assert 0 <= metrics["routing"] <= 1
+    splits = json.loads((tmp_path / "runs/smoke/fingerprints.json").read_text())["dataset"]["splits"]
+    assert splits["training"]["fingerprint"] == fingerprint(
+        [replace(question, gold_steps=steps.get(question.id)) for question in questions]
+    )
