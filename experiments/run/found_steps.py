@@ -40,7 +40,7 @@ from rewards.found_steps import WHY, Candidate, candidate_of, found_steps
 from rollout.config import RolloutConfig
 from rollout.records import GoldStep, Question, RecordedTurn
 
-QUESTIONS_AT_ONCE, TURNS_AT_ONCE = 8, 128  # that a worker gets in one call
+QUESTIONS_AT_ONCE, TURNS_AT_ONCE = 16, 128  # that a worker gets in one call
 CALLS_PER_WORKER = 4  # before rows are written; a killed search repeats at most these
 NOT_DECISIVE = {*SPEED_ONLY, "need_calibration", "episode_s", "enough", "straggler_s", "resource"}  # settings that change no found step
 POLICY_FILES = {".safetensors", ".json", ".jinja", ".model", ".txt"}
