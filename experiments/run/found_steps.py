@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -64,13 +65,14 @@ def with_found_steps(
     keys = [fingerprint([question]) for question in questions]
     keyed = dict(zip(keys, questions, strict=True))
     folder = steps_folder(config, policy, {card.name: card.fingerprint for card in retriever.catalog})
-    if Results(folder, "steps").left(keyed):
+    rows = _stored(folder)
+    if any(key not in rows or rows[key].get("search_errors") for key in keys):
         with hold(folder), evaluator.holding(policy):
             results = Results(folder, "steps")
             left = {key: keyed[key] for key in results.left(keyed)}
             progress.phase(f"gold steps of {len(questions):,} questions ({len(keyed) - len(left):,} are there already)")
             find(left, evaluator, retriever, steps_rollout(config), config.reward, results, progress)
-    rows = Results(folder, "steps").rows
+            rows = results.rows
     table = coverage([rows[key] for key in keys], f"found steps of the training questions: {folder}")
     write_tables(folder, [table])
     progress.console.print(table)
@@ -152,6 +154,13 @@ def coverage(rows: Sequence[Mapping[str, Any]], title: str) -> Table:
         means = f"{len(found) / max(1, len(of_family)):.3f}", f"{len(kbs) / max(1, len(found)):.2f}", f"{sum(kbs) / max(1, len(kbs)):.2f}"
         table.add_row(family or "–", str(len(of_family)), str(len(found)), *means, *(str(why[reason]) for reason in WHY))
     return table
+
+
+def _stored(folder: Path) -> dict[str, dict[str, Any]]:
+    """The rows of complete lines. Unlike `Results` it changes nothing: another run may be writing."""
+    file = folder / "steps.jsonl"
+    whole = file.read_bytes().rpartition(b"\n")[0] if file.exists() else b""
+    return {row["id"]: row for row in map(json.loads, whole.splitlines())}
 
 
 def _row(key: str, question: Question, found: tuple[GoldStep, ...] | str, search_errors: int) -> dict[str, Any]:
