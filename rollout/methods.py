@@ -27,7 +27,9 @@ def gold_kb(ep: EpisodeState, action: Action) -> Action:
     if not needs:
         return Action("", None)
     need = asked_need(action.query, needs, matcher) or needs[0]
-    return action if action.kb is None or action.kb in need.kbs else replace(action, kb=need.kbs[0])
+    if action.kb is None or action.kb in need.kbs:
+        return action
+    return replace(action, kb=next((kb for kb in need.kbs if kb in ep.cards), need.kbs[0]))
 
 
 def never_stop(ep: EpisodeState, action: Action) -> Action:

@@ -77,10 +77,10 @@ def test_oracle_routing_follows_gold_steps_and_the_policy_where_there_are_none(f
     assert [step.action.kb for step in trajectory.steps] == routes
 
 
-def test_oracle_routing_leaves_a_search_that_is_one_of_several_right_ones(fresh_policy):
+def test_oracle_routing_takes_any_right_knowledge_base_that_can_be_searched(fresh_policy):
     gold = GoldStep("What is the capital of Kormu?", ("text_image", "table"), "Runo", ("Kormu",))
     question = Question("q", "What is the capital of Kormu?", ("Runo",), None, (gold,))
-    for named, searched in (("Table Retriever", "table"), ("Text Retriever", "text_image")):
+    for named, searched in (("Table Retriever", "table"), ("Text Retriever", "table")):
         first = walked(question, fresh_policy, "oracle", ("What is the capital of Kormu?", named), ("None", "None")).steps[0]
         assert first.action.kb == searched
 
