@@ -3,6 +3,7 @@
 retrieval   exact search, actors, growth, 1M vectors, an HTTP server; then recall on real questions
 rollout     sampling, log-probs, slots; whole episodes
 learner     shared prefixes, DeepSpeed against a bare loop, weights to the rollout workers; a GPU, if available
+found_steps gold steps that are found from questions and answers, against the true ones
 rewards     the need matcher, on relations that its calibration was not fitted on
 serve       the service: overhead and throughput
 start       from the command to the first iteration: seconds, processes, memory
@@ -15,6 +16,7 @@ import os
 from dataclasses import dataclass
 
 from experiments.benchmarks.bench_results import FOLDER, measure_rows
+from experiments.benchmarks.found_steps import found_steps_rows
 from experiments.benchmarks.learner import learner_rows
 from experiments.benchmarks.retrieval import retrieval_rows
 from experiments.benchmarks.rewards import rewards_rows
@@ -33,6 +35,7 @@ BENCHMARKS = {
     "retrieval": retrieval_rows,
     "rollout": rollout_rows,
     "learner": learner_rows,
+    "found_steps": found_steps_rows,
     "rewards": rewards_rows,
     "serve": serve_rows,
     "start": start_rows,

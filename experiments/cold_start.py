@@ -39,6 +39,7 @@ from experiments.worlds.teacher import (
 from experiments.worlds.teacher_search import KnowledgeBases
 from retrieval_actors.folder_lock import hold
 from rewards.actor import RETRIEVERS
+from rollout.needs import right_kbs
 from rollout.records import Question, RecordedTurn
 from rollout.turn_parser import STOP
 
@@ -65,7 +66,7 @@ def demonstration(turn: RecordedTurn) -> Demonstration:
     """The gold of the turn in the response format, without a thought, as the data set has none."""
     if turn.kind == "plan":
         names = {kb: name for name, kb in RETRIEVERS.items()}
-        response = plan_response("", turn.target.query, names.get(turn.target.kb, STOP))
+        response = plan_response("", turn.target.query, names[turn.target.kbs[0]] if turn.target.kbs else STOP)
     else:
         response = answer_response("", turn.target.answer)
     return Demonstration(turn.kind, turn.message, turn.image, response)
@@ -80,7 +81,7 @@ def taught(config: ColdStartConfig, console: Console) -> Iterator[Demonstration]
     needs = [(need, question) for question in questions for need in question.gold_steps or ()]
     if not needs:
         raise RunConfigError(f"data={config.data}: data.name={run.data.name} has no training questions with gold steps")
-    if unknown := {need.kb for need, _ in needs} - {source.name for source in dataset.training_kbs}:
+    if unknown := set(right_kbs(need for need, _ in needs)) - {source.name for source in dataset.training_kbs}:
         raise RunConfigError(f"data={config.data}: gold steps name {', '.join(sorted(unknown))}; set retrieval.folders for it")
     with console.status("knowledge bases") as status:
         folders = ensure_knowledge_bases(dataset.training_kbs, lambda what, done, total: status.update(f"{what} {done}/{total}"))

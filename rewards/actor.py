@@ -18,7 +18,7 @@ from rewards.step_rewards import STOPPING, JudgedTurn, Retrievers, Similarity, a
 from rewards.terms import WeightedTerm, composed_of, composed_reward
 from rollout.nan_check import NotFiniteError
 from rollout.need_matcher import need_matcher
-from rollout.needs import prepare
+from rollout.needs import prepare, right_kbs
 from rollout.records import ScoredTurn, Trajectory, TurnGroup, TurnReward
 from rollout.turn_parser import parse_plan, with_retriever
 
@@ -108,7 +108,7 @@ def count_routes(trajectories: Iterable[Trajectory], config: RewardConfig, retri
         for group in trajectory.groups:
             actions = [parse_plan(turn.text, retrievers) for turn in group.turns] if group.state.kind == "plan" else []
             if kbs := [action.kb for action in actions if action is not None and action.kb is not None]:
-                needed = {need.kb for need in plan_needs(group.state, config) or ()} & set(retrievers.values())
+                needed = set(right_kbs(plan_needs(group.state, config) or ())) & set(retrievers.values())
                 found.update(Route(tuple(sorted(needed)), trajectory.question.family, kb) for kb in kbs)
     return found
 

@@ -61,7 +61,7 @@ class JudgedTurn:
 def plan_needs(state: State, config: RewardConfig) -> list[GoldStep] | None:
     """The needs that a plan turn may ask for, without those that wait for an earlier answer; empty: it should stop; None: it cannot be judged."""
     if state.target is not None:
-        return [] if state.target.kb in ("", "None") else [state.target]
+        return [state.target] if state.target.kbs else []
     return askable_needs(state.question, state.history, need_matcher(config.need_calibration))
 
 
@@ -80,13 +80,14 @@ def plan_reward(text: str, needs: Sequence[GoldStep], similarity: Similarity, co
         return _with_format({"stop": stops}, {"stop": stops}, config)
     if not config.paper_stops and stops:
         return _with_format({}, {"routing": 0.0, "premature": 1.0}, config)
-    asked, kb = (STOP, STOPPING.kb) if stops else (action.query, action.kb)
+    asked = STOP if stops else action.query
     weights = {"query": config.query_weight, "entity": config.entity_weight, "routing": config.routing_weight}
 
     def judged(need: GoldStep) -> tuple[dict[str, float], dict[str, float]]:
         query = largest((0.0, similarity(asked, need.query)))
+        routed = float(action.kb in need.kbs or not (action.kb or need.kbs))
         names = entities(need)  # none if the query asks for what a picture shows
-        parts = {"query": query, "entity": mentions(asked, names) if names else query, "routing": float(kb == need.kb), "premature": stops}
+        parts = {"query": query, "entity": mentions(asked, names) if names else query, "routing": routed, "premature": stops}
         return {name: weight * parts[name] for name, weight in weights.items()}, parts
 
     earned, best = max(map(judged, needs or (STOPPING,)), key=lambda found: sum(found[0].values()))

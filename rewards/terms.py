@@ -17,7 +17,7 @@ from retrieval_actors.records import Passage
 from rewards.step_rewards import JudgedTurn, judge_of
 from rollout.nan_check import largest
 from rollout.need_matcher import entities, mentions, names_in, need_matcher
-from rollout.needs import ASKED, holds_answer
+from rollout.needs import ASKED, holds_answer, right_kbs
 from rollout.records import GoldStep, TurnReward
 
 PLAN, ANSWER, ANSWERS, ALL = ("plan",), ("answer",), ("answer", "final"), ("plan", "answer", "final")
@@ -44,10 +44,10 @@ def step_reward(turn: JudgedTurn) -> float | None:
 
 
 def routing(turn: JudgedTurn) -> float | None:
-    """1 for the knowledge base of a need that can be asked for, or for stopping when none is left."""
+    """1 for a knowledge base of a need that can be asked for, or for stopping when none is left."""
     if turn.needs is None:
         return None
-    right: set[str | None] = {need.kb for need in turn.needs} or {None}
+    right: Sequence[str | None] = right_kbs(turn.needs) or [None]
     return float(turn.action is not None and turn.action.kb in right)
 
 

@@ -19,7 +19,7 @@ def random_kb(ep: EpisodeState, action: Action) -> Action:
 
 
 def gold_kb(ep: EpisodeState, action: Action) -> Action:
-    """Search the gold knowledge base; stop when all needs are met, or when the policy stops. Without gold steps the policy decides everything."""
+    """Search a gold knowledge base; stop when all needs are met, or when the policy stops. Without gold steps the policy decides everything."""
     if ep.question.gold_steps is None:
         return action
     matcher = need_matcher(ep.config.need_calibration)
@@ -27,7 +27,9 @@ def gold_kb(ep: EpisodeState, action: Action) -> Action:
     if not needs:
         return Action("", None)
     need = asked_need(action.query, needs, matcher) or needs[0]
-    return action if action.kb is None else replace(action, kb=need.kb)
+    if action.kb is None or action.kb in need.kbs:
+        return action
+    return replace(action, kb=next((kb for kb in need.kbs if kb in ep.cards), need.kbs[0]))
 
 
 def never_stop(ep: EpisodeState, action: Action) -> Action:

@@ -79,6 +79,11 @@ def asked_need(query: str, gold_steps: Sequence[GoldStep], matcher: NeedMatcher 
     return gold_steps[probabilities.index(best)] if best >= ASKED else None
 
 
+def right_kbs(needs: Iterable[GoldStep]) -> list[str]:
+    """The knowledge bases that are right to search for one of these needs, each once."""
+    return list(dict.fromkeys(kb for need in needs for kb in need.kbs))
+
+
 def prepare(trajectories: Iterable[Trajectory], matcher: NeedMatcher) -> None:
     """Embed the queries of these episodes in one batch, before they are judged one by one."""
     judged = [(step.exchange, trajectory.question.gold_steps) for trajectory in trajectories for step in trajectory.steps]
@@ -86,8 +91,8 @@ def prepare(trajectories: Iterable[Trajectory], matcher: NeedMatcher) -> None:
 
 
 def holds_answer(passage: Passage, gold: GoldStep) -> bool:
-    """Whether the passage, of the gold knowledge base, has the answer of the gold step and all its entities."""
-    if passage.error or passage.kb not in ("", gold.kb):
+    """Whether the passage, of a gold knowledge base, has the answer of the gold step and all its entities."""
+    if passage.error or passage.kb not in ("", *gold.kbs):
         return False
     return mentions(f"{passage.title} {passage.text}", (gold.answer, *entities(gold))) == 1.0
 

@@ -72,6 +72,8 @@ def read_rollouts(folder: str | Path) -> tuple[list[Trajectory], list[ScoredTurn
             return [found[row] for row in trajectories], [found[row] for row in scored]
         elif kind in RECORDS:
             record = json.loads(data)
+            if kind == "GoldStep" and "kb" in record:  # files from before several knowledge bases could be right
+                record["kbs"] = [record.pop("kb")]
             if record.keys() != hints[kind].keys():
                 raise ValueError(f"{file}: {kind} has the fields {list(record)}, expected {list(hints[kind])}; roll out again")
             found.append(RECORDS[kind](**{name: _restored(hints[kind][name], value, found) for name, value in record.items()}))

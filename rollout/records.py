@@ -50,9 +50,13 @@ class GoldStep:
     """One fact that the question needs. Gold steps are needs, not a script: any order that meets them is right."""
 
     query: str
-    kb: str  # name of the knowledge base that holds the answer (`text`, `text_image`, `table`)
+    kbs: Sequence[str]  # names of the knowledge bases that hold the answer: any of them is right. A tuple; one can be given as text
     answer: str
     entities: tuple[str, ...] = ()  # names that the query must hold (a country, a year); empty: capitalised words and numbers of `query`
+
+    def __post_init__(self) -> None:
+        named = (self.kbs,) if isinstance(self.kbs, str) else self.kbs
+        object.__setattr__(self, "kbs", tuple(kb for kb in named if kb))
 
 
 @dataclass(frozen=True)
@@ -225,7 +229,7 @@ class RecordedTurn:
     kind: TurnKind
     system: str
     user: str
-    target: GoldStep  # plan turns: gold query and knowledge base (empty or `None`: stop). Answer and final turns: the gold answer.
+    target: GoldStep  # plan turns: gold query and knowledge bases (none: stop). Answer and final turns: the gold answer.
     image: Image | None = None
     image_first: bool = False
 

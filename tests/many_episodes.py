@@ -68,7 +68,7 @@ class World:
         question = Question(f"q{number}", f"Which {self.words(5)} is nearest to {self.words(2)} {number}?", (answer,), image, gold, family)
         steps, groups = [], []
         for need in gold:
-            asked = need.kb if self.random.random() < 0.8 else "text"
+            asked = need.kbs[0] if self.random.random() < 0.8 else "text"
             plan = f"<think>I need the {self.words(4)}.</think><sub-question>{need.query}</sub-question><ret>{KBS[asked]}</ret>"
             other = f"<think>Perhaps.</think><sub-question>{self.words(3)}?</sub-question><ret>Table Retriever</ret>"
             read = f"<think>{self.words(10)}</think><answer>{answer}</answer>"

@@ -70,7 +70,7 @@ def cases(count: int, seed: int = 0) -> Iterator[tuple[Question, list[Exchange],
 
 
 def _exchange(query: str, need: GoldStep, rng: random.Random) -> Exchange:
-    return Exchange(query, need.kb, need.answer if rng.random() < READ_RIGHT else _answer(need.query, rng))
+    return Exchange(query, need.kbs[0], need.answer if rng.random() < READ_RIGHT else _answer(need.query, rng))
 
 
 def _answer(query: str, rng: random.Random) -> str:

@@ -53,6 +53,7 @@ COMMANDS = {
     "kb build": Command("experiments.kb", (("", "experiments.kb.BuildSettings"),), "build"),
     "kb search": Command("experiments.kb", (("", "experiments.kb.SearchSettings"),), "search"),
     "kb status": Command("experiments.kb", (), "status"),
+    "find-steps": Command("experiments.find_steps", (RUN,)),
     "cold-start": Command("experiments.cold_start", (("", "experiments.cold_start.ColdStartConfig"),)),
     "fetch": Command("experiments.fetch", (("", "experiments.fetch.FetchSettings"),)),
     "doctor": Command("experiments.doctor", (RUN,)),

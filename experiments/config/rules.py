@@ -54,6 +54,7 @@ def _rollout(config: TrainConfig) -> Iterator[Rule]:
     yield recorded or rollout.mode != "offline", "rollout.mode", f"branch or chain with data.name={config.data.name}"
     reached = config.data.name != "relay" or rollout.max_steps >= config.data.hops
     yield reached, "rollout.max_steps", f"at least data.hops={config.data.hops}: no shorter episode reaches the answer"
+    yield not recorded or config.data.gold == "given", "data.gold", "given with data.name=recorded_steps, whose turns have their gold"
     longest = rollout.max_new_tokens
     needed = rollout.max_prompt_tokens + 8 * math.ceil(longest / 16) * 16
     prompt = f"a prompt of rollout.max_prompt_tokens={rollout.max_prompt_tokens}"

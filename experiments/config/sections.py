@@ -94,6 +94,11 @@ class DataConfig:
     """`relay`: knowledge bases over which the relations are spread."""
     doubled: Annotated[float, Field(ge=0, le=1)] = 0.4
     """`relay`: share of facts that stand in two knowledge bases."""
+    gold: Literal["given", "found"] = "given"
+    """Gold steps of the training questions: `given` by the data set, if it has any; or `found` by the initial policy from questions and answers
+    alone, once, before training (docs/16_found_steps.md)."""
+    gold_samples: PositiveInt = 4
+    """`gold=found`: episodes sampled for each question; each searches every knowledge base."""
 
 
 @dataclass

@@ -38,7 +38,7 @@ def load_atlas_2wiki(data: DataConfig, evaluation: EvaluationConfig) -> Dataset:
 
     kinds = [of_wiki("train")]
     for kb in atlas.training_kbs:
-        kinds.append(families_in_turn(q for q in _named("atlas", atlas.train) if (q.gold_steps or ())[0].kb == kb.name))
+        kinds.append(families_in_turn(q for q in _named("atlas", atlas.train) if kb.name in (q.gold_steps or ())[0].kbs))
     each = min(data.train_questions // len(kinds), *map(len, kinds))
     train = [question for kind in kinds for question in kind[:each]]
     validation = halves("validation", _named("atlas", atlas.validation), evaluation.validation_questions)

@@ -22,7 +22,7 @@ from rollout.records import GoldStep, Image, Question
 
 QUESTION_KEYS = {"id", "text", "answers", "image", "family", "gold_steps"}
 COLUMNS = {"question": "text", "answer": "answers"}  # other names in a spreadsheet
-GOLD_KEYS = {"query", "kb", "answer", "entities"}
+GOLD_KEYS = {"query", "kb", "kbs", "answer", "entities"}
 
 
 def load_questions(data: DataConfig, evaluation: EvaluationConfig) -> Dataset:
@@ -110,7 +110,10 @@ def _question(where: str, record: dict[str, Any], folder: Path) -> Question:
 def _gold_step(step: dict[str, Any]) -> GoldStep:
     _refuse_unknown_keys("gold step", step, GOLD_KEYS)
     entities = _texts(step, "entities") if step.get("entities") else ()
-    return GoldStep(_text(step, "query"), _text(step, "kb"), _text(step, "answer"), entities)
+    kbs = _texts(step, "kbs") if step.get("kbs") else (_text(step, "kb"),)
+    if step.get("kb") and step.get("kbs"):
+        raise ValueError("a gold step has both kb and kbs; expected kb (one name), or kbs (several, each of them right)")
+    return GoldStep(_text(step, "query"), kbs, _text(step, "answer"), entities)
 
 
 def _refuse_unknown_keys(what: str, record: dict[str, Any], known: set[str]) -> None:

@@ -24,10 +24,12 @@ from experiments.evaluation.metrics import Counts, averaged, needs_by_step
 from experiments.tracking.fingerprints import fingerprint
 from retrieval_actors.folder_lock import hold
 from rollout.need_matcher import NeedMatcher
+from rollout.needs import right_kbs
 from rollout.records import Trajectory
 
 STORED_ANSWERS = 5  # Gold answers that a line repeats; a numeric range has thousands
 SPEED_ONLY = ("threads", "batch_tokens", "tokens_in_flight", "slots")  # Settings of the rollout that change no result
+NOT_MEASURED = ("kb_folder", "gold", "gold_samples")  # settings of the data that concern no held-out question
 FAILURES = ("failed_episodes", "search_errors", "unmeasured_episodes")
 
 
@@ -39,7 +41,7 @@ def evaluation_folder(config: TrainConfig, policy: str, fingerprints: Mapping[st
     decisive = {  # without the methods and the number of workers
         "files": {path: _size_and_mtime(Path(path)) for path in read if path and Path(path).is_file()},
         "policy": {"path": str(policy), "files": {file.name: _size_and_mtime(file) for file in weights}},
-        "data": {key: value for key, value in tree["data"].items() if key != "kb_folder"},
+        "data": {key: value for key, value in tree["data"].items() if key not in NOT_MEASURED},
         "rollout": {key: value for key, value in tree["rollout"].items() if key not in SPEED_ONLY},
         "retrieval": {key: tree["retrieval"][key] for key in ("hybrid", "reranker")},
         "dtype": tree["learner"]["dtype"],
@@ -101,7 +103,7 @@ def result_row(trajectories: Sequence[Trajectory], counts: Sequence[Counts], mat
         {
             "kb": (step.action.kb or "") if step.action else "",
             "stops": step.action is not None and step.action.kb is None,
-            "gold": None if needs is None else list(dict.fromkeys(need.kb for need in needs)),
+            "gold": None if needs is None else right_kbs(needs),
             "query": step.action.query if step.action else "",
             "answer": step.exchange.answer if step.exchange else "",
             "passages": [passage.id for passage in step.passages],

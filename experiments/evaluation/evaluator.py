@@ -65,7 +65,7 @@ class Evaluator:
         return self.own_workers if self._borrowed is None else list(self._borrowed.handles.values())
 
     @contextmanager
-    def holding(self, weights: PublishedWeights) -> Iterator[None]:
+    def holding(self, weights: Weights) -> Iterator[None]:
         """Measure these weights in the block; after it, no reference keeps them in the object store."""
         before, self.weights = self.weights, weights
         try:

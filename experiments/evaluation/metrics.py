@@ -13,7 +13,7 @@ from rewards.answer_metrics import exact_match, f1, f1_recall
 from rewards.config import RewardConfig
 from rewards.step_rewards import plan_needs
 from rollout.need_matcher import NeedMatcher
-from rollout.needs import askable_needs, holds_answer
+from rollout.needs import askable_needs, holds_answer, right_kbs
 from rollout.records import Exchange, GoldStep, Trajectory, TurnGroup
 from rollout.turn_parser import parse_answer, parse_plan
 
@@ -105,7 +105,7 @@ def _decisions(trajectory: Trajectory, matcher: NeedMatcher | None) -> Counts:
                 unjudged += 1
             elif needs:
                 needy += 1
-                routed += step.action is not None and step.action.kb in {need.kb for need in needs}
+                routed += step.action is not None and step.action.kb in right_kbs(needs)
                 premature += stops
             else:
                 needless += 1
@@ -142,7 +142,7 @@ def _count_recorded(group: TurnGroup, retrievers: Mapping[str, str]) -> Counts:
         found["format_rate"] = action is not None
         found["premature_stop_rate" if needs else "stop_accuracy"] = action is not None and action.kb is None
         if needs:
-            found["routing_accuracy"] = action is not None and action.kb == needs[0].kb
+            found["routing_accuracy"] = action is not None and action.kb in needs[0].kbs
     else:
         answer = parse_answer(text)
         found["format_rate"] = answer is not None

@@ -105,7 +105,7 @@ class _Data:
             "picture": self._picture(Image.of(image).key, small_picture(image)) if image else -1,
             "answers": row["answers"][:ANSWERS_AT_MOST],
             "more_answers": max(len(row["answers"]) - ANSWERS_AT_MOST, 0),
-            "gold": [[gold["kb"], gold["query"], gold["answer"]] for gold in row["gold"]] if row["gold"] is not None else None,
+            "gold": [_gold(step) for step in row["gold"]] if row["gold"] is not None else None,
             "steps": [self._step(step, groups) for step in row["steps"]],
             "thought": _thought(row["final"]),
             "answer": row["answer"],
@@ -166,6 +166,11 @@ class _Data:
                 self._room -= len(data)
                 self.pictures.append(data_url(data))
         return self._picture_numbers[key]
+
+
+def _gold(step: Mapping[str, Any]) -> list[Any]:
+    """[knowledge bases that are right, query, answer]. Older runs name one, as `kb`."""
+    return [step["kbs"] if "kbs" in step else [step["kb"]], step["query"], step["answer"]]
 
 
 def _thought(text: str) -> str:

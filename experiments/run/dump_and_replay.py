@@ -20,7 +20,7 @@ from experiments.config import RunConfigError, TrainConfig
 from experiments.datasets import Dataset
 from experiments.run.measure_before_and_after import run_facts
 from experiments.run.metrics_line import metrics_line
-from experiments.run.run_actors import start_run_actors
+from experiments.run.run_actors import start_run_actors, with_gold
 from experiments.run.run_state import Totals
 from experiments.run.stop_signal import Stop
 from experiments.tracking.mlflow_tracker import Tracker
@@ -72,6 +72,7 @@ def roll_out_only(config: TrainConfig, dataset: Dataset, policy: str, console: C
         run, actors = PartialRun(config, progress), start_run_actors(config, dataset, policy, progress)
         algorithm, deadline_s = actors.algorithm, config.learner.deadline_s
         try:
+            with_gold(config, dataset, policy, actors, progress)
             algorithm.push_weights()
             progress.phase("train")
             with Stop() as stop:

@@ -23,7 +23,8 @@ def opening_lines(config: TrainConfig, dataset: Dataset, policy: str) -> Iterato
     yield f"{config.name}: Step-GRPO, {_bounds(config)}; {asked}"
     yield f"policy      {policy}{_weights(policy)}"
     heldout = f"{len(dataset.validation)} for validation, {len(dataset.heldout):,} held out"
-    yield f"questions   {name}: {len(dataset.train):,} for training, {heldout}"
+    found = f"; gold steps found in {config.data.gold_samples} episodes of each" if config.data.gold == "found" else ""
+    yield f"questions   {name}: {len(dataset.train):,} for training{found}, {heldout}"
     kbs = ", ".join(dict.fromkeys(source.name for source in (*dataset.training_kbs, *dataset.evaluation_kbs)))
     yield f"searches    {kbs or 'none'}: at most {rollout.max_steps} for a question"
     baselines = f"; beside: {', '.join(config.evaluation.baselines)}" if config.evaluation.baselines else ""

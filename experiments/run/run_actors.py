@@ -14,6 +14,7 @@ from experiments.command_line.progress import Progress
 from experiments.config import TrainConfig
 from experiments.datasets import Dataset, ensure_knowledge_bases
 from experiments.evaluation.evaluator import Evaluator
+from experiments.run.found_steps import with_found_steps
 from learner.question_ledger import ShuffledQuestions
 from learner.step_grpo import StepGRPO
 from retrieval_actors.actors.memory_plan import label_of
@@ -83,6 +84,14 @@ def start_run_actors(
     learning = _start_learning(config, dataset, policy, retrievers[0])
     evaluator = Evaluator(policy, config, learning["algorithm"].workers)
     return RunActors(evaluator, *retrievers, *folders, **learning, shared=False)
+
+
+def with_gold(config: TrainConfig, dataset: Dataset, policy: str, actors: RunActors, progress: Progress) -> Dataset:
+    """The data set with the gold steps that `data.gold` asks for; the algorithm asks its questions from now on."""
+    if config.data.gold == "found":
+        dataset = with_found_steps(config, policy, dataset, actors.evaluator, actors.retriever, progress)
+        actors.algorithm.data.questions = list(dataset.train)
+    return dataset
 
 
 def start_shared_services(config: TrainConfig, dataset: Dataset, policy: str, progress: Progress) -> SharedServices:

@@ -15,7 +15,7 @@ from experiments.report.report_page import write_report
 from experiments.run.checkpoints import resume
 from experiments.run.measure_before_and_after import measure_end, measure_start, report_so_far, write_summary
 from experiments.run.opening import next_commands
-from experiments.run.run_actors import SharedServices, start_run_actors
+from experiments.run.run_actors import SharedServices, start_run_actors, with_gold
 from experiments.run.run_state import Run, Totals
 from experiments.run.stop_signal import Stop
 from experiments.run.training_loop import how_it_stopped, train
@@ -43,6 +43,7 @@ def whole_run(
         try:
             with totals.timed("set_up"), supervisor.timeline.doing("set_up"):
                 actors = start_run_actors(config, dataset, policy, progress, shared)
+                dataset = with_gold(config, dataset, policy, actors, progress)
             catalogs = {"training": actors.retriever.catalog, "evaluation": actors.evaluation_retriever.catalog}
             write_fingerprints(folder.path, config.data.name, dataset, catalogs)
             supervisor.watch(actors.algorithm, actors.by_role)

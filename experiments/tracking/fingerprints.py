@@ -16,7 +16,7 @@ from experiments.config import REPOSITORY
 from experiments.datasets import Dataset
 from experiments.tracking.heartbeat import read_json
 from retrieval_actors.records import KnowledgeBaseCard
-from rollout.records import Image
+from rollout.records import GoldStep, Image
 
 FILE = "fingerprints.json"
 ONLY_IF_SET = frozenset({"answer_range", "image_first"})  # hashes from before these fields existed stay valid
@@ -70,6 +70,8 @@ def machine() -> dict[str, Any]:
 def _plain(value: Any) -> Any:
     if isinstance(value, Image):
         return value.key
+    if isinstance(value, GoldStep):  # hashes from before several knowledge bases could be right stay valid, too
+        return {"query": value.query, "kb": " or ".join(value.kbs), "answer": value.answer, "entities": _plain(value.entities)}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
         return {name: _plain(found) for name, found in fields.items() if found or name not in ONLY_IF_SET}

@@ -17,7 +17,7 @@ from retrieval_actors.knowledge_base import KnowledgeBase
 from retrieval_actors.pictures import small_picture
 from retrieval_actors.records import Passage
 from rollout.need_matcher import NeedMatcher
-from rollout.needs import askable_needs
+from rollout.needs import askable_needs, right_kbs
 from rollout.records import Exchange, Image, ScoredTurn, Trajectory, TurnGroup
 from rollout.turn_parser import parse_answer
 
@@ -84,7 +84,7 @@ def _steps(trajectory: Trajectory, pictures: Pictures, matcher: NeedMatcher) -> 
             "query": step.action.query if step.action else "",
             "kb": (step.action.kb or "") if step.action else "",
             "stops": step.action is not None and step.action.kb is None,
-            "gold": list(dict.fromkeys(need.kb for need in needs)) if needs is not None else None,
+            "gold": right_kbs(needs) if needs is not None else None,
             "passages": [shown(passage) for passage in step.passages],
             "response": step.answer.text if step.answer else "",
             "answer": step.exchange.answer if step.exchange else "",

@@ -75,7 +75,7 @@ def at_once(question: Question, search: Search, rng: random.Random, manner: Mann
 
 def quoting(need: GoldStep, passages: Sequence[Passage], most_characters: int) -> str:
     """The answer turn: the few words before the answer, then the answer; `unknown` if it does not stand in what is shown of the passages."""
-    texts = [shown(passage, most_characters) for passage in passages if passage.kb == need.kb]
+    texts = [shown(passage, most_characters) for passage in passages if passage.kb in need.kbs]
     holding = [text for text in texts if holds_answer(Passage("", text), need)]
     if not holding:
         return answer_response("Not here.", UNKNOWN)

@@ -49,7 +49,7 @@ def answer_response(thought: str, answer: str) -> str:
 
 def thought_of(need: GoldStep) -> str:
     """The thought names the fact that is needed, but not the knowledge base."""
-    if need.kb == "text_image":
+    if "text_image" in need.kbs:
         return "I need the country."
     relation = next((entity for entity in need.entities if entity in need.query and entity.islower()), "country")
     return "I need the country." if need.query.startswith("Which is the country") else f"I need the {relation}."
@@ -132,10 +132,10 @@ def demonstrate(question: Question, search: Search, rng: random.Random, blind: b
             if not needs or rng.random() < 0.5:
                 break
         need = (needs or gold[-1:])[0]  # the first one named: of two compared values it is clear which is left
-        turns.append(plan(plan_response(manner.think(need), need.query, manner.retrievers[guess if blind else need.kb])))
-        kb = need.kb if rng.random() < manner.follows_gold else guess
+        turns.append(plan(plan_response(manner.think(need), need.query, manner.retrievers[guess if blind else need.kbs[0]])))
+        kb = need.kbs[0] if rng.random() < manner.follows_gold else guess
         read = search_and_read(kb, need, question, search, rng, manner)
-        if manner.shows_unread or kb != need.kb or UNKNOWN not in read.response:
+        if manner.shows_unread or kb not in need.kbs or UNKNOWN not in read.response:
             turns.append(read)
         history += (Exchange(need.query, kb, UNKNOWN if UNKNOWN in read.response else need.answer),)
     turns.append(Demonstration("final", prompts.final(question.text, pictured, history), question.image, conclusion(question, history)))
@@ -147,9 +147,9 @@ def drill(question: Question, search: Search, rng: random.Random) -> Demonstrati
     if not question.gold_steps:
         return None
     need = rng.choice(question.gold_steps)
-    if need.kb == "table" and rng.random() >= TABLE_DRILLS_KEPT:
+    if "table" in need.kbs and rng.random() >= TABLE_DRILLS_KEPT:
         return None
-    kb = rng.choice(list(KNOWLEDGE_BASES)) if rng.random() < DRILLED_ELSEWHERE else need.kb
+    kb = rng.choice(list(KNOWLEDGE_BASES)) if rng.random() < DRILLED_ELSEWHERE else need.kbs[0]
     return search_and_read(kb, need, question, search, rng)
 
 

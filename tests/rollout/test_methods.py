@@ -77,6 +77,14 @@ def test_oracle_routing_follows_gold_steps_and_the_policy_where_there_are_none(f
     assert [step.action.kb for step in trajectory.steps] == routes
 
 
+def test_oracle_routing_takes_any_right_knowledge_base_that_can_be_searched(fresh_policy):
+    gold = GoldStep("What is the capital of Kormu?", ("text_image", "table"), "Runo", ("Kormu",))
+    question = Question("q", "What is the capital of Kormu?", ("Runo",), None, (gold,))
+    for named, searched in (("Table Retriever", "table"), ("Text Retriever", "table")):
+        first = walked(question, fresh_policy, "oracle", ("What is the capital of Kormu?", named), ("None", "None")).steps[0]
+        assert first.action.kb == searched
+
+
 def test_oracle_routing_leaves_a_stop_that_comes_too_early(fresh_policy):
     gold = GoldStep("What is the capital of Kormu?", "table", "Runo", ("Kormu",))
     trajectory = walked(Question("q", "What is the capital of Kormu?", ("Runo",), None, (gold,)), fresh_policy, "oracle", ("None", "None"))

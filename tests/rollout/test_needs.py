@@ -21,7 +21,7 @@ def asking(*needs: GoldStep, text: str = "What is the capital of the country who
 
 
 def heard(gold: GoldStep, answer: str, query: str = "") -> Exchange:
-    return Exchange(query or gold.query, gold.kb, answer)
+    return Exchange(query or gold.query, gold.kbs[0], answer)
 
 
 def remaining(needs: list[GoldStep], history: list[Exchange]) -> list[GoldStep]:

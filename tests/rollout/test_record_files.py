@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +13,7 @@ import pytest
 from retrieval_actors.records import Passage
 from rollout.config import RolloutConfig
 from rollout.engines.transformers_engine import TransformersEngine
-from rollout.record_files import read_rollouts, write_rollouts
+from rollout.record_files import SCHEMA, read_rollouts, write_rollouts
 from rollout.records import (
     Action,
     Exchange,
@@ -122,6 +123,20 @@ def test_scored_turns_without_a_trajectory_come_back_too(tmp_path):
     found, found_turns = read_rollouts(tmp_path / "one")
     assert found == []
     assert_same(found_turns, turns)
+
+
+def test_a_file_whose_gold_steps_name_one_knowledge_base_is_read(tmp_path):
+    """As they were written before several could be right."""
+    trajectories = [live(1)]
+    write_rollouts(tmp_path / "one", trajectories, [])
+    file = tmp_path / "one/rollouts.parquet"
+    rows = pq.read_table(file).to_pylist()
+    for row in rows:
+        if row["kind"] == "GoldStep":
+            record = json.loads(row["data"])
+            row["data"] = json.dumps(record | {"kb": record.pop("kbs")[0]}).encode()
+    pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), file)
+    assert_same(read_rollouts(tmp_path / "one")[0], trajectories)
 
 
 def test_a_folder_that_is_incomplete_or_of_other_columns_is_refused_with_its_file(tmp_path):

@@ -140,8 +140,8 @@ function go(t) {
 function goldSteps(t) {
   if (!t.gold) return null;
   if (!t.gold.length) return el("p", "meta", "nothing has to be looked up for this question");
-  return el("details", "", null, el("summary", "", "gold steps: " + t.gold.map(([kb]) => title(kb)).join(" → ")),
-    el("ol", "gold", null, ...t.gold.map(([kb, query, answer]) => el("li", "", null, chip(kb), " " + query + " → ", el("b", "", answer)))));
+  return el("details", "", null, el("summary", "", "gold steps: " + t.gold.map(([kbs]) => kbs.map(title).join(" or ")).join(" → ")),
+    el("ol", "gold", null, ...t.gold.map(([kbs, query, answer]) => el("li", "", null, ...kbs.map(chip), " " + query + " → ", el("b", "", answer)))));
 }
 function step(s) {
   const asked = s.choice !== "stop" && s.choice !== "malformed";

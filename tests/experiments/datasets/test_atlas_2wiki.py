@@ -25,7 +25,7 @@ def loaded(folder: Path, evaluation: EvaluationConfig = MEASURED, **settings) ->
 
 
 def kind_of(question) -> str:
-    return "2wiki" if question.id.startswith("2wiki-") else question.gold_steps[0].kb
+    return "2wiki" if question.id.startswith("2wiki-") else question.gold_steps[0].kbs[0]
 
 
 def check_parts_are_apart(data: Dataset) -> None:

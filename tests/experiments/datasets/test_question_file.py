@@ -41,6 +41,14 @@ def test_a_whole_question_is_read(tmp_path: Path):
     assert question.image.data == picture()
 
 
+def test_a_gold_step_names_one_knowledge_base_or_several(tmp_path: Path):
+    step = {"query": "Which capital?", "answer": "Tasla"}
+    path = write(
+        tmp_path, *({"text": "a", "answers": ["b"], "gold_steps": [step | kbs]} for kbs in ({"kb": "text"}, {"kbs": ["text", "table"]}))
+    )
+    assert [question.gold_steps[0].kbs for question in read_questions(path)] == [("text",), ("text", "table")]
+
+
 def test_unknown_gold_steps_differ_from_none_being_needed(tmp_path: Path):
     path = write(tmp_path, {"text": "a", "answers": ["b"]}, {"text": "c", "answers": ["d"], "gold_steps": []})
     assert [question.gold_steps for question in read_questions(path)] == [None, ()]
@@ -64,6 +72,8 @@ def test_unknown_gold_steps_differ_from_none_being_needed(tmp_path: Path):
         ({"text": "a", "answers": ["b"], "anwser": "b"}, "unknown key 'anwser' in a question"),
         ({"text": "a", "answers": ["b"], "gold_steps": {}}, "gold_steps is dict"),
         ({"text": "a", "answers": ["b"], "gold_steps": [{"query": "q", "kb": "text"}]}, "answer is None"),
+        ({"text": "a", "answers": ["b"], "gold_steps": [{"query": "q", "answer": "c"}]}, "kb is None"),
+        ({"text": "a", "answers": ["b"], "gold_steps": [{"query": "q", "kb": "x", "kbs": ["y"], "answer": "c"}]}, "both kb and kbs"),
         ({"text": "a", "answers": ["b"], "image": "none.png"}, "image 'none.png' does not exist in"),
         ({"text": "a", "answers": ["b"], "image": "../../etc/passwd"}, "outside the folder of pictures"),
         ({"text": "a", "answers": ["b"], "image": "broken.png"}, r"does not decode \(it begins with b'not a pn'"),

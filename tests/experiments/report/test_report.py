@@ -141,6 +141,18 @@ def test_right_wrong_and_failed_are_told_apart(folder: RunFolder):
     assert {outcome for (when, _), outcome in outcomes.items() if when == "before training"} == {"failed"}
 
 
+def test_gold_steps_are_shown_with_every_right_knowledge_base_and_those_of_older_runs_with_theirs(tmp_path: Path):
+    several = GoldStep("Who?", ("text", "table"), "Ann")
+    made = [replace(episode(question(), stop(), answer="Ann"), question=replace(question(), gold_steps=(several,)))]
+    folder = RunFolder.start(TrainConfig(name="several", runs_folder=str(tmp_path)))
+    folder.write_trajectories("after", made, measured(made).counts)
+    (row,) = folder.read_trajectories("after")
+    assert browser_data(folder, ["text"])["trajectories"][0]["gold"] == [[["text", "table"], "Who?", "Ann"]]
+    old = [{"kb": "text", **{key: row["gold"][0][key] for key in ("query", "answer")}}]
+    folder.read_trajectories = lambda name: [{**row, "gold": old}]
+    assert browser_data(folder, ["text"])["trajectories"][0]["gold"] == [[["text"], "Who?", "Ann"]]
+
+
 def test_recorded_turns_are_shown_with_what_they_decided_or_answered(tmp_path: Path):
     asks, said = GoldStep("Who?", "text", ""), "<think>a</think><answer>Yes.</answer>"
     plan = "<think>t</think><sub-question>Who?</sub-question><ret>{}</ret>"

@@ -21,7 +21,7 @@ from experiments.tracking.run_folder import RunFolder
 from experiments.upload import main as upload_command
 from experiments.upload import tracking_of
 from rollout.policies import load_policy
-from rollout.records import Image, Question
+from rollout.records import GoldStep, Image, Question
 
 
 @pytest.fixture(scope="module")
@@ -241,6 +241,11 @@ def test_a_fingerprint_knows_every_word_and_picture_and_their_order():
     ]
     assert fingerprint(questions) == fingerprint(list(questions))
     assert len({fingerprint(questions), *map(fingerprint, others)}) == 5
+
+
+def test_a_fingerprint_is_the_same_as_when_a_gold_step_named_one_knowledge_base():
+    one, two = (Question("q", "t", ("a",), None, (GoldStep("Who?", kbs, "a", ("A",)),)) for kbs in ("text", ("text", "table")))
+    assert fingerprint([one]) == "c3a56486e207338a" != fingerprint([two])
 
 
 def test_artifacts_of_a_local_data_base_lie_beside_it(tracking: TrackingConfig, client: Any, store: str):

@@ -69,9 +69,9 @@ def test_gold_of_a_step_is_what_could_be_asked_for_then(folder: RunFolder):
     made = [replace(WORLD.episode(3), steps=WORLD.episode(3).steps)]
     folder.write_trajectories("after", made)
     (row,) = folder.read_trajectories("after")
-    kbs = [gold["kb"] for gold in row["gold"]]
-    assert kbs == [need.kb for need in made[0].question.gold_steps]
-    assert set(row["steps"][0]["gold"]) == set(kbs)  # neither need waits for the other
+    kbs = [gold["kbs"] for gold in row["gold"]]
+    assert kbs == [list(need.kbs) for need in made[0].question.gold_steps]
+    assert set(row["steps"][0]["gold"]) == {kb for of_step in kbs for kb in of_step}  # neither need waits for the other
     unknown = replace(made[0], question=replace(made[0].question, gold_steps=None))
     folder.write_trajectories("after", [unknown])
     (row,) = folder.read_trajectories("after")

@@ -56,8 +56,8 @@ def test_every_gold_step_can_be_answered_from_its_knowledge_base_and_from_no_oth
         assert bool(question.gold_steps) == (family != "picture")
         for step in question.gold_steps:
             assert asked_need(step.query, [step]) is step
-            assert any(holds_answer(passage, step) for passage in passages[step.kb])
-            elsewhere = [passage for kb in KNOWLEDGE_BASES if kb != step.kb for passage in passages[kb]]
+            assert any(holds_answer(passage, step) for passage in passages[step.kbs[0]])
+            elsewhere = [passage for kb in KNOWLEDGE_BASES if kb not in step.kbs for passage in passages[kb]]
             assert not step.entities or not any(
                 step.answer in passage.text and all(word in passage.text for word in step.entities) for passage in elsewhere
             )

@@ -54,7 +54,7 @@ def test_its_lookalikes_state_the_asked_relation_of_another_country_where_shared
         lookalikes = []
         for question in questions:
             for step in question.gold_steps:
-                if step.kb == "text" and step.query.startswith("What"):
+                if "text" in step.kbs and step.query.startswith("What"):
                     found = search("text", step.query, question, 3)
                     lookalikes += [step.entities[0] in passage.text for passage in found if not holds_answer(passage, step)]
         share[name] = np.mean(lookalikes)
