@@ -60,7 +60,7 @@ def retriever_names(rows: Iterable[Row], kbs: Sequence[str], usual: Mapping[str,
 def _gold_step(stored: Row) -> GoldStep:
     found = {field.name: stored[field.name] for field in fields(GoldStep) if field.name in stored}
     named: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}
-    return GoldStep(**named)
+    return GoldStep(**({"kbs": stored["kb"]} if "kb" in stored else {}), **named)  # older runs stored one knowledge base
 
 
 def _step(stored: Row) -> Step:

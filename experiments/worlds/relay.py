@@ -114,7 +114,7 @@ class Relay:
         for relation in relations:
             fact = relation, name
             name = self.facts[fact]
-            steps.append(GoldStep(query_for(*fact), self.homes(fact)[0], name, fact))
+            steps.append(GoldStep(query_for(*fact), self.homes(fact), name, fact))
         text = f"Who is reached from {start} by {', then '.join(relations)}?"
         id = f"{self.split}-{self.seed}-{start}-{'-'.join(relations)}"
         return Question(id, text, (name,), None, tuple(steps), f"relay_{self.hops}x{len(self.kbs)}")
