@@ -130,7 +130,15 @@ def test_it_finds_what_a_run_finds(dataset, kb):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_frozen_policy_learns_without_its_embeddings_and_the_curve_says_how_fast(turns, start_policy, tmp_path, dtype):
-    settings = {"dtype": dtype, "start": start_policy, "muon": False, "lr": 1e-3, "freeze_embeddings": True, "warmup_steps": 1, "log_every": 1}
+    settings = {
+        "dtype": dtype,
+        "start": start_policy,
+        "muon": False,
+        "lr": 1e-3,
+        "freeze_embeddings": True,
+        "warmup_steps": 1,
+        "log_every": 1,
+    }
     config = ColdStartConfig(out=str(tmp_path / "out"), minutes=5, tokens=10_000, tokens_per_batch=1000, **settings)
     learned = train(config, itertools.cycle(turns[:200]), (), QUIET)
     assert learned.model.dtype == torch.float32
