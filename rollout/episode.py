@@ -63,7 +63,8 @@ class EpisodeState:
     search_errors: int = 0
     started: float = field(default_factory=time.perf_counter)
     ends: list[float] = field(default_factory=list)  # as in `Trajectory`
-    valued: dict[Any, float | None] = field(default_factory=dict)  # what route_values.py has measured so far
+    read: dict[tuple[str, str], str | None] = field(default_factory=dict)  # (query, knowledge base) -> sub-answer: for route_values.py
+    valued: dict[Any, float | None] = field(default_factory=dict)  # what it has measured so far
 
     @property
     def retrievers(self) -> dict[str, str]:

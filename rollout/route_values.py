@@ -59,14 +59,14 @@ def _best(values: PlanValues, stops: bool) -> list[Action]:
 
 def _values(ep: EpisodeState, queries: Sequence[str], seed: int) -> Generator[Branches, Any, PlanValues]:
     kbs, config = tuple(ep.cards), ep.config.values
-    asked = [(query, kb) for query in queries for kb in kbs]
-    # The same seed shows the same passages in the same order, whichever knowledge base they come from.
+    # A reading depends on query and passages alone. The same seed shows equal passages in the same order, whichever knowledge base they come from.
+    unread = [(query, kb) for query in queries for kb in kbs if (query, kb) not in ep.read]
+    seeds = {query: derive_seed(seed, query) for query in queries}
     branches = [
-        Branch(_copy(ep, ep.history, 1, derive_seed(seed, query), 0.0), derive_seed(seed, query), partial(_read, query=query, kb=kb))
-        for query, kb in asked
+        Branch(_copy(ep, ep.history, 1, seeds[query], 0.0), seeds[query], partial(_read, query=query, kb=kb)) for query, kb in unread
     ]
-    read = dict(zip(asked, (yield Branches(branches)), strict=True))
-    answers = {query: [read[query, kb] for kb in kbs] for query in queries}
+    ep.read |= zip(unread, (yield Branches(branches)) if branches else (), strict=True)
+    answers = {query: [ep.read[query, kb] for kb in kbs] for query in queries}
     known = {query: found for query, found in answers.items() if None not in found}
 
     def after(query: str, sub_answer: str) -> History:
