@@ -66,8 +66,8 @@ def _values(ep: EpisodeState, queries: Sequence[str], seed: int) -> Generator[Br
         Branch(_copy(ep, ep.history, 1, seeds[query], 0.0), seeds[query], partial(_read, query=query, kb=kb)) for query, kb in unread
     ]
     ep.read |= zip(unread, (yield Branches(branches)) if branches else (), strict=True)
-    answers = {query: [ep.read[query, kb] for kb in kbs] for query in queries}
-    known = {query: found for query, found in answers.items() if None not in found}
+    answers = {query: [found for kb in kbs if (found := ep.read[query, kb]) is not None] for query in queries}
+    known = {query: found for query, found in answers.items() if len(found) == len(kbs)}
 
     def after(query: str, sub_answer: str) -> History:
         return (*ep.history, Exchange(query, "", sub_answer))

@@ -160,7 +160,7 @@ def test_rewards_turn_the_measurement_on_and_evaluations_turn_it_off():
 def travelled():
     """The cold-start policy in an atlas with pictures: (policy, library, questions)."""
     atlas = Atlas("train", seed=5, worlds=1, countries=24)
-    return load_policy("experiments/worlds/cold_start_policy"), AtlasLibrary(atlas), atlas.questions(8)
+    return load_policy("experiments/worlds/cold_start_policy"), AtlasLibrary(atlas), atlas.questions(16)
 
 
 @pytest.mark.slow
