@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import random
 import re
+import time
 from dataclasses import replace
 
 import pytest
-from scripted import Card, Script
+from scripted import Card, OneByOne, Script
 from valued_atlas import AtlasLibrary
 
 from experiments.config import RunConfigError, load_config
@@ -17,6 +18,7 @@ from experiments.worlds.teacher import answer_response, plan_response
 from retrieval_actors.records import Passage
 from rollout.config import RolloutConfig, ValueConfig
 from rollout.engines.transformers_engine import TransformersEngine
+from rollout.episode_pool import EpisodePool
 from rollout.needs import askable_needs
 from rollout.policies import load_policy
 from rollout.record_files import read_rollouts, write_rollouts
@@ -129,6 +131,31 @@ def test_after_a_failed_search_there_are_no_values_and_the_failure_is_counted(fr
         assert values.queries == ()
         assert (values.asked, values.failed) == (5, 4)
         assert values.spread == 0.0
+
+
+def test_a_branch_that_does_not_fit_fails_alone_and_its_query_has_no_values(fresh_policy):
+    fits = valued(fresh_policy)
+    longest = max(len(group.state.prompt_ids) for group in fits.groups if group.state.kind == "answer")
+    (trajectory,) = roll_out(
+        [QUESTION], Script(fresh_policy, traveller()), Shelves(), replace(CONFIG, max_prompt_tokens=longest - 1), seed=4
+    )
+    assert "max_prompt_tokens" in trajectory.error  # of the episode's own turn, after its values
+    values = trajectory.groups[0].values
+    assert (values.queries, values.failed) == ((), 4)
+    assert values.tokens > 0
+
+
+def test_an_episode_that_is_cancelled_takes_its_branches_with_it(fresh_policy):
+    engine = OneByOne(fresh_policy, traveller(), at_once=1)
+    pool = EpisodePool(engine, Shelves())
+    ticket, end = pool.add(QUESTION, CONFIG, seed=4), time.monotonic() + 60
+    while not (pool.unfinished > 2 and engine.unfinished) and time.monotonic() < end:  # the first, and two readings at least
+        pool.advance(wait_s=0.01)
+    assert engine.unfinished
+    pool.cancel(ticket)
+    assert [event.kind for event in pool.advance()] == ["failed"]
+    assert (pool.unfinished, engine.unfinished) == (0, 0)
+    pool.close()
 
 
 def test_a_guess_that_stands_in_no_passage_or_is_long_counts_as_unknown():
