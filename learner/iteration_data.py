@@ -18,8 +18,9 @@ from learner.reward_calls import ScoredTurns
 from learner.rollout_batch import RolledOut, RolloutBatch, fetch_trajectories
 from rewards.scored_summary import KINDS, ScoredSummary
 from rollout.nan_check import largest
-from rollout.records import ScoredTurn, Trajectory, TrajectorySummary
+from rollout.records import ScoredTurn, Trajectory
 from rollout.roll_out import WorkReport
+from rollout.trajectory_summary import VALUE_COUNTS, TrajectorySummary
 
 NOT_ADDED = (*MAXIMA, "grad_norm", "largest_weight", "seconds", "ended")
 PER_ROUTED_TURN = ("best_route_probability", "route_entropy")
@@ -124,10 +125,11 @@ def _balance(what: str, expected: Counter[str], found: Counter[str]) -> None:
 
 def rollout_metrics(summaries: Sequence[TrajectorySummary]) -> dict[str, float]:
     """Counts, and means over trajectories or turns. `failed_episodes` have no outcome: they or one of their searches failed. `masked_turns` were
-    sampled after a failed search. `use_text`, ..., `use_stop`: shares of what the well-formed plan turns of the trunks chose."""
+    sampled after a failed search. `use_text`, ..., `use_stop`: shares of what the well-formed plan turns of the trunks chose. `values_...` and
+    `value_...`, only where routes were valued: fields of `PlanValues`, summed; the spread is the mean over plan turns."""
 
     def total(name: str) -> float:
-        return float(sum(summary.counts[name] for summary in summaries))
+        return float(sum(summary.counts.get(name, 0) for summary in summaries))
 
     turns = float(sum(sum(summary.sampled.values()) for summary in summaries))
     chosen = Counter(choice for summary in summaries for choice in summary.choices)
@@ -140,6 +142,8 @@ def rollout_metrics(summaries: Sequence[TrajectorySummary]) -> dict[str, float]:
         "retrievals_per_question": _share(total("retrievals"), len(summaries)),
         "malformed_plans": _share(total("malformed_plans"), total("steps")),
         "cut_off_turns": _share(total("cut_off_turns"), turns),
+        **({name: total(name) for name in (*VALUE_COUNTS, "value_tokens")} if total("valued_plans") else {}),
+        **({"value_spread": total("value_spread") / total("valued_plans")} if total("valued_plans") else {}),
         **{f"use_{name}": chosen[name] / chosen.total() for name in names},
     }
 

@@ -12,8 +12,9 @@ from typing import Any
 import ray
 
 from learner.deadline import results
-from rollout.records import Trajectory, TrajectorySummary, repeats_of
+from rollout.records import Trajectory, repeats_of
 from rollout.roll_out import WorkReport
+from rollout.trajectory_summary import TrajectorySummary
 
 
 @dataclass(frozen=True)

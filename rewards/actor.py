@@ -98,7 +98,7 @@ def judged_turns(
                 outcome = answer_reward(turn.text, trajectory.question.answers, config).total
             step, gain = steps[number] if trunk and searched else None, group.gains[place] if group.gains else None
             seen = turn.text, group.state, trajectory, step, steps[: max(number, 0)], outcome, gain
-            yield group, place, JudgedTurn(*seen, similarity, retrievers, config)
+            yield group, place, JudgedTurn(*seen, similarity, retrievers, config, group.values)
 
 
 def count_routes(trajectories: Iterable[Trajectory], config: RewardConfig, retrievers: Retrievers) -> Counter[Route]:

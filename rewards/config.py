@@ -35,6 +35,9 @@ class RewardConfig:
     terms: dict[str, float | dict[str, float]] = field(default_factory=dict)
     """Rewards to add up: name or MODULE:FUNCTION -> weight, or weights by kind of turn. Empty: the step reward (docs/06_rollout_and_rewards.md)."""
 
+    min_spread: NonNegativeFloat = 0.1
+    """`query_value`, `route_regret`: plan turns whose values differ by less than this are not judged; the rest is noise."""
+
     def __post_init__(self) -> None:
         total = self.query_weight + self.entity_weight + self.routing_weight
         if abs(total - 1.0) > 1e-6:

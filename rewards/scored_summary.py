@@ -29,7 +29,8 @@ class ScoredSummary:
     """Scored turns, with tables of their states and episodes. Integers have the smallest type that fits: many are sent.
     (states,): state_keys, bytes; prompt_tokens, the length of the prompt; image_keys, bytes, empty for none. (episodes,): ids in the order of
     their first turns, the ids of their questions, and outcomes, float64, NaN for none. (turns,): places in the tables of states and episodes, and
-    in `KINDS`; the length of the response, and whether it ended at its limit; the version that sampled it; the reward, float64.
+    in `KINDS`; the length of the response, and whether it ended at its limit; the version that sampled it; the reward, float64, and the part of it
+    that naming the knowledge base earned, NaN where all tokens have the same credit.
     For the exact gradient over routes: name_tokens, from the name of the knowledge base to the end, 0 where the rewards of the routes are unknown;
     prefixes, 1, 2, ..., equal where all before the name is, 0 where all routes earn the same; route_tokens, input tokens of the other names;
     best_routes, the number of the knowledge base that earns most, from 1; 0 like prefixes."""
@@ -47,6 +48,7 @@ class ScoredSummary:
     cut_off: np.ndarray
     policy_version: np.ndarray
     rewards: np.ndarray
+    of_routes: np.ndarray
     name_tokens: np.ndarray
     prefixes: np.ndarray
     route_tokens: np.ndarray
@@ -85,6 +87,7 @@ class ScoredSummary:
             cut_off=np.array([turn.turn.finish_reason == "length" for turn in turns], bool),
             policy_version=smallest_integers([turn.turn.policy_version for turn in turns]),
             rewards=np.array([turn.reward.total for turn in turns], np.float64),
+            of_routes=np.array([np.nan if turn.reward.route is None else turn.reward.route for turn in turns], np.float64),
             name_tokens=smallest_integers([len(found.ids[found.sampled]) if found else 0 for found in routes]),
             prefixes=smallest_integers([prefixes.setdefault(_prefix_of(turn), len(prefixes)) for turn in turns]),
             route_tokens=smallest_integers([sum(len(ids) - 1 for ids in found.others) if found else 0 for found in routes]),
@@ -105,7 +108,7 @@ class ScoredSummary:
             name: np.concatenate([getattr(summary, name) for summary in summaries])
             for name in (
                 *("state_keys", "prompt_tokens", "image_keys", "kind", "tokens", "cut_off", "policy_version", "rewards", "outcomes"),
-                *("name_tokens", "route_tokens", "best_routes"),
+                *("of_routes", "name_tokens", "route_tokens", "best_routes"),
             )
         }
         prefixes = np.cumsum([0, *(int(summary.prefixes.max(initial=0)) for summary in summaries)])

@@ -14,7 +14,7 @@ from rewards.config import RewardConfig
 from rollout.nan_check import largest
 from rollout.need_matcher import entities, mentions, need_matcher
 from rollout.needs import askable_needs, asked_need, holds_answer
-from rollout.records import UNKNOWN, Action, GoldStep, State, Step, Trajectory, TurnReward
+from rollout.records import UNKNOWN, Action, GoldStep, PlanValues, State, Step, Trajectory, TurnReward
 from rollout.turn_parser import STOP, is_unknown, parse_answer, parse_plan
 
 Similarity = Callable[[str, str], float]  # cosine of the embeddings of two texts
@@ -35,6 +35,7 @@ class JudgedTurn:
     similarity: Similarity
     retrievers: Retrievers
     config: RewardConfig
+    values: PlanValues | None = None  # plan turns: of all routes of all siblings; None where they were not measured
 
     @cached_property
     def action(self) -> Action | None:

@@ -18,7 +18,7 @@ from rewards.step_rewards import JudgedTurn, judge_of
 from rollout.nan_check import largest
 from rollout.need_matcher import entities, mentions, names_in, need_matcher
 from rollout.needs import ASKED, holds_answer, right_kbs
-from rollout.records import GoldStep, TurnReward
+from rollout.records import GoldStep, PlanValues, TurnReward
 
 PLAN, ANSWER, ANSWERS, ALL = ("plan",), ("answer",), ("answer", "final"), ("plan", "answer", "final")
 
@@ -28,14 +28,16 @@ class Term:
     judge: Callable[[JudgedTurn], float | None]
     kinds: tuple[str, ...]  # the kinds of turn that it judges. Malformed ones earn `low`, the least that a turn can earn.
     source: str
-    low: float = 0.0
+    low: float | None = 0.0  # None: `judge` knows
     needs_chain: bool = False  # it uses the search or the outcome after a turn, which `branch` mode knows for one sibling only
+    needs_values: bool = False  # it uses `rollout.values`
+    of_route: bool = False  # naming the knowledge base earns it: it is credited to the tokens of the name
 
     def value(self, turn: JudgedTurn) -> float | None:
         if turn.state.kind not in self.kinds:
             return None
         value = self.judge(turn)
-        return self.low if value is not None and not turn.well_formed else value
+        return self.low if self.low is not None and value is not None and not turn.well_formed else value
 
 
 def step_reward(turn: JudgedTurn) -> float | None:
@@ -106,6 +108,37 @@ def retrieval_cost(turn: JudgedTurn) -> float:
     return -1.0 if turn.action is None or turn.action.kb is not None else 0.0
 
 
+def query_value(turn: JudgedTurn) -> float | None:
+    """What the best route of its query brings, over the same query answered `unknown`: so a query that gives the answer away earns nothing. For
+    stopping, the value of stopping over the same. A malformed turn earns the least of these."""
+    values = _differing_values(turn)
+    if values is None or values.stop is None:
+        return None
+    stopping = values.stop - sum(each.unknown for each in values.queries) / len(values.queries)
+    asking = {each.query: largest(each.values) - each.unknown for each in values.queries}
+    if turn.action is None:
+        return min(stopping, *asking.values())
+    return stopping if turn.action.kb is None else asking.get(turn.action.query)
+
+
+def route_regret(turn: JudgedTurn) -> float | None:
+    """What the knowledge base brings, less what the best one does: at most 0. 0 for stopping; a malformed turn earns the least."""
+    values = _differing_values(turn)
+    if values is None:
+        return None
+    regrets = {
+        (each.query, kb): value - largest(each.values) for each in values.queries for kb, value in zip(values.kbs, each.values, strict=True)
+    }
+    if turn.action is None:
+        return min(regrets.values())
+    return 0.0 if turn.action.kb is None else regrets.get((turn.action.query, turn.action.kb))
+
+
+def _differing_values(turn: JudgedTurn) -> PlanValues | None:
+    return turn.values if turn.values and turn.values.queries and turn.values.spread >= turn.config.min_spread else None
+
+
+VALUED = "route regret (docs/17_route_regret.md); nearest: VinePPO (arXiv 2410.01679), IG-Search (arXiv 2604.15148)"
 TERMS = {
     "step": Term(step_reward, ALL, "R1-Router (arXiv 2505.22095), section Rewards"),
     "routing": Term(routing, PLAN, "R1-Router (arXiv 2505.22095): the retriever's part of the plan reward"),
@@ -115,6 +148,8 @@ TERMS = {
     "redundancy": Term(redundancy, PLAN, "StepSearch (arXiv 2505.15107): redundancy penalty", -1.0, needs_chain=True),
     "information_gain": Term(lambda turn: turn.gain, ANSWER, "IGPO (arXiv 2510.14967): gain in p(gold answer) per turn", -1.0),
     "retrieval_cost": Term(retrieval_cost, PLAN, "fewer calls, as R1-Searcher++ (arXiv 2505.17005) rewards them", -1.0),
+    "query_value": Term(query_value, PLAN, VALUED, None, needs_values=True),
+    "route_regret": Term(route_regret, PLAN, VALUED, None, needs_values=True, of_route=True),
     "format": Term(lambda turn: 1.0, ALL, "R1-Router (arXiv 2505.22095): format reward"),
 }
 
@@ -129,6 +164,8 @@ class WeightedTerm:
     value: Callable[[JudgedTurn], float | None]
     weights: Mapping[str, float]  # by kind of turn
     needs_chain: bool = False
+    needs_values: bool = False
+    of_route: bool = False
 
 
 def composed_of(terms: Mapping[str, Any]) -> tuple[WeightedTerm, ...]:
@@ -146,7 +183,9 @@ def composed_reward(turn: JudgedTurn, terms: tuple[WeightedTerm, ...]) -> TurnRe
         if weight is not None and (value := _value(term, turn)) is not None:
             components[term.name] = value
             parts[term.name] = weight * value
-    return TurnReward(sum(parts.values()), components, parts) if parts else None
+    of_route = [parts[term.name] for term in terms if term.of_route and term.name in parts]
+    route = sum(of_route) if of_route and turn.action is not None and turn.action.kb is not None else None
+    return TurnReward(sum(parts.values()), components, parts, route) if parts else None
 
 
 def _weighted(name: str, weight: Any) -> WeightedTerm:
@@ -156,7 +195,8 @@ def _weighted(name: str, weight: Any) -> WeightedTerm:
     if odd := [number for number in given.values() if not _is_number(number)]:
         raise RewardError(f"reward.terms.{name}: weight {odd[0]!r}; expected a number, or numbers by kind of turn ({', '.join(ALL)})")
     if name in TERMS:
-        return WeightedTerm(name, TERMS[name].value, given, TERMS[name].needs_chain)
+        term = TERMS[name]
+        return WeightedTerm(name, term.value, given, term.needs_chain, term.needs_values, term.of_route)
     module, colon, function = name.partition(":")
     if not colon:
         raise RewardError(f"reward.terms.{name}: no such reward; expected MODULE:FUNCTION or one of {', '.join(TERMS)}")

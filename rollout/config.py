@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
+
+
+@dataclass
+class ValueConfig:
+    measured: bool = False
+    """Value all routes of plan turns (route_values.py); set by `reward.terms.query_value` and `reward.terms.route_regret`."""
+    samples: PositiveInt = 2
+    """Final turns, and continuations, that are sampled from every distinct state."""
+    price: NonNegativeFloat = 0.02
+    """Of every search, in right answers. With 0, the maximum over noisy values favours asking."""
+    best_trunk: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Share of plan turns after which the episode continues with the best route: later steps are then seen behind a whole chain."""
+    asks_again: bool = False
+    """Whether a continuation may ask again what was asked. With true, a step to spare mends every wrong route, and all values are alike."""
+    spare_answer_tokens: Annotated[int, Field(ge=-1)] = 3
+    """Set by `reward.spare_answer_tokens`."""
 
 
 @dataclass
@@ -14,6 +30,8 @@ class RolloutConfig:
     """`branch`: siblings at every turn, one becomes the trunk. `chain`: independent episodes. `offline`: recorded turns, no retrieval."""
     group_size: PositiveInt = 8
     """Siblings sampled from each state (`branch`, `offline`), or episodes a question (`chain`)."""
+    plan_siblings: NonNegativeInt = 0
+    """`branch`: siblings of plan turns; 0: `group_size`."""
     max_steps: PositiveInt = 3
     """Most searches of an episode; then it has to answer."""
     passages: PositiveInt = 3
@@ -50,6 +68,8 @@ class RolloutConfig:
     """Measure information gains (information_gain.py); set by `reward.terms.information_gain`."""
     record_routes: bool = False
     """Record the tokens that plan turns would have with each knowledge base's name (route_names.py); set by `learner.routes`."""
+    values: ValueConfig = field(default_factory=ValueConfig)
+    """Values of all routes of a plan turn (docs/17_route_regret.md)."""
     need_calibration: str = ""
     """Set by `reward.need_calibration`."""
     episode_s: NonNegativeFloat = 0.0

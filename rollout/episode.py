@@ -8,7 +8,7 @@ import random
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from retrieval_actors.records import Passage, Query
 from rollout.config import RolloutConfig
@@ -22,8 +22,24 @@ from rollout.turn_parser import parse_answer, parse_plan
 if TYPE_CHECKING:
     from rollout.policies import Policy  # see rollout/nan_check.py
 
-Episode = Generator[State | SearchRequest, Any, Trajectory]
-"""Yields a state, and is sent the `TurnGroup` of its siblings; or a request, and is sent a list of passages."""
+Requests = Generator["State | SearchRequest | Branches", Any, Any]
+Episode = Generator["State | SearchRequest | Branches", Any, Trajectory]
+"""Yields a state, and is sent the `TurnGroup` of its siblings; a request, and is sent a list of passages; or branches, and is sent what each
+returned, None for one that failed."""
+
+
+class Branch(NamedTuple):
+    """An episode, or part of one, on the way to something else: its turns are not learned from."""
+
+    state: EpisodeState
+    seed: int
+    run: Callable[[EpisodeState], Requests]
+
+
+class Branches(NamedTuple):
+    """To be run side by side."""
+
+    branches: Sequence[Branch]
 
 
 class QuestionError(ValueError):
@@ -47,6 +63,8 @@ class EpisodeState:
     search_errors: int = 0
     started: float = field(default_factory=time.perf_counter)
     ends: list[float] = field(default_factory=list)  # as in `Trajectory`
+    read: dict[tuple[str, str], str | None] = field(default_factory=dict)  # (query, knowledge base) -> sub-answer: for route_values.py
+    valued: dict[Any, float | None] = field(default_factory=dict)  # what it has measured so far
 
     @property
     def retrievers(self) -> dict[str, str]:
@@ -97,10 +115,17 @@ class EpisodeState:
         return time.perf_counter() - self.started
 
 
-def episode(ep: EpisodeState, route: Callable[[EpisodeState, Action], Action] | None = None) -> Episode:
-    """Answers one question; returns the trajectory and fills `ep` on the way. `route` may change the policy's actions. Raises `QuestionError`."""
+def episode(
+    ep: EpisodeState,
+    route: Callable[[EpisodeState, Action], Action] | None = None,
+    look: Callable[[EpisodeState, Action | None], Generator[Branches, Any, Action | None]] | None = None,
+) -> Episode:
+    """Answers one question; returns the trajectory and fills `ep` on the way. `route` may change the policy's actions, and so may `look`, which may
+    run branches first. Raises `QuestionError`."""
     while len(ep.history) < ep.config.max_steps:
         action = yield from plan(ep)
+        if look is not None:
+            action = yield from look(ep, action)
         if action is not None and route is not None:
             ep.action = action = route(ep, action)
         if action is None or action.kb is None:

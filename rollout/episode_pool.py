@@ -14,14 +14,16 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 from retrieval_actors.records import Passage
 from rollout.config import RolloutConfig
 from rollout.engines.base import Engine, Request, Response, Sampling
-from rollout.episode import Episode, EpisodeState, QuestionError, derive_seed
+from rollout.episode import Branches, EpisodeState, QuestionError, Requests, derive_seed, episode
 from rollout.methods import find_method
 from rollout.records import Question, State, Step, Trajectory, TurnGroup
+from rollout.route_values import look_at_routes
 from rollout.searches import Searcher, Searches, SearchRequest
 from rollout.timeline import Timeline
 
@@ -49,17 +51,21 @@ class _Running:
     state: EpisodeState
     seed: int
     end: float  # deadline, by `time.monotonic`
-    coroutine: Episode | None = None  # None: the episode waits for room
-    asked: State | SearchRequest | None = None
+    coroutine: Requests | None = None  # None: the episode waits for room
+    asked: State | SearchRequest | Branches | None = None
     request: int | None = None  # the engine's ticket of the last turn
     siblings: dict[int, Response] = field(default_factory=dict)  # responses of the last turn so far
     turns: int = 0
     tokens: int = 0  # of the last turn: prompt, and room for the responses of all siblings
+    parent: tuple[int, int] | None = None  # of a branch: ticket of the episode that it branches off, and its place among the branches
+    branches: dict[int, Any] = field(default_factory=dict)  # place of a branch that has ended -> what it returned
 
     @property
     def width(self) -> int:
-        """Siblings of each turn."""
-        return 1 if self.state.config.mode == "chain" else self.state.config.group_size
+        """Siblings of the last turn."""
+        config = self.state.config
+        plans = isinstance(self.asked, State) and self.asked.kind == "plan"
+        return 1 if config.mode == "chain" else (config.plan_siblings if plans else 0) or config.group_size
 
 
 class EpisodePool:
@@ -142,7 +148,8 @@ class EpisodePool:
             ticket = self._waiting.popleft()
             running = self._running[ticket]
             running.state.started = time.perf_counter()
-            running.coroutine = find_method(running.state.config.routing, running.state.cards)(running.state)
+            find = find_method(running.state.config.routing, running.state.cards)
+            running.coroutine = (partial(episode, look=look_at_routes) if running.state.config.values.measured else find)(running.state)
             self._continue(ticket, None)
             held += running.tokens
 
@@ -150,16 +157,20 @@ class EpisodePool:
         """Send the episode the result of its last request, and take its next one."""
         running = self._running[ticket]
         assert running.coroutine is not None
-        if running.asked is not None:
+        if running.asked is not None and not isinstance(running.asked, Branches):
             running.state.ends.append(running.state.seconds)
         try:
             running.asked = running.coroutine.send(result)
         except StopIteration as stop:
-            self._events.append(EpisodeEvent(ticket, "finished", group=running.state.groups[-1], trajectory=stop.value))
             del self._running[ticket]
+            if running.parent:
+                return self._take_branch(running.parent, stop.value)
+            self._events.append(EpisodeEvent(ticket, "finished", group=running.state.groups[-1], trajectory=stop.value))
             return
         except QuestionError as error:
             return self._fail(ticket, str(error))
+        if isinstance(running.asked, Branches):
+            return self._branch_off(ticket, running.asked)
         if isinstance(running.asked, SearchRequest):
             self._searches.waiting.append((ticket, running.asked, running.state.config.passages))
             return
@@ -172,6 +183,24 @@ class EpisodePool:
         except ValueError as error:
             return self._fail(ticket, f"question {running.state.question.id}: {error}")
         self._requests[running.request] = ticket
+
+    def _branch_off(self, ticket: int, asked: Branches) -> None:
+        """Begin the branches at once: their episode waits for them. Its deadline is theirs."""
+        running = self._running[ticket]
+        running.branches, running.tokens = {}, 0
+        started = {next(self._numbers): (place, branch) for place, branch in enumerate(asked.branches)}
+        for number, (place, branch) in started.items():
+            self._running[number] = _Running(branch.state, branch.seed, math.inf, branch.run(branch.state), parent=(ticket, place))
+        for number in started:
+            self._continue(number, None)
+
+    def _take_branch(self, parent: tuple[int, int], result: Any) -> None:
+        ticket, place = parent
+        running = self._running[ticket]
+        assert isinstance(running.asked, Branches)
+        running.branches[place] = result
+        if len(running.branches) == len(running.asked.branches):
+            self._continue(ticket, [running.branches[i] for i in range(len(running.branches))])
 
     def _take_responses(self, found: list[Response]) -> None:
         """Continue the episodes whose turn is complete, in the order of their tickets."""
@@ -189,6 +218,8 @@ class EpisodePool:
             asked, state, policy = running.asked, running.state, self.engine.policy
             assert isinstance(asked, State)
             self._continue(ticket, TurnGroup(asked, tuple(running.siblings[i].turn(asked.kind, policy) for i in range(running.width))))
+            if running.parent:
+                continue
             if asked.kind == "plan":
                 self._events.insert(before, EpisodeEvent(ticket, "planned", step=Step(state.plan, state.action), group=state.groups[-1]))
             elif asked.kind == "answer" and state.config.routing != "all":
@@ -218,8 +249,9 @@ class EpisodePool:
         with self.timeline.doing("encode"):
             for ticket, passages in found:
                 if ticket in self._running:
-                    state = self._running[ticket].state
-                    self._events.append(EpisodeEvent(ticket, "searched", step=Step(state.plan, state.action, tuple(passages))))
+                    state, parent = self._running[ticket].state, self._running[ticket].parent
+                    if not parent:
+                        self._events.append(EpisodeEvent(ticket, "searched", step=Step(state.plan, state.action, tuple(passages))))
                     self._continue(ticket, passages)
 
     def _fail(self, ticket: int, error: str) -> None:
@@ -229,4 +261,10 @@ class EpisodePool:
             self.engine.abort([running.request])
         if running.coroutine is None:
             self._waiting.remove(ticket)
+        if running.parent and running.parent[0] in self._running:
+            return self._take_branch(running.parent, None)
+        for branch in [number for number, other in self._running.items() if other.parent and other.parent[0] == ticket]:
+            self._fail(branch, error)
+        if running.parent:
+            return
         self._events.append(EpisodeEvent(ticket, "failed", trajectory=running.state.trajectory(error=error), error=error))

@@ -12,6 +12,7 @@ from rollout.episode import Episode, EpisodeState, answer, conclude, episode, pl
 from rollout.need_matcher import need_matcher
 from rollout.needs import asked_need, open_needs
 from rollout.records import Action, Exchange, Step
+from rollout.turn_parser import normalise
 
 
 def random_kb(ep: EpisodeState, action: Action) -> Action:
@@ -40,11 +41,13 @@ def never_stop(ep: EpisodeState, action: Action) -> Action:
     return Action(ep.question.text, min(ep.cards, key=lambda kb: searched[kb]))
 
 
-def interleaved(ep: EpisodeState) -> Episode:
-    """In the manner of IRCoT (Trivedi et al. 2023, arXiv 2212.10509): every query goes to every knowledge base, the policy says when to stop."""
+def interleaved(ep: EpisodeState, asks_again: bool = True) -> Episode:
+    """In the manner of IRCoT (Trivedi et al. 2023, arXiv 2212.10509): every query goes to every knowledge base, the policy says when to stop.
+    Without `asks_again` a query that was asked before is a stop, too."""
     while len(ep.history) < ep.config.max_steps:
         action = yield from plan(ep)
-        if action is None or action.kb is None:
+        asked = () if asks_again else {normalise(exchange.query) for exchange in ep.history}
+        if action is None or action.kb is None or normalise(action.query) in asked:
             ep.steps.append(Step(ep.plan, action))
             break
         found: list[Passage] = []

@@ -145,6 +145,36 @@ class State:
 
 
 @dataclass(frozen=True)
+class QueryValues:
+    """What a query would bring from each of `PlanValues.kbs`: the sub-answer, and the value of the state with it, less the price of the search."""
+
+    query: str
+    answers: tuple[str, ...]
+    values: tuple[float, ...]
+    unknown: float  # value of the state in which the query was answered `unknown`
+
+
+@dataclass(frozen=True)
+class PlanValues:
+    """What a plan turn could bring, for every distinct query of its siblings (route_values.py). asked = reused + sampled + failed."""
+
+    kbs: tuple[str, ...]
+    queries: tuple[QueryValues, ...]  # those whose every search and turn succeeded
+    stop: float | None  # value of stopping here; None: it failed, and no query has values
+    asked: int  # values: of stopping, and for each query of every knowledge base and of `unknown`
+    reused: int  # those of a state that another one, or an earlier turn, has valued
+    sampled: int  # states that were valued anew
+    failed: int  # those of queries with a failed search or turn
+    tokens: int  # sampled to measure them
+
+    @cached_property
+    def spread(self) -> float:
+        """Between the best and the worst of all that the siblings could do; 0 without values."""
+        found = [value for query in self.queries for value in query.values]
+        return max(*found, self.stop) - min(*found, self.stop) if found and self.stop is not None else 0.0
+
+
+@dataclass(frozen=True)
 class TurnGroup:
     """Siblings: responses sampled from one state."""
 
@@ -152,6 +182,7 @@ class TurnGroup:
     turns: tuple[Turn, ...]
     trunk: int = 0  # index of the sibling that the episode continued from
     gains: tuple[float, ...] = ()  # information gain of each sibling, of answer turns with `rollout.gold_gains`; empty: not measured
+    values: PlanValues | None = None  # of plan turns in which a sibling asks, with `rollout.values.measured`
 
     @property
     def chosen(self) -> Turn:
@@ -204,6 +235,7 @@ class TurnReward:
     total: float
     components: dict[str, float] = field(default_factory=dict)  # for metrics; not all of them count in the total
     parts: dict[str, float] = field(default_factory=dict)  # weighted, their sum is `total`; for advantages by component; empty: one part
+    route: float | None = None  # the part of `total` that naming the knowledge base earned; None: all tokens have the same credit
 
 
 @dataclass(frozen=True)
@@ -248,32 +280,3 @@ def repeats_of(questions: Sequence[Any]) -> list[int]:
         found.append(seen[key])
         seen[key] += 1
     return found
-
-
-@dataclass(frozen=True)
-class TrajectorySummary:
-    """Counts of a trajectory, for the driver; sampled turns include siblings."""
-
-    question_id: str
-    error: str
-    whole: bool
-    sampled: dict[str, int]
-    choices: tuple[str, ...]  # of the well-formed plan turns of the trunk: a knowledge base, or `stop`
-    counts: dict[str, int]  # for example `masked_turns` (sampled after a failed search) and `cut_off_turns` (ended at the token limit)
-
-
-def summary_of(trajectory: Trajectory) -> TrajectorySummary:
-    steps, turns = trajectory.steps, [turn for group in trajectory.groups for turn in group.turns]
-    choices = tuple(step.action.kb or "stop" for step in steps if step.plan is not None and step.action is not None)
-    counts = {
-        "retrievals": trajectory.retrievals,
-        "search_errors": trajectory.search_errors,
-        "sampled_tokens": sum(len(turn.response_ids) for turn in turns),
-        "masked_turns": sum(len(group.turns) for group in trajectory.groups if group.state.after_failure),
-        "unknown_routes": sum(turn.routes is not None and not turn.routes.ids for turn in turns),
-        "cut_off_turns": sum(turn.finish_reason == "length" for turn in turns),
-        "steps": len(steps),
-        "malformed_plans": sum(step.action is None for step in steps),
-    }
-    sampled: dict[str, int] = dict(Counter(turn.kind for turn in turns))
-    return TrajectorySummary(trajectory.question.id, trajectory.error, trajectory.whole, sampled, choices, counts)

@@ -14,9 +14,10 @@ from rollout.config import RolloutConfig
 from rollout.engines.base import Engine, Request, Sampling, generate
 from rollout.episode import derive_seed
 from rollout.episode_pool import EpisodePool
-from rollout.records import Question, RecordedTurn, State, Trajectory, TrajectorySummary, TurnGroup, repeats_of, summary_of
+from rollout.records import Question, RecordedTurn, State, Trajectory, TurnGroup, repeats_of
 from rollout.searches import Searcher
 from rollout.timeline import Span, Timeline
+from rollout.trajectory_summary import TrajectorySummary, summary_of
 
 
 @dataclass(frozen=True)

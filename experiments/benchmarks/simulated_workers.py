@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 import ray
 
-from rollout.records import Question, State, Trajectory, Turn, TurnGroup, TurnKind, summary_of
+from rollout.records import Question, State, Trajectory, Turn, TurnGroup, TurnKind
 from rollout.roll_out import WorkReport
+from rollout.trajectory_summary import summary_of
 from rollout.weight_buckets import seal
 
 PROMPT_TOKENS, RESPONSE_TOKENS, SIBLINGS = 160, 32, 8

@@ -50,9 +50,13 @@ def with_derived(config: TrainConfig) -> TrainConfig:
     beside = Path(config.data.folder) / config.rollout.prompts
     prompts = str(beside) if not Path(config.rollout.prompts).is_file() and beside.is_file() else config.rollout.prompts
     gains = config.rollout.gold_gains or "information_gain" in config.reward.terms
-    routes = config.rollout.record_routes or config.learner.routes == "all"
+    values = "query_value" in config.reward.terms or "route_regret" in config.reward.terms
+    values_config = replace(
+        config.rollout.values, measured=values or config.rollout.values.measured, spare_answer_tokens=config.reward.spare_answer_tokens
+    )
+    routes = config.rollout.record_routes or config.learner.routes == "all" or "route_regret" in config.reward.terms
     rollout = replace(config.rollout, prompts=prompts, need_calibration=config.reward.need_calibration, gold_gains=gains)
-    return replace(config, rollout=replace(rollout, record_routes=routes))
+    return replace(config, rollout=replace(rollout, record_routes=routes, values=values_config))
 
 
 def resolved_yaml(config: TrainConfig) -> str:

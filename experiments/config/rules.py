@@ -64,6 +64,15 @@ def _rollout(config: TrainConfig) -> Iterator[Rule]:
     for term in composed_of(config.reward.terms):
         suits = not term.needs_chain or rollout.mode == "chain"
         yield suits, "rollout.mode", f"chain with reward.terms.{term.name}, which needs the outcome of every sibling"
+        with_term = f"with reward.terms.{term.name}, which values every route of a plan turn"
+        yield not term.needs_values or rollout.mode == "branch", "rollout.mode", f"branch {with_term}"
+        yield not term.needs_values or rollout.routing == "policy", "rollout.routing", f"policy {with_term}"
+        alike = term.of_route and config.learner.normalisation == "components"
+        yield (
+            not alike,
+            "learner.normalisation",
+            f"batch_std, std or none with reward.terms.{term.name}, which is credited to the name alone",
+        )
     yield all(retrieval.folders.values()), "retrieval.folders", "a folder for each name"
 
 

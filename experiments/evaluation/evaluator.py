@@ -19,7 +19,7 @@ from experiments.evaluation.significance import evaluation_summary
 from learner.deadline import DeadlineError, refuse_lost_sender, results
 from retrieval_actors.sharded_search import Retriever
 from rewards.actor import names_of
-from rollout.config import RolloutConfig
+from rollout.config import RolloutConfig, ValueConfig
 from rollout.measurement import EvaluationWorker, Weights
 from rollout.need_matcher import need_matcher
 from rollout.needs import prepare
@@ -135,5 +135,5 @@ class Evaluator:
 def rollout_as_measured(config: TrainConfig) -> RolloutConfig:
     """The rollout settings of a measurement: one answer a question, no time limit, nothing that only a reward needs."""
     measured = replace(config.rollout, group_size=1, temperature=config.evaluation.temperature, episode_s=0.0)
-    measured = replace(measured, gold_gains=False, record_routes=False)
+    measured = replace(measured, gold_gains=False, record_routes=False, values=ValueConfig(), plan_siblings=0)
     return measured if measured.mode == "offline" else replace(measured, mode="chain")

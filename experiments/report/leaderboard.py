@@ -37,7 +37,10 @@ ELSEWHERE = (
     "tracking.",
     "ray.",
 )  # say nothing of the recipe
-DERIVED = ("learner.seed", "rollout.need_calibration", "rollout.gold_gains", "rollout.record_routes")  # follow other settings
+DERIVED = (
+    *("learner.seed", "rollout.need_calibration", "rollout.gold_gains", "rollout.record_routes"),
+    *("rollout.values.measured", "rollout.values.spare_answer_tokens"),
+)  # follow other settings
 DEFAULTS = "defaults"
 
 

@@ -29,7 +29,8 @@ from learner.iteration_data import reward_metrics, rollout_metrics
 from learner.learner_group import LearnerGroup
 from rewards.scored_summary import ScoredSummary
 from rollout.record_files import read_rollouts, write_rollouts
-from rollout.records import ScoredTurn, Trajectory, summary_of
+from rollout.records import ScoredTurn, Trajectory
+from rollout.trajectory_summary import summary_of
 
 
 def dump(config: TrainConfig, iteration: int, trajectories: Sequence[Trajectory], turns: Sequence[ScoredTurn]) -> None:

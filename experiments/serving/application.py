@@ -32,7 +32,7 @@ from retrieval_actors.build.from_passages import Progress
 from retrieval_actors.config import RetrievalConfig
 from retrieval_actors.knowledge_base import KnowledgeBase
 from retrieval_actors.pictures import data_url
-from rollout.config import RolloutConfig
+from rollout.config import RolloutConfig, ValueConfig
 from rollout.records import Question
 
 NAME = "router"  # of the application
@@ -80,7 +80,7 @@ def prepare(arguments: list[str], progress: Progress | None = None, starts_ray: 
     spec = ServiceSpec(
         PolicyReference(_absolute(policy), int(best.get("policy_version", 0))),  # 0 for a policy without a run
         replace(config.retrieval, folders={name: _absolute(folder) for name, folder in folders.items()}, deadline_s=deadline_s),
-        replace(config.rollout, temperature=0.0, record_routes=False),
+        replace(config.rollout, temperature=0.0, record_routes=False, values=ValueConfig()),
         replace(settings, model=settings.model or subject.name, api_key=settings.key()),
         examples,
         traced_in(config.tracking) if settings.trace else None,

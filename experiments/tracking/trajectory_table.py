@@ -29,7 +29,8 @@ TRAJECTORY_SCHEMA = pa.schema(dict.fromkeys(TEXTS, pa.string()) | {"image": pa.b
 `steps`: a list of {plan, query, kb, stops, gold, passages: [{id, title, text, kb, score, error, picture}], response, answer}; `gold` names the
 knowledge bases that were right to choose ([]: to stop; null: not known), `picture` is a key of the table of pictures, or empty;
 `groups`: a list of {kind, trunk, siblings: [{text, times, reward, advantage, parts}]}, turn by turn, where equal siblings are one entry; `parts`
-add up to the reward, or are the measured components where nothing adds up;
+add up to the reward, or are the measured components where nothing adds up; valued plan turns have `values` as well:
+{stop, queries: [[query, value of `unknown`, [[kb, sub-answer, value]]]]};
 `counts`: metric -> [numerator, denominator]."""
 PICTURE_SCHEMA = pa.schema([("key", pa.string()), ("data", pa.binary())])  # thumbnails; key: the hash of the picture in the knowledge base
 Pictures = Mapping[tuple[str, str], bytes]  # (knowledge base, passage id) -> encoded picture
@@ -116,7 +117,10 @@ def sibling_groups(
         for group, found in groups:
             by_state[group.state.key] += found
     return [
-        [_group(group.state.kind, found[group.trunk], found if len(found) > 1 else by_state[group.state.key]) for group, found in groups]
+        [
+            _group(group.state.kind, found[group.trunk], found if len(found) > 1 else by_state[group.state.key]) | _values(group)
+            for group, found in groups
+        ]
         for groups in known
     ]
 
@@ -128,6 +132,15 @@ def _group(kind: str, trunk: dict[str, Any], siblings: Sequence[dict[str, Any]])
     distinct = [first[one] | {"times": count} for one, count in times.items()]
     distinct.sort(key=lambda sibling: (-(sibling["reward"] or 0.0), -sibling["times"]))
     return {"kind": kind, "trunk": [key(sibling) for sibling in distinct].index(key(trunk)), "siblings": distinct}
+
+
+def _values(group: TurnGroup) -> dict[str, Any]:
+    values = group.values
+    if values is None or values.stop is None or not values.queries:
+        return {}
+    routes = [[*zip(values.kbs, each.answers, map(_short, each.values), strict=True)] for each in values.queries]
+    queries = [[each.query, _short(each.unknown), found] for each, found in zip(values.queries, routes, strict=True)]
+    return {"values": {"stop": _short(values.stop), "queries": queries}}
 
 
 def _short(number: float) -> float:

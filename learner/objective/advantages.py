@@ -158,6 +158,7 @@ class TurnAdvantages:
     kept: np.ndarray  # (turns,) bool: whether it is learned from: one of its groups varies, and it is not masked (`learner.overlong=mask`)
     steps: GroupAdvantages
     episodes: GroupAdvantages
+    names: np.ndarray  # (turns,) float32: of the tokens from a knowledge base's name on; as of the others, unless the reward is split
 
 
 def turn_advantages(turns: ScoredSummary | Sequence[ScoredTurn], config: LearnerConfig) -> TurnAdvantages:
@@ -169,20 +170,28 @@ def turn_advantages(turns: ScoredSummary | Sequence[ScoredTurn], config: Learner
         steps = component_advantages(scored.parts, scored.states)
         episodes = component_advantages([{"outcome": outcome} for outcome in outcomes.values()], questions)
     else:  # Step-GRPO (arXiv 2505.22095) and GRPO with outcome supervision (arXiv 2402.03300, section 4.1.2)
+        split = ~np.isnan(scored.of_routes)
+        rewards = scored.rewards - np.where(split, scored.of_routes, 0.0)
         related = {"questions": _question_numbers(scored), "elsewhere": mean_of_other_episodes(scored)}
-        steps = group_advantages(scored.rewards, scored.states, config.normalisation, config.baseline, **related)
+        steps = group_advantages(rewards, scored.states, config.normalisation, config.baseline, **related)
         episodes = group_advantages(np.array(list(outcomes.values())), questions, config.normalisation, config.baseline)
     # An episode without an outcome is compared with none.
     of_episode, varied = np.zeros(len(scored.episodes)), np.zeros(len(scored.episodes), bool)
     of_episode[list(outcomes)], varied[list(outcomes)] = episodes.advantages, episodes.varied
     kept = (config.step_weight != 0) * steps.varied | (config.episode_weight != 0) * varied[scored.episode]
+    advantages = config.step_weight * steps.advantages + config.episode_weight * of_episode[scored.episode]
+    names = advantages.copy()
+    if config.normalisation != "components" and split.any():  # routes are compared with those of the siblings that ask
+        routes = group_advantages(scored.of_routes[split], scored.states[split], config.normalisation, config.baseline)
+        names[split] = config.step_weight * routes.advantages + config.episode_weight * of_episode[scored.episode[split]]
+        if config.routes == "sampled":
+            kept[split] |= routes.varied
     if config.overlong == "mask":
         kept = kept & ~scored.cut_off
-    advantages = config.step_weight * steps.advantages + config.episode_weight * of_episode[scored.episode]
     if not np.isfinite(advantages).all():
         wrong = {f"advantage of turn {i} (question {question})": advantages[i] for i, question in enumerate(scored.question_of)}
         refuse_numbers(wrong, "advantages", "rewards are so large that comparing them overflows; scale them down (weights in reward)")
-    return TurnAdvantages(advantages, kept, steps, episodes)
+    return TurnAdvantages(advantages, kept, steps, episodes, names)
 
 
 def questions_with_variance(scored: ScoredSummary, config: LearnerConfig) -> set[str]:

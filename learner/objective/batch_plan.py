@@ -28,9 +28,10 @@ class PlannedMiniBatch(NamedTuple):
     """One rank's part of one optimizer step, before its turns are fetched."""
 
     rows: list[list[list[int]]]  # micro-batch -> row -> numbers of its turns
-    advantages: np.ndarray  # (turns of this rank,) float32, in the order of `rows`; so the next three
+    advantages: np.ndarray  # (turns of this rank,) float32, in the order of `rows`; so the next four
     weights: np.ndarray  # float32: of each token
     episode: np.ndarray
+    names: np.ndarray  # float32: advantage of the tokens from the name of the knowledge base on
     routes: np.ndarray  # float32: weight of the expected reward over routes; NaN: the name's tokens have the credit of the others
     denominator: float
     lr: float
@@ -42,8 +43,8 @@ class PlannedMiniBatch(NamedTuple):
     ) -> PlannedMiniBatch:
         rows = [[row.turns for row in batch] for batch in batches]
         turns = np.array([turn for batch in rows for row in batch for turn in row], np.int64)
-        advantage, weight, route = (column[turns].astype(np.float32) for column in (advantages, credit.weights, credit.routes))
-        return cls(rows, advantage, weight, smallest_integers(scored.episode[turns]), route, denominator, lr, len(scored.episodes))
+        advantage, weight, name, route = (c[turns].astype(np.float32) for c in (advantages, credit.weights, credit.names, credit.routes))
+        return cls(rows, advantage, weight, smallest_integers(scored.episode[turns]), name, route, denominator, lr, len(scored.episodes))
 
 
 def token_weights(scored: ScoredSummary, chosen: np.ndarray, aggregation: str, constant_tokens: int) -> tuple[np.ndarray, np.ndarray]:
@@ -67,13 +68,14 @@ def token_weights(scored: ScoredSummary, chosen: np.ndarray, aggregation: str, c
 
 
 class Credit(NamedTuple):
-    """Of each turn (turns,): whether it is packed, bool; float64: the weight of its tokens, its share of the denominator, and the weight of its
-    expected reward over all routes (NaN: sampled credit)."""
+    """Of each turn (turns,): whether it is packed, bool; float64: the weight of its tokens, its share of the denominator, the weight of its
+    expected reward over all routes (NaN: sampled credit), and the advantage of its name's tokens."""
 
     packed: np.ndarray
     weights: np.ndarray
     shares: np.ndarray
     routes: np.ndarray
+    names: np.ndarray
 
 
 def credit_of(scored: ScoredSummary, advantages: TurnAdvantages, config: LearnerConfig) -> Credit:
@@ -96,7 +98,7 @@ def credit_of(scored: ScoredSummary, advantages: TurnAdvantages, config: Learner
     shares[only_names] = weights[only_names] = 0.0
     shares[packed] += added
     learned[packed] = True
-    return Credit(learned, weights, shares, routes)
+    return Credit(learned, weights, shares, routes, np.where(by_routes, 0.0, advantages.names))
 
 
 def balance(best: np.ndarray, weights: np.ndarray) -> np.ndarray:

@@ -31,7 +31,8 @@ class Response(NamedTuple):
     episode: int = 0
     temperature: float = 1.0
     support: AllowedTokens | None = None
-    routes: RouteCredit | None = None  # None: the name of the knowledge base, if there is one, has the credit of the other tokens
+    routes: RouteCredit | None = None  # None: the name of the knowledge base, if there is one, has sampled credit
+    name: tuple[int, float] | None = None  # place of its first token, and the advantage of those from there on; None: as the others
 
     @property
     def packed_routes(self) -> RouteCredit | None:
@@ -39,10 +40,10 @@ class Response(NamedTuple):
 
     @property
     def advantages(self) -> np.ndarray:
-        """(tokens,) float32: 0 from the name on where it is credited by all routes."""
+        """(tokens,) float32."""
         found = np.full(len(self.ids), self.advantage, np.float32)
-        if self.routes:
-            found[self.routes.names.start :] = 0.0
+        if self.name:
+            found[self.name[0] :] = self.name[1]
         return found
 
     @property
@@ -105,14 +106,20 @@ class MicroBatch:
 
 
 def row_of(
-    turns: Sequence[ScoredTurn], advantages: Iterable[float], weights: Iterable[float], episodes: Iterable[int], routes: Iterable[float]
+    turns: Sequence[ScoredTurn],
+    advantages: Iterable[float],
+    weights: Iterable[float],
+    episodes: Iterable[int],
+    names: Iterable[float],
+    routes: Iterable[float],
 ) -> Row:
     """The row of these turns of one state; the other arguments have one entry per turn, as in `PlannedMiniBatch`."""
     responses = []
-    for t, advantage, weight, episode, route in zip(turns, advantages, weights, episodes, routes, strict=True):
+    for t, advantage, weight, episode, name, route in zip(turns, advantages, weights, episodes, names, routes, strict=True):
         turn, numbers = t.turn, (float(advantage), float(weight), int(episode))
         credit = RouteCredit(turn.routes, t.route_rewards, float(route)) if turn.routes and not math.isnan(route) else None
-        responses.append(Response(turn.response_ids, turn.logprobs, *numbers, turn.temperature, turn.allowed, credit))
+        named = (turn.routes.start, float(name)) if turn.routes and turn.routes.ids else None  # 0 where `credit` is by all routes
+        responses.append(Response(turn.response_ids, turn.logprobs, *numbers, turn.temperature, turn.allowed, credit, named))
     return Row(turns[0].prompt_ids, turns[0].image, tuple(responses))
 
 

@@ -106,7 +106,9 @@ class LearnerRank(WeightSender):
 
         self._fetched = []
         for part in planned:
-            columns = zip(*(column.tolist() for column in (part.advantages, part.weights, part.episode, part.routes)), strict=True)
+            columns = zip(
+                *(column.tolist() for column in (part.advantages, part.weights, part.episode, part.names, part.routes)), strict=True
+            )
             rows = [[row_of([turn(i) for i in row], *zip(*islice(columns, len(row)), strict=True)) for row in batch] for batch in part.rows]
             self._fetched.append(MiniBatch(rows, part.denominator, part.lr, part.episodes))
 

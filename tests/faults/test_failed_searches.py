@@ -32,8 +32,9 @@ from rewards.actor import start_reward_actor
 from rewards.config import RewardConfig
 from rollout.config import RolloutConfig
 from rollout.policies import load_policy
-from rollout.records import GoldStep, Question, summary_of
+from rollout.records import GoldStep, Question
 from rollout.roll_out import roll_out
+from rollout.trajectory_summary import summary_of
 
 N = 6
 CAPITALS = [GoldStep(f"What is the capital of Land{i}?", "text", f"Town{i}", (f"Land{i}",)) for i in range(N)]

@@ -19,7 +19,7 @@ def rows_of(turns: Sequence[ScoredTurn], advantages: Sequence[float], weights: S
     """The rows of turns in this process, as `planned_rows` plans them."""
     scored = ScoredSummary.of(turns)
     zeros, sampled = np.zeros(len(turns)), np.full(len(turns), np.nan)
-    credit = Credit(np.ones(len(turns), bool), np.array(weights), zeros, sampled)
+    credit = Credit(np.ones(len(turns), bool), np.array(weights), zeros, sampled, np.array(advantages))
     planned = planned_rows(scored, np.arange(len(turns)), credit, longest)
     return [_row(row, turns, advantages, credit, scored) for row in planned]
 
@@ -33,7 +33,8 @@ def dealt_rows(turns: Sequence[ScoredTurn], advantages: TurnAdvantages, config: 
 
 def _row(planned: PlannedRow, turns: Sequence[ScoredTurn], advantages: Any, credit: Credit, scored: ScoredSummary) -> Row:
     chosen = planned.turns
-    columns = ([advantages[i] for i in chosen], credit.weights[chosen], scored.episode[chosen].tolist(), credit.routes[chosen])
+    episodes = scored.episode[chosen].tolist()
+    columns = ([advantages[i] for i in chosen], credit.weights[chosen], episodes, credit.names[chosen], credit.routes[chosen])
     return row_of([turns[i] for i in chosen], *columns)
 
 

@@ -12,7 +12,8 @@ from learner.question_ledger import AskedQuestion
 from learner.reward_calls import ScoredTurns
 from learner.rollout_batch import RolledOut, RolloutBatch
 from rewards.scored_summary import ScoredSummary
-from rollout.records import Question, RecordedTurn, ScoredTurn, State, Trajectory, Turn, TurnGroup, TurnReward, summary_of
+from rollout.records import Question, RecordedTurn, ScoredTurn, State, Trajectory, Turn, TurnGroup, TurnReward
+from rollout.trajectory_summary import summary_of
 
 
 def question(number: int) -> Question:

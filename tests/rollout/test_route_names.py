@@ -16,9 +16,10 @@ from experiments.evaluation.evaluator import rollout_as_measured
 from experiments.worlds.teacher import answer_response, plan_response
 from rollout.config import RolloutConfig
 from rollout.record_files import read_rollouts, write_rollouts
-from rollout.records import Question, ScoredTurn, Turn, TurnReward, summary_of
+from rollout.records import Question, ScoredTurn, Turn, TurnReward
 from rollout.roll_out import roll_out
 from rollout.route_names import with_routes
+from rollout.trajectory_summary import summary_of
 from rollout.turn_parser import parse_plan
 
 RETRIEVERS = {"Text Retriever": "text", "Text Image Retriever": "text_image", "Table": "table"}

@@ -14,8 +14,9 @@ from learner.step_grpo import StepGRPO
 from rollout.config import RolloutConfig
 from rollout.measurement import EvaluationWorker
 from rollout.policies import Policy
-from rollout.records import GoldStep, RecordedTurn, summary_of
+from rollout.records import GoldStep, RecordedTurn
 from rollout.rollout_worker import RolloutWorker, WrongPolicyVersion
+from rollout.trajectory_summary import summary_of
 from rollout.weight_buckets import Packer
 
 

@@ -150,7 +150,7 @@ function step(s) {
   if (s.thought) card.append(el("p", "thought", s.thought));
   if (s.raw) card.append(el("p", "raw", s.raw));
   if (asked) card.append(el("p", "query", s.query));
-  card.append(group(s.plan) || "");
+  card.append(group(s.plan) || "", routes(s.plan) || "");
   if (s.passages.length) {
     const list = el("details", "passages", null, el("summary", "", s.passages.length + (s.passages.length === 1 ? " passage" : " passages")));
     list.addEventListener("toggle", () => { if (list.childElementCount === 1) list.append(el("ul", "", null, ...s.passages.map(passage))); });
@@ -199,6 +199,14 @@ function group(g) {
   box.open = siblings || !equal;
   fill();
   return box;
+}
+function routes(g) {
+  if (!g || !g.values) return null;
+  const brought = ([kb, answer, value]) => el("li", "", null, chip(kb), " " + answer + " ", el("b", "", number(value)));
+  return el("details", "passages", null, el("summary", "", "what each route would have brought"),
+    ...g.values.queries.map(([query, unknown, found]) => el("div", "", null, el("p", "query", query), el("ul", "", null, ...found.map(brought),
+      el("li", "meta", "answered unknown: " + number(unknown))))),
+    el("p", "meta", "stopping here: " + number(g.values.stop)));
 }
 function oneOf([thought, said, kb, times, earned, advantage, parts], isTrunk) {
   const card = el("div", "sibling" + (isTrunk ? " trunk" : ""));

@@ -24,8 +24,9 @@ from experiments.benchmarks.simulated_cluster import (
 from experiments.benchmarks.simulated_workers import KINDS, SIBLINGS, Sleepers, made_up_trajectory, sleepers
 from learner.ranks.learner_rank import LearnerRank
 from rewards.actor import RewardActor
-from rollout.records import Question, summary_of
+from rollout.records import Question
 from rollout.rollout_worker import RolloutWorker
+from rollout.trajectory_summary import summary_of
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from learner.config import LearnerConfig
 from learner.objective.advantages import turn_advantages
 from retrieval_actors.build.from_passages import write_knowledge_base
 from retrieval_actors.records import Passage
-from rollout.records import Image, Step, Trajectory, TurnGroup
+from rollout.records import Image, PlanValues, QueryValues, Step, Trajectory, TurnGroup
 
 WORLD = World()
 
@@ -102,3 +102,16 @@ def test_pictures_that_a_search_left_out_are_looked_up_in_the_knowledge_base(tmp
     (row,) = folder.read_trajectories("after")
     keys = [passage["picture"] for passage in row["steps"][0]["passages"]]
     assert [folder.read_pictures().get(key) for key in keys] == [WORLD.pictures[1], WORLD.pictures[6], None]
+
+
+def test_a_valued_plan_turn_says_what_each_route_would_have_brought(folder: RunFolder):
+    (whole,) = branched(1)
+    query = QueryValues("Where?", ("Tasla", "unknown"), (0.96, -0.02), 0.0)
+    measured = PlanValues(("text", "table"), (query,), 0.25, 4, 1, 3, 0, 50)
+    failed = PlanValues(("text", "table"), (), None, 4, 0, 1, 3, 50)
+    made = [replace(whole, groups=(replace(whole.groups[0], values=values), *whole.groups[1:])) for values in (measured, failed)]
+    folder.write_trajectories("iteration-000020", made)
+    first, second = folder.read_trajectories("iteration-000020")
+    routes = [["text", "Tasla", 0.96], ["table", "unknown", -0.02]]
+    assert first["groups"][0]["values"] == {"stop": 0.25, "queries": [["Where?", 0.0, routes]]}
+    assert not any("values" in group for group in (*first["groups"][1:], *second["groups"]))
