@@ -10,7 +10,7 @@ PRODUCT_LINES, PRODUCT_FILES = 25_900, 228
 BUDGETS = {
     "retrieval_actors": 3600,
     "rollout": 4550,
-    "rewards": 1000,
+    "rewards": 1010,
     "learner": 3700,
     "experiments/worlds": 1250,
     "experiments/published": 750,
