@@ -214,7 +214,8 @@ def test_on_the_atlas_the_best_value_is_a_gold_knowledge_base_and_costs_at_most_
     assert tokens <= 1.3 * before
     right, best = 0, 0
     for group in (group for trajectory in found for group in trajectory.groups if group.values):
-        needs = {need.kb: need.answer for need in askable_needs(group.state.question, group.state.history) or ()}
+        open_needs = askable_needs(group.state.question, group.state.history) or ()
+        needs = {kb: need.answer for need in open_needs for kb in need.kbs}
         for query in group.values.queries:
             values = dict(zip(group.values.kbs, query.values, strict=True))
             read = dict(zip(group.values.kbs, query.answers, strict=True))

@@ -168,7 +168,7 @@ def test_ottqa_has_all_tables_and_only_the_passages_that_gold_tables_link_to(ser
     assert [passage.id for passage in tables] == ["Race_0#0", "Other_0#0"]
     assert tables[0].text == "Race | Winners | header: Year ; Winner | row: 1951 ; Ann"
     (question, _) = found.heldout
-    assert [step.kb for step in question.gold_steps] == ["table", "text"]
+    assert [step.kbs for step in question.gold_steps] == [("table",), ("text",)]
     assert found.gold_passages[question.id] == ("Race_0", "/wiki/Ann_Runo")
     assert sorted(os.listdir("data/ottqa")) == ["fetched.lock", "passages.jsonl", "questions_dev.jsonl", "tables.jsonl"]
 
