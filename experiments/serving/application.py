@@ -49,6 +49,7 @@ class ServiceSpec:
     retrieval: RetrievalConfig
     rollout: RolloutConfig
     settings: ServeSettings
+    dtype: str  # of the weights, as in training
     examples: list[dict[str, Any]]  # questions (`question`, and a data URL as `image`) that the page offers
     tracking: TrackingConfig | None = None  # where requests become traces; None: nowhere
 
@@ -82,6 +83,7 @@ def prepare(arguments: list[str], progress: Progress | None = None, starts_ray: 
         replace(config.retrieval, folders={name: _absolute(folder) for name, folder in folders.items()}, deadline_s=deadline_s),
         replace(config.rollout, temperature=0.0, record_routes=False, values=ValueConfig()),
         replace(settings, model=settings.model or subject.name, api_key=settings.key()),
+        config.learner.dtype,
         examples,
         traced_in(config.tracking) if settings.trace else None,
     )
@@ -146,7 +148,7 @@ def application(spec: ServiceSpec) -> Application:
         graceful_shutdown_timeout_s=settings.drain_s,
         health_check_period_s=5,
         health_check_timeout_s=60,
-    ).bind(kbs, spec.rollout, spec.policy, settings.gpus_per_replica > 0, spec.tracking, settings.model)
+    ).bind(kbs, spec.rollout, spec.policy, settings.gpus_per_replica > 0, spec.dtype, spec.tracking, settings.model)
     public, digest = replace(settings, api_key=""), key_digest(settings.key())  # the key itself is not passed on
     return serve.deployment(
         serve.ingress()(Endpoint),
