@@ -21,7 +21,7 @@ def asks_the_gold_then_stops(question):
         steps = question.gold_steps
         if kind == "plan":
             names = {"text": "Text Retriever", "text_image": "Text Image Retriever", "table": "Table Retriever"}
-            return plan_response("t", steps[met].query, names[steps[met].kb]) if met < len(steps) else plan_response("t", "None", "None")
+            return plan_response("t", steps[met].query, names[steps[met].kbs[0]]) if met < len(steps) else plan_response("t", "None", "None")
         if kind == "answer":
             return answer_response("t", next(step.answer for step in steps if step.query in prompt))
         return answer_response("t", question.answers[0])
@@ -38,7 +38,7 @@ def test_an_episode_plans_searches_answers_and_finishes(fresh_policy, retriever,
     engine = Script(fresh_policy, asks_the_gold_then_stops(two_steps))
     (trajectory,) = roll_out([two_steps], engine, retriever, RolloutConfig(group_size=3), seed=0)
     flag, value = two_steps.gold_steps
-    assert [step.exchange for step in trajectory.steps] == [Exchange(s.query, s.kb, s.answer) for s in (flag, value)] + [None]
+    assert [step.exchange for step in trajectory.steps] == [Exchange(s.query, s.kbs[0], s.answer) for s in (flag, value)] + [None]
     assert trajectory.answer == two_steps.answers[0]
     assert trajectory.retrievals == 2
     assert [group.state.kind for group in trajectory.groups] == ["plan", "answer", "plan", "answer", "plan", "final"]

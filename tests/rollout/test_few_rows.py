@@ -37,14 +37,6 @@ def test_weights_keep_their_names_and_learn_as_before(layers):
     torch.testing.assert_close(layers[0].weight.grad, plain, atol=1e-2, rtol=1e-4)
 
 
-def test_a_row_does_not_depend_on_the_rows_beside_it(layers):
-    speed_up_few_rows(layers)
-    inputs = torch.randn(MOST_ROWS, 576)
-    together = layers[0](inputs)
-    for rows in (8, 20, 33):
-        assert torch.equal(layers[0](inputs[:rows]), together[:rows])
-
-
 def test_in_bfloat16_the_product_is_the_plain_one(layers):
     inputs = torch.randn(8, 576).bfloat16()
     plain = layers.bfloat16()[0](inputs)

@@ -164,7 +164,7 @@ def test_a_file_that_is_no_prompts_says_why(tmp_path: Path, changes, said):
 
 
 def test_unknown_prompts_and_broken_step_data_sets_are_named(tmp_path: Path):
-    with pytest.raises(ValueError, match=r"rollout\.prompts is 'long'; expected short, paper, a YAML file"):
+    with pytest.raises(ValueError, match=r"rollout\.prompts is 'long'; expected short, paper, listed, a YAML file"):
         find_prompts("long")
     broken = tmp_path / "steps.jsonl"
     broken.write_text('{"steps": [{"step_type": "ret", "system": "s"}]}\n{"images": []}\n')
