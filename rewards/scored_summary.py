@@ -69,7 +69,7 @@ class ScoredSummary:
         images = [first[place].image for place in states.values()]
         outcomes = {place: turn.outcome for place, turn in zip(episode, turns, strict=True) if turn.outcome is not None}
         routes = [turn.turn.routes if turn.route_rewards else None for turn in turns]
-        prefixes: dict[tuple[str | bytes, ...] | None, int] = {None: 0}
+        prefix_of, prefixes = [_prefix_of(turn) for turn in turns], dict[tuple[str | bytes, ...] | None, int]({None: 0})
         components: dict[str, list[float]] = {}
         for turn in turns:
             for name, value in turn.reward.components.items():
@@ -89,9 +89,11 @@ class ScoredSummary:
             rewards=np.array([turn.reward.total for turn in turns], np.float64),
             of_routes=np.array([np.nan if turn.reward.route is None else turn.reward.route for turn in turns], np.float64),
             name_tokens=smallest_integers([len(found.ids[found.sampled]) if found else 0 for found in routes]),
-            prefixes=smallest_integers([prefixes.setdefault(_prefix_of(turn), len(prefixes)) for turn in turns]),
+            prefixes=smallest_integers([prefixes.setdefault(prefix, len(prefixes)) for prefix in prefix_of]),
             route_tokens=smallest_integers([sum(len(ids) - 1 for ids in found.others) if found else 0 for found in routes]),
-            best_routes=smallest_integers([1 + int(np.argmax(turn.route_rewards)) if _prefix_of(turn) else 0 for turn in turns]),
+            best_routes=smallest_integers(
+                [1 + int(np.argmax(turn.route_rewards)) if prefix else 0 for turn, prefix in zip(turns, prefix_of, strict=True)]
+            ),
             outcomes=np.array([outcomes.get(place, np.nan) for place in range(len(episodes))], np.float64),
             components={name: (sum(values), len(values)) for name, values in components.items()},
             parts=tuple(turn.reward.parts or {"total": turn.reward.total} for turn in turns) if with_parts else (),

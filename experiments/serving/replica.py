@@ -181,7 +181,9 @@ class Router:
         self._config = replace(rollout, mode="chain", group_size=1, routing="policy")
         self._kbs, self._device, self._dtype = kbs, "cuda" if on_gpu else "cpu", dtype
         self._loading = asyncio.Lock()
-        engine = asyncio.create_task(asyncio.to_thread(load_engine, policy, self._config, self._device, dtype))  # while the knowledge bases load
+        engine = asyncio.create_task(
+            asyncio.to_thread(load_engine, policy, self._config, self._device, dtype)
+        )  # while the knowledge bases load
         self._searcher = CurrentKnowledgeBases(await kbs.retriever.remote())
         self._threads = {policy: EpisodeThread(await engine, self._searcher, self._config)}
         self._newest = policy

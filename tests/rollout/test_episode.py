@@ -21,7 +21,9 @@ def asks_the_gold_then_stops(question):
         steps = question.gold_steps
         if kind == "plan":
             names = {"text": "Text Retriever", "text_image": "Text Image Retriever", "table": "Table Retriever"}
-            return plan_response("t", steps[met].query, names[steps[met].kbs[0]]) if met < len(steps) else plan_response("t", "None", "None")
+            return (
+                plan_response("t", steps[met].query, names[steps[met].kbs[0]]) if met < len(steps) else plan_response("t", "None", "None")
+            )
         if kind == "answer":
             return answer_response("t", next(step.answer for step in steps if step.query in prompt))
         return answer_response("t", question.answers[0])
