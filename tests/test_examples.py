@@ -73,7 +73,7 @@ def test_the_notebook_runs_from_its_first_cell_to_its_last():
         )
     NotebookClient(notebook, timeout=800, resources={"metadata": {"path": str(EXAMPLES)}}).execute()
     said = ["".join(output.get("text", "") for output in cell.outputs) for cell in notebook.cells if cell.cell_type == "code"]
-    assert "Zorn: The Zorn is a river" in said[1].splitlines()[0]
+    assert "Zorn: The Zorn is a river" in said[1]  # behind a line of Ray on widgets
     assert "16 held-out questions" in said[2]
     assert said[3].startswith("question: ")
     assert "answer: " in said[3]
