@@ -46,7 +46,7 @@ class LearnerConfig:
     routes_weight: PositiveFloat = 4.0
     """`routes=all`: weight of a turn's expected reward. 1: the mean of sampled credit with `normalisation=none`; 4: near that with `std`."""
     routes_temperature: NonNegativeFloat = 0.0
-    """`routes=all`: above 0, names are drawn towards p exp(reward / this), with their probability p, even if it is tiny (MPO); 0: the gradient."""
+    """`routes=all`: 0: the exact gradient. Above 0: the target of a name with probability p is p exp(reward / this), scaled to sum 1 (MPO)."""
     routes_balanced: bool = True
     """`routes=all`: weigh turns so that every knowledge base counts as much as the others, however many turns it is the best for."""
     resample_limit: NonNegativeInt = 0
@@ -86,8 +86,8 @@ class LearnerConfig:
     attention: Literal["auto", "sdpa", "flex"] = "auto"
     """Within packed rows: `sdpa` (two fused calls a row), `flex` (one compiled kernel for all rows, GPU only), `auto`: flex on a GPU."""
     dtype: Literal["float32", "bfloat16", "auto"] = "float32"
-    """Of the weights in the forward pass and in the rollout workers; the optimizer keeps float32 either way. `auto`: bfloat16 on a GPU, and on the
-    CPU where the machine that reads the settings multiplies in it."""
+    """Of the weights in the forward pass and in the rollout workers; the optimizer keeps float32 either way. `auto`: bfloat16 on a GPU,
+    and on a CPU with instructions for it (that of the machine that reads the settings)."""
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 0
     """DeepSpeed ZeRO partitions: 0 nothing, 1 the optimizer state, 2 also gradients, 3 also weights."""
     offload: Literal["none", "optimizer", "parameters"] = "none"

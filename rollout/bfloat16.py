@@ -1,4 +1,4 @@
-"""Whether bfloat16 is worth it on this machine's CPU."""
+"""Whether this machine's CPU is faster in bfloat16 than in float32."""
 
 from __future__ import annotations
 

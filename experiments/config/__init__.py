@@ -118,13 +118,15 @@ def _file_layers(name: str, above: tuple[Path, ...] = ()) -> list[tuple[str, dic
 
 
 def _of_today(tree: dict[str, Any]) -> dict[str, Any]:
-    """Settings that an older version wrote, under today's names: runs keep every setting, and stay usable when one goes."""
+    """Settings that an older version wrote, under today's names, so that the config.yaml of an older run can still be read."""
     train, learner = ({**part} if isinstance(part := tree.get(name), dict) else None for name in ("train", "learner"))
     if train:
         train.pop("gpus_per_evaluation_worker", None)
         tree = tree | {"train": train}
     if learner and (cap := learner.pop("sampler_cap", None)) is not None:
-        tree = tree | {"learner": learner | ({"sampler_correction": "truncate", "sampler_high": cap} if float(cap) else {})}
+        tree = tree | {
+            "learner": learner | ({"sampler_correction": "truncate", "sampler_high": cap} if str(cap) not in ("0", "0.0") else {})
+        }
     return tree
 
 
