@@ -38,7 +38,7 @@ ARMS: Mapping[str, Arm] = {
             *("learner.baseline=leave_one_out", "learner.normalisation=none"),
         ),
     ),
-    "found_steps": Arm("Step-GRPO, found steps", ("data.gold=found", "data.gold_samples=1", "data.train_questions=256")),
+    "found_steps": Arm("Step-GRPO, found steps", ("data.gold=found", "data.gold_samples=1", "data.train_questions=96")),
     "route_regret": Arm(
         "route regret",
         (
