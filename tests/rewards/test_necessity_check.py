@@ -12,7 +12,7 @@ from scripted import Card
 
 from retrieval_actors.records import Passage
 from rewards.config import RewardConfig
-from rewards.found_steps import FAILED, GUESSED, NEEDLESS, UNREAD, WRONG, candidate_of, found_steps
+from rewards.necessity_check import FAILED, GUESSED, NEEDLESS, UNREAD, WRONG, candidate_of, found_steps
 from rollout.config import RolloutConfig
 from rollout.records import Action, Exchange, GoldStep, Image, Question, RecordedTurn, Step, Trajectory, Turn
 
