@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments.tracking.trajectory_table import read_values
 from retrieval_actors.records import Passage
 from rollout.records import Action, Exchange, GoldStep, Image, Question, State, Step, Trajectory, Turn, TurnGroup, TurnKind
 from rollout.turn_parser import PLAN
@@ -40,7 +41,8 @@ def recorded_episode(stored: str, row: Row, trunk_only: bool) -> RecordedEpisode
             step, exchange = searched[number]
             state = replace(state, query=exchange.query, kb=exchange.kb, passages=step.passages)
         kept = [group["siblings"][group["trunk"]] | {"times": 1}] if trunk_only else group["siblings"]
-        groups.append(TurnGroup(state, tuple(_turn(kind, sibling["text"]) for sibling in kept), 0 if trunk_only else group["trunk"]))
+        turns, trunk = tuple(_turn(kind, sibling["text"]) for sibling in kept), 0 if trunk_only else group["trunk"]
+        groups.append(TurnGroup(state, turns, trunk, values=read_values(group)))
         siblings.append(tuple(kept))
     final = _turn("final", row["final"]) if row["final"] else None
     failed = sum(any(passage.error for passage in step.passages) for step in steps)

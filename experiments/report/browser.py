@@ -56,7 +56,9 @@ def browser_data(folder: RunFolder, kbs: Sequence[str]) -> dict[str, Any]:
     rows = found[:SHOWN_AT_MOST]
     data = _Data(folder.read_pictures(), _retrievers(rows), list(dict.fromkeys([*LABELS, *(name for name, _ in found)])))
     trajectories = [data.trajectory(name, row) for name, row in rows]
-    used = dict.fromkeys([*kbs, *(step["kb"] for _, row in rows for step in row["steps"] if step["kb"])])
+    valued = (query for _, row in rows for group in row["groups"] if "values" in group for query in group["values"]["queries"])
+    tried = (kb for *_, routes in valued for kb, _, _ in routes)
+    used = dict.fromkeys([*kbs, *(step["kb"] for _, row in rows for step in row["steps"] if step["kb"]), *tried])
     return {
         "kbs": list(used),
         "sets": [LABELS.get(name) or f"training iteration {int(name.removeprefix('iteration-'))}" for name in data.sets],

@@ -13,6 +13,7 @@ from experiments.evaluation.score_again import ReplayedTurn, SearchedAgain, corr
 from experiments.report.browser import security_policy
 from experiments.report.html_sections import html_table
 from experiments.report.report_page import STYLE
+from rollout.turn_parser import PLAN, STOP, parse_answer
 
 SHOWN = 100  # turns, and searches, on the page
 KINDS = ("plan", "answer", "final")
@@ -58,8 +59,15 @@ def disagreements_table(turns: Sequence[ReplayedTurn], at_most: int) -> Table:
         paid, again = (
             f"{total:.3f}{_parts(parts)}" for total, parts in ((turn.paid, turn.paid_parts), (turn.again.total, turn.again.parts))
         )
-        table.add_row(turn.question.text, turn.kind, paid, again, turn.text)
+        table.add_row(turn.question.text, turn.kind, paid, again, _decision(turn.text))
     return _left(table)
+
+
+def _decision(text: str) -> str:
+    """The decision or the answer, without the thought; a malformed turn as it is."""
+    if plan := PLAN.fullmatch(text):
+        return "stop" if plan[2].strip() == STOP else f"{plan[1].strip()} → {plan[2].strip()}"
+    return parse_answer(text) or text
 
 
 def _parts(parts: Mapping[str, float]) -> str:

@@ -138,6 +138,13 @@ def test_a_trajectory_is_shown_with_its_steps_its_rewards_and_its_siblings(repor
         assert shown_group.locator(".sibling").count() == len(siblings)
         assert shown_group.locator(".sibling.trunk").count() == 1
         assert "advantage" in shown_group.inner_text()
+        routes = card.locator("details.routes")
+        (_, _, brought), best = step["plan"]["values"]["queries"][0], routes.locator("li.best")
+        assert [best.locator(".chip").inner_text(), "0.96"] == [
+            next(kb for kb, _, v in brought if v == 0.96).replace("_", "-"),
+            best.locator("b").inner_text(),
+        ]
+        assert routes.locator("li:has(.here) .chip").inner_text() == step["choice"].replace("_", "-")
     page.locator("#detail").evaluate("box => { box.scrollTop = 0; }")
     picture(page, "report", "#browser")
     steps.nth(0).locator("details.passages summary").click()
