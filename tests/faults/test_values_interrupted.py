@@ -1,4 +1,4 @@
-"""A rollout worker is killed while it values routes: the iteration is complete, and the same as if nothing had happened."""
+"""Values of routes, interrupted: a rollout worker is killed while it measures them, and a run goes on from a checkpoint; both change nothing."""
 
 from __future__ import annotations
 
