@@ -174,6 +174,8 @@ def test_a_retriever_name_is_that_of_the_run(run):
     assert retriever_names([], [], NAMES) == {name: kb for kb, name in RETRIEVERS.items()}
     mine = [{"steps": [{"kb": "laws", "plan": "<think>x</think><sub-question>y</sub-question><ret> The Laws </ret>"}]}]
     assert retriever_names(mine, ["laws"], NAMES) == {"The Laws": "laws"}
+    moved = rows[0] | {"steps": [rows[0]["steps"][0] | {"kb": "table"}]}  # after its values: the best route, which the text does not name
+    assert retriever_names([moved, *rows], [], NAMES) == NAMES
 
 
 @pytest.mark.parametrize(

@@ -210,9 +210,9 @@ function routes(s) {
     return el("li", isRoute && value === best ? "best" : "", null, first, el("span", "", read), meter, el("b", "", number(value)), taken && el("span", "here", "went on"));
   };
   const box = el("details", "routes", null, el("summary", "", "what each route would have brought: " + number(Math.min(...values)) + " to " + number(best)),
-    ...found.queries.map(([query, unknown, routes]) => el("ul", "", null, el("li", "asked", query),
+    ...found.queries.map(([query, unknown, routes]) => el("ul", "", null, query !== s.query && el("li", "asked", query),
       ...routes.map(([kb, answer, value]) => line(chip(kb), answer, value, s.choice === kb && s.query === query)),
-      line(el("span", "meta", "no answer"), "unknown", unknown, false, false))),
+      line(el("span", "meta", "no answer"), "", unknown, false, false))),
     el("ul", "", null, line(chip("stop"), "", found.stop, s.choice === "stop")),
     el("p", "meta", "share of right final answers from there on, less the price of the searches"));
   box.open = siblings || best - Math.min(...values) >= 0.1;
