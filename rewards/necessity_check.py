@@ -12,6 +12,7 @@ from retrieval_actors.records import Passage
 from rewards.config import RewardConfig
 from rewards.step_rewards import answer_reward
 from rollout.config import RolloutConfig
+from rollout.need_matcher import mentions
 from rollout.needs import holds_answer
 from rollout.prompts import find_prompts
 from rollout.records import UNKNOWN, Exchange, GoldStep, Message, Question, RecordedTurn, Trajectory, TurnKind
@@ -68,19 +69,15 @@ def candidate_of(episode: Trajectory, rollout: RolloutConfig, reward: RewardConf
 
 
 def _without(history: Sequence[Exchange], place: int, question: Question) -> list[Exchange]:
-    """The exchanges as they would be had this one found nothing. Later ones whose query names its answer would not have been asked: in a chain of
-    hops the last answer alone gives the final one. A name that the question has does not come from the answer."""
+    """The exchanges as they would be had this one found nothing. Later ones whose query has its answer, and not from the question, would not have
+    been asked: in a chain of hops the last answer alone gives the final one."""
     kept, lost = [*history[:place], replace(history[place], answer=UNKNOWN)], [history[place].answer]
     for later in history[place + 1 :]:
-        if any(_names(later.query, answer) and not _names(question.text, answer) for answer in lost):
-            lost.append(later.answer)
-        else:
+        if all(mentions(question.text, (answer,)) >= mentions(later.query, (answer,)) for answer in lost):
             kept.append(later)
+        else:
+            lost.append(later.answer)
     return kept
-
-
-def _names(text: str, answer: str) -> bool:
-    return f" {normalise(answer)} " in f" {normalise(text)} "
 
 
 def found_steps(episodes: Sequence[Candidate | str], said: Said, reward: RewardConfig) -> tuple[GoldStep, ...] | str:
