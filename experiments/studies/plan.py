@@ -116,8 +116,9 @@ class Study:
 
 def read_study(arguments: Sequence[str]) -> Study:
     """The study of `[CONFIG.yaml] [study.key=value ...] [key=value ...]`. Raises RunConfigError."""
-    own = [argument.removeprefix("study.") for argument in arguments if argument.startswith("study.")]
-    rest = [argument for argument in arguments if not argument.startswith("study.")]
+    ours = [argument for argument in arguments if argument.startswith("study.") and is_setting(argument)]  # not study.yaml
+    own = [argument.removeprefix("study.") for argument in ours]
+    rest = [argument for argument in arguments if argument not in ours]
     settings = read_settings(StudySettings, own)
     if all(is_setting(argument) for argument in rest):
         rest.insert(0, "study.yaml")
