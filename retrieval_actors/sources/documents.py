@@ -14,8 +14,7 @@ from typing import Any
 
 from retrieval_actors.records import Passage
 from retrieval_actors.sources.data_files import Located, check_text, data_files, ending_of, one_line, open_text
-from retrieval_actors.sources.folder_files import FolderFiles, sort_out
-from retrieval_actors.sources.source import word_windows
+from retrieval_actors.sources.source import FolderFiles, sort_out, word_windows
 
 FRONT_MATTER = re.compile(r"\A---[ \t]*\n(.*?)\n---[ \t]*(?:\n|\Z)", re.DOTALL)
 HEADING = re.compile(r" {0,3}(#{1,6})(?:[ \t]+(.*?))??(?:[ \t]+#+)?[ \t]*\n?")

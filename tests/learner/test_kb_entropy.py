@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from learner.collapse import CollapseConfig, signs
-from learner.kb_entropy import kb_entropies
+from learner.iteration_data import kb_entropies
 from rewards.scored_summary import Route, ScoredSummary
 
 CONFIG = CollapseConfig()
