@@ -11,8 +11,9 @@ from PIL import Image as PillowImage
 from rich.console import Console
 
 from experiments import train
-from experiments.cluster.dry_run import check_placement, dry_run, learner_memory, processes_on_a_gpu, sampler_memory
+from experiments.cluster.dry_run import check_placement, dry_run
 from experiments.cluster.findings import Finding
+from experiments.cluster.gpu_memory import learner_memory, processes_on_a_gpu, sampler_memory
 from experiments.cluster.policy_shape import check_policy, policy_shape
 from experiments.config import RunConfigError, find_policy, load_config
 from learner.config import LearnerConfig

@@ -15,7 +15,8 @@ from made_run import begun, config_in, finished, row
 from experiments.config import LoopConfig, TrackingConfig, resolved_yaml
 from experiments.tracking.fingerprints import fingerprint
 from experiments.tracking.mlflow_connection import experiment_id, identity, note
-from experiments.tracking.mlflow_upload import RunUpload, model_name
+from experiments.tracking.mlflow_upload import RunUpload
+from experiments.tracking.model_registry import model_name
 from experiments.tracking.run_folder import RunFolder
 from experiments.upload import main as upload_command
 from experiments.upload import tracking_of
