@@ -1,5 +1,5 @@
-"""Signs of collapse: metrics of the last iterations that show that training goes wrong, and what to try; and the entropy of the knowledge bases that
-plan turns name, by kind of question, which shows when all kinds go to the same one. Pure functions."""
+"""Signs of collapse: metrics of the last iterations that show that training goes wrong, and what to try; and the entropy of the knowledge bases
+that plan turns name, by kind of question, which shows when all kinds go to the same one. Pure functions."""
 
 from __future__ import annotations
 
