@@ -7,8 +7,6 @@ with the published ones or, where there are none, with those of the first downlo
     r1-router fetch hotpotqa
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

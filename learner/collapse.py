@@ -1,8 +1,6 @@
 """Signs of collapse: metrics of the last iterations that show that training goes wrong, and what to try; and the entropy of the knowledge bases
 that plan turns name, by kind of question, which shows when all kinds go to the same one. Pure functions."""
 
-from __future__ import annotations
-
 import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence

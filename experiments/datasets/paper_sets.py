@@ -2,8 +2,6 @@
 Questions are taken in the order of the file. Knowledge bases are those in `retrieval.folders` (the paper's: all of Wikipedia, M-BEIR,
 Open-WikiTable). Pictures are looked up in `data.image_folder` by their id."""
 
-from __future__ import annotations
-
 import itertools
 from functools import partial
 from pathlib import Path

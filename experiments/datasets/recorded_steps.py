@@ -2,8 +2,6 @@
 trajectory: `images` and `steps` of `step_type` `ret` (plan; gold `{query, retriever: [name]}`) or `ans` (gold text, or a list of texts).
 The last `ans` is the final turn. `<image>` in a prompt marks where the picture stands."""
 
-from __future__ import annotations
-
 import random
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,4 @@
-"""Reads archives: zip, tar (packed or not), 7z. Only the contents of regular files come out, under names without folders: nothing can be written
-outside the folder of the set."""
-
-from __future__ import annotations
+"""Reads zip, tar (packed or not) and 7z. Only regular files come out, under names without folders: never outside the folder of the set."""
 
 import tarfile
 import tempfile

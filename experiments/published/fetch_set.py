@@ -3,8 +3,6 @@
 `fetched.lock` (JSON) has, for each published file, its address, bytes and SHA-256, and those of the files that came of it. Where no checksum is
 published, that of the first download counts from then on: copied to another machine, the file tells whether that one gets the same."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Records that are a passage each: texts (Search-R1, DPR, BEIR), captioned pictures, candidates of M-BEIR, files of pictures."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Reads the passages of a path: finds the source, reads its records, normalises, splits into windows."""
 
-from __future__ import annotations
-
 import importlib
 import itertools
 import unicodedata

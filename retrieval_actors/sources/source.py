@@ -1,7 +1,5 @@
 """The base class of sources: their data files, and the passages of each record. To add one: docs/05_knowledge_bases.md."""
 
-from __future__ import annotations
-
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence

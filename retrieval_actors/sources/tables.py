@@ -1,7 +1,5 @@
 """Tables: records with `header` and `rows`, or spreadsheets (CSV, TSV, XLSX and Parquet), whose first row is the header."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
