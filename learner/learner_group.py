@@ -1,7 +1,5 @@
 """The learner group: scored turns in, weights out, whatever the number of learner processes; and its checkpoints."""
 
-from __future__ import annotations
-
 import json
 import logging
 import math

@@ -1,7 +1,5 @@
 """The data sets of training and evaluation, by `data.name`: each is one small file here and a line in `DATASETS`."""
 
-from __future__ import annotations
-
 import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """What a training says before it begins, in at most 15 lines, and what to do after it. All settings: config.yaml of the run, or `--verbose`."""
 
-from __future__ import annotations
-
 import json
 import textwrap
 from collections.abc import Iterator
