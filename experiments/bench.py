@@ -10,8 +10,6 @@ start       from the command to the first iteration: seconds, processes, memory
 scale       the driver of a simulated cluster of 1 to 64 nodes: CPU and bytes per trajectory
 """
 
-from __future__ import annotations
-
 import os
 from dataclasses import dataclass
 

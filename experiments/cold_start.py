@@ -9,8 +9,6 @@ fresh again, and the teacher its own.
     r1-router cold-start data=pretrained.yaml start=policies/smollm2-135m out=runs/warm muon=false lr=3e-4
 """
 
-from __future__ import annotations
-
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import replace

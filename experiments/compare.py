@@ -6,8 +6,6 @@ MLflow's own page shows curves and searches over many runs: select runs there an
     r1-router compare laptop seed1 seed2
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from experiments.command_line.entry_point import command

@@ -6,8 +6,6 @@ downloaded or stored. `--json` prints the findings as JSON.
     r1-router doctor laptop.yaml
 """
 
-from __future__ import annotations
-
 import json
 import sys
 from contextlib import redirect_stdout

@@ -8,8 +8,6 @@ its folder hold the tables, to paste into a paper.
     r1-router evaluate runs/laptop method=policy,all,direct dataset=2wiki
 """
 
-from __future__ import annotations
-
 import json
 import zlib
 from collections.abc import Sequence

@@ -7,8 +7,6 @@ with the published ones or, where there are none, with those of the first downlo
     r1-router fetch hotpotqa
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,8 +16,7 @@ from experiments.command_line.entry_point import command
 from experiments.command_line.progress import bars
 from experiments.command_line.terminal import Console
 from experiments.config.reading import RunConfigError, read_settings, wrong_value
-from experiments.published.fetch_set import LOCK, fetch_set, size_of
-from experiments.published.published_sets import PublishedSet, published_sets
+from experiments.published.fetch_set import LOCK, PublishedSet, fetch_set, published_sets, size_of
 from experiments.published.smollm2 import fetch_smollm2
 from retrieval_actors.folder_lock import hold
 

@@ -7,8 +7,6 @@ that are missing. A stopped command goes on where it was. RUN is a run folder: i
     r1-router find-steps laptop.yaml data.gold_samples=8
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from experiments.cluster.ray_session import check_start

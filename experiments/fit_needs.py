@@ -6,8 +6,6 @@ Fits the weights of rollout/need_matcher.py, and prints how well it recognises r
     r1-router fit-needs embedder=minilm output=need_calibration.json
 """
 
-from __future__ import annotations
-
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path

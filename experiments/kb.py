@@ -1,7 +1,5 @@
 """`r1-router kb build | search | status`: build, search and show knowledge bases; see docs/05_knowledge_bases.md."""
 
-from __future__ import annotations
-
 import dataclasses
 import os
 import time

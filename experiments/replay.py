@@ -7,8 +7,6 @@ The tables are in replay.html in the run's folder, too. (train.replay_rollouts i
     r1-router replay laptop reward.terms.routing=1 reward.terms.retrieval_cost=0.1
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field

@@ -6,8 +6,6 @@ adding a run again replaces its row.
     r1-router results add laptop
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

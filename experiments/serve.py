@@ -6,8 +6,6 @@ policy that comes with the repository.
     r1-router serve runs/laptop serve.port=8000
 """
 
-from __future__ import annotations
-
 import os
 import signal
 from contextlib import suppress

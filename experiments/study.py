@@ -7,8 +7,6 @@ stopped. Writes results.json, tables.md and learning.svg into runs/study.
     r1-router study study.seeds=[0,1,2] study.turns=12000
 """
 
-from __future__ import annotations
-
 from experiments.cluster.ray_session import check_start
 from experiments.command_line.entry_point import STOPPED, command
 from experiments.command_line.terminal import Console

@@ -6,8 +6,6 @@ Measure the start -> (roll out, score, learn, broadcast; now and then validate a
     r1-router train laptop.yaml train.iterations=10
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from experiments.cluster.ray_session import check_start

@@ -6,8 +6,6 @@ Settings default to those of the run. A second upload changes nothing.
     r1-router upload laptop tracking.uri=http://mlflow:5000
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from experiments.command_line.entry_point import FAILED, command

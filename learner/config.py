@@ -1,7 +1,5 @@
 """Settings of the learner: the objective, the optimizer, the machines it runs on; and checks of settings that exclude each other."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import field
 from typing import Annotated, Literal

@@ -1,7 +1,5 @@
 """Wait for Ray with a deadline, and name what was lost: a learner process, or an object."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Sequence
 from typing import Any

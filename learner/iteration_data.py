@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from learner.collapse import kb_entropies
 from learner.deadline import results
-from learner.kb_entropy import kb_entropies
 from learner.objective.losses import MAXIMA
 from learner.question_ledger import AskedQuestion
 from learner.reward_calls import ScoredTurns

@@ -1,9 +1,8 @@
 """The learner group: scored turns in, weights out, whatever the number of learner processes; and its checkpoints."""
 
-from __future__ import annotations
-
 import json
 import logging
+import math
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -21,7 +20,6 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from learner.config import LearnerConfig
 from learner.deadline import DeadlineError, RolloutsLostError, objects_are_lost, rank_results
 from learner.iteration_data import combined_steps, update_metrics
-from learner.learning_rate import learning_rate
 from learner.objective.advantages import turn_advantages
 from learner.objective.batch_plan import PlannedMiniBatch, deal, plan
 from learner.ranks.checkpoint_files import refuse_damaged, refuse_without_room
@@ -35,6 +33,7 @@ from rollout.weight_buckets import PublishedBucket
 
 MANIFEST = "learner.json"
 SHAPE = ("num_learners", "zero_stage", "dtype", "freeze_vision", "lora_rank", "lora_alpha", "lora_targets")  # of a checkpoint's tensors
+LR_FLOOR = 0.1  # share of the learning rate that is left after it has decayed
 logger = logging.getLogger(__name__)
 
 
@@ -261,3 +260,17 @@ def written_aside(folder: str | Path) -> Iterator[Path]:
         replace_folder(folder, aside)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def learning_rate(config: LearnerConfig, policy_version: int) -> float:
+    """The learning rate of the update from this version to the next: a linear rise to `lr` over `warmup_iterations` updates, then `lr_schedule`
+    down to a tenth of it at update `lr_decay_iterations`. It depends on the version alone, so a resumed run has the same."""
+    update = policy_version + 1
+    if update < config.warmup_iterations:
+        return config.lr * update / config.warmup_iterations
+    if config.lr_schedule == "constant":
+        return config.lr
+    begin = max(1, config.warmup_iterations)
+    gone = min(1.0, (update - begin) / max(1, config.lr_decay_iterations - begin))
+    left = 1 - gone if config.lr_schedule == "linear" else (1 + math.cos(math.pi * gone)) / 2
+    return config.lr * (LR_FLOOR + (1 - LR_FLOOR) * left)

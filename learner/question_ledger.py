@@ -1,7 +1,5 @@
 """The source of the questions of an iteration, and which of them are open: asked, but neither learned from nor failed."""
 
-from __future__ import annotations
-
 import random
 from collections import deque
 from collections.abc import Sequence

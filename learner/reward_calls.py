@@ -1,11 +1,9 @@
 """Calls to the reward actors: trajectories go in by reference, scored turns come back by reference, with a summary."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 import ray
 from ray.exceptions import RayError
@@ -24,11 +22,11 @@ class ScoredTurns:
     chunks: tuple[tuple[ray.ObjectRef, int], ...]  # references to lists of scored turns, in the order of the summary, and their lengths
 
     @classmethod
-    def put(cls, turns: Sequence[ScoredTurn]) -> ScoredTurns:
+    def put(cls, turns: Sequence[ScoredTurn]) -> Self:
         return cls(ScoredSummary.of(turns), ((ray.put(list(turns)), len(turns)),) if turns else ())
 
     @classmethod
-    def joined(cls, parts: Sequence[ScoredTurns]) -> ScoredTurns:
+    def joined(cls, parts: Sequence[Self]) -> Self:
         return cls(ScoredSummary.joined([part.summary for part in parts]), tuple(chunk for part in parts for chunk in part.chunks))
 
     def fetch(self, deadline_s: float) -> list[ScoredTurn]:

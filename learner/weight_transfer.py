@@ -1,7 +1,5 @@
 """Send weights to rollout workers that may die: through Ray's object store, or by one broadcast."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple

@@ -1,7 +1,5 @@
 """Settings of the knowledge bases and of the actors that search them."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Annotated
 

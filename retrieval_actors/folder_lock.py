@@ -1,7 +1,5 @@
 """One writer for each folder, and replacing a folder in one step."""
 
-from __future__ import annotations
-
 import atexit
 import ctypes
 import fcntl

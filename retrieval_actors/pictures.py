@@ -1,7 +1,5 @@
 """Decodes pictures in one way: questions, passages, pages and requests get the same pixels from the same bytes."""
 
-from __future__ import annotations
-
 import base64
 import io
 import os

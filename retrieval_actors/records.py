@@ -1,7 +1,5 @@
 """Queries and results of a search. What imports only these imports neither indexes nor models."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

@@ -1,7 +1,5 @@
 """A search: queries go to the embedder, their vectors to all shards, and the answers are merged here."""
 
-from __future__ import annotations
-
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """The reward actor: turns trajectories into scored turns, with one call to the embedder for all. Every sibling gets its own reward."""
 
-from __future__ import annotations
-
 import functools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,7 +13,7 @@ from retrieval_actors.sharded_search import Retriever
 from rewards.config import RewardConfig
 from rewards.scored_summary import Route, ScoredSummary
 from rewards.step_rewards import STOPPING, JudgedTurn, Retrievers, Similarity, answer_reward, judge_of, plan_needs
-from rewards.terms import WeightedTerm, composed_of, composed_reward
+from rewards.terms import Term, composed_of, composed_reward
 from rollout.nan_check import NotFiniteError
 from rollout.need_matcher import need_matcher
 from rollout.needs import prepare, right_kbs
@@ -137,7 +135,7 @@ def _judges(
         yield group, place, functools.partial(_composed, judged, terms)
 
 
-def _composed(turn: JudgedTurn, terms: tuple[WeightedTerm, ...], text: str) -> TurnReward | None:
+def _composed(turn: JudgedTurn, terms: tuple[Term, ...], text: str) -> TurnReward | None:
     return composed_reward(replace(turn, text=text), terms)
 
 

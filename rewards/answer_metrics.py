@@ -3,8 +3,6 @@ recall of the gold answer with the best F1, exactly as the released evaluator of
 2015), then of NLTK; `a` is not an article; a mark is deleted where a blank stands beside one of its kind or a number has a thousands separator,
 and becomes a blank otherwise; an empty prediction is wrong."""
 
-from __future__ import annotations
-
 import re
 import string
 from collections import Counter

@@ -1,7 +1,5 @@
 """Settings of the rewards: what counts in a plan turn, and how strictly answers are read."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Annotated
 

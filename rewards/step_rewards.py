@@ -2,8 +2,6 @@
 that are left (`rollout/needs.py`), an answer turn with the answer of the need that its query asks for, the final turn with the answers of the
 question: section "Rewards" of the paper (arXiv 2505.22095), for policies that retrieve live."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -108,8 +106,7 @@ def answer_gold(state: State, config: RewardConfig) -> str | None:
 
 
 def answer_reward(text: str, answers: Sequence[str], config: RewardConfig, component: str = "answer") -> TurnReward:
-    """The paper's rule: 1 if all tokens of a gold answer are in the answer, else 0; for a single long gold answer, the token recall.
-    `component`: name in the metrics."""
+    """The paper's rule: 1 if all tokens of a gold answer are there, else 0; for one long answer, token recall. `component`: name in the metrics."""
     prediction = parse_answer(text)
     if prediction is None:
         return MALFORMED

@@ -2,15 +2,13 @@
 weights by kind of turn. Each is a function like `def brevity(turn: JudgedTurn) -> float | None`; None: it does not judge this turn. A user's
 function is also called for malformed turns (see `turn.well_formed`)."""
 
-from __future__ import annotations
-
 import importlib
 import math
 import re
 import traceback
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from retrieval_actors.records import Passage
@@ -33,6 +31,8 @@ class Term:
     needs_values: bool = False  # it uses `rollout.values`
     of_route: bool = False  # naming the knowledge base earns it: it is credited to the tokens of the name
     needs_gold: bool = False  # it judges plan and answer turns only where gold steps are known
+    name: str = ""
+    weights: Mapping[str, float] = field(default_factory=dict)  # of `reward.terms`, by kind of turn
 
     def value(self, turn: JudgedTurn) -> float | None:
         if turn.state.kind not in self.kinds:
@@ -159,30 +159,22 @@ class RewardError(ValueError):
     """A reward that cannot be used, or that returned no finite number; the message is one line."""
 
 
-@dataclass(frozen=True)
-class WeightedTerm:
-    name: str
-    value: Callable[[JudgedTurn], float | None]
-    weights: Mapping[str, float]  # by kind of turn
-    needs_chain: bool = False
-    needs_values: bool = False
-    of_route: bool = False
-
-
-def composed_of(terms: Mapping[str, Any]) -> tuple[WeightedTerm, ...]:
+def composed_of(terms: Mapping[str, Any]) -> tuple[Term, ...]:
     """Raises RewardError for an unknown reward or kind of turn, and for a weight that is no number."""
     return tuple(_weighted(name, weight) for name, weight in terms.items())
 
 
 def unjudged_without_gold(terms: Mapping[str, Any]) -> list[str]:
     """Kinds of turns that nothing judges where gold steps are not known."""
-    of_kinds = [
-        weight if isinstance(weight, Mapping) else ALL for name, weight in terms.items() if name not in TERMS or not TERMS[name].needs_gold
-    ]
-    return [kind for kind in ("plan", "answer") if not any(kind in kinds for kinds in of_kinds)]
+    judged: set[str] = set()
+    for name, weight in terms.items():
+        kinds = TERMS[name].kinds if name in TERMS else ALL
+        if name not in TERMS or not TERMS[name].needs_gold:
+            judged |= set(kinds) & set(weight if isinstance(weight, Mapping) else ALL)
+    return [kind for kind in ("plan", "answer") if kind not in judged]
 
 
-def composed_reward(turn: JudgedTurn, terms: tuple[WeightedTerm, ...]) -> TurnReward | None:
+def composed_reward(turn: JudgedTurn, terms: tuple[Term, ...]) -> TurnReward | None:
     """The weighted sum, with the components of the step reward; None if no term judges the turn. Raises RewardError for a term that fails."""
     judge = judge_of(turn.state, turn.similarity, turn.config, turn.retrievers)
     components = {"format": float(turn.well_formed)} | ({} if judge is None else judge(turn.text).components)
@@ -197,15 +189,14 @@ def composed_reward(turn: JudgedTurn, terms: tuple[WeightedTerm, ...]) -> TurnRe
     return TurnReward(sum(parts.values()), components, parts, route) if parts else None
 
 
-def _weighted(name: str, weight: Any) -> WeightedTerm:
+def _weighted(name: str, weight: Any) -> Term:
     given = dict(weight) if isinstance(weight, Mapping) else dict.fromkeys(ALL, weight)
     if wrong := [kind for kind in given if kind not in ALL]:
         raise RewardError(f"reward.terms.{name}: {wrong[0]!r} is no kind of turn; expected {', '.join(ALL)}")
     if odd := [number for number in given.values() if not _is_number(number)]:
         raise RewardError(f"reward.terms.{name}: weight {odd[0]!r}; expected a number, or numbers by kind of turn ({', '.join(ALL)})")
     if name in TERMS:
-        term = TERMS[name]
-        return WeightedTerm(name, term.value, given, term.needs_chain, term.needs_values, term.of_route)
+        return replace(TERMS[name], name=name, weights=given)
     module, colon, function = name.partition(":")
     if not colon:
         raise RewardError(f"reward.terms.{name}: no such reward; expected MODULE:FUNCTION or one of {', '.join(TERMS)}")
@@ -215,10 +206,10 @@ def _weighted(name: str, weight: Any) -> WeightedTerm:
         raise RewardError(f"reward.terms.{name}: {error}; expected MODULE:FUNCTION, importable from where the command is started") from None
     if not callable(found):
         raise RewardError(f"reward.terms.{name}: found {type(found).__name__}, expected a function of one JudgedTurn")
-    return WeightedTerm(name, found, given)
+    return Term(found, ALL, module, None, name=name, weights=given)
 
 
-def _value(term: WeightedTerm, turn: JudgedTurn) -> float | None:
+def _value(term: Term, turn: JudgedTurn) -> float | None:
     """The value of a term. NumPy numbers are accepted; a bool is an error."""
     place = f"for a {turn.state.kind} turn of question {turn.state.question.id}; expected a finite number, or None for turns that it does not judge"
     try:

@@ -41,7 +41,6 @@ PURE = (
     "rewards",
     "learner/objective",
     "learner/collapse.py",
-    "learner/kb_entropy.py",
 )
 """Files and folders that know nothing of Ray, DeepSpeed and MLflow, but for the reward actor."""
 

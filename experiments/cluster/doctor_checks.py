@@ -1,7 +1,5 @@
 """The checks of `r1-router doctor`: packages, GPUs, this machine, Ray or its cluster, the needs of a run, and MLflow."""
 
-from __future__ import annotations
-
 import importlib.metadata
 import os
 import shutil

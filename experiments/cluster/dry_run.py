@@ -1,8 +1,6 @@
 """What a run needs, and whether it is available: the report of `train.dry_run=true`, and a part of the doctor's.
 Nothing is started or written. No GPU, weights or Ray are needed: the policy is built with its real shapes on the meta device."""
 
-from __future__ import annotations
-
 import math
 import os
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,5 @@
 """The result of a check, with its fix; and the tables of the doctor and the dry run."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any

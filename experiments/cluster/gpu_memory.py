@@ -5,8 +5,6 @@ only, and frozen weights are added. Activations of a decoder layer are the input
 the policy, the KV cache of `rollout.batch_tokens` tokens, twice while it grows, and, with `learner.transport=collective`, the weights it has
 received. Embedders, shards and a vision tower's activations are not counted."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from typing import Any

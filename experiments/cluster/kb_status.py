@@ -1,7 +1,5 @@
 """The lines of `r1-router kb status`: the contents of a folder, and the state of the retrieval actors on this cluster."""
 
-from __future__ import annotations
-
 import collections
 from collections.abc import Iterator
 from typing import Any

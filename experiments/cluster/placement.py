@@ -4,8 +4,6 @@ Ray waits silently for resources that no node has. So a placement group of all p
 it is not ready within `ray.join_s` (an autoscaler may start nodes for it), the run is refused with one line that names what is missing. Where
 a node has the custom resource `learner`, `rollout`, `retrieval` or `rewards`, the processes of that role run on such nodes only."""
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -40,9 +38,7 @@ SETTINGS = {  # role -> what lowers its requests
     "shard": "retrieval.replicas or retrieval.cpus_per_shard",
     "rewards": "reward.actors",
 }
-Evaluation = Literal[
-    "by rollout", "beside", "only"
-]  # who measures: the rollout workers, or workers of their own, in a study and in `evaluate`
+Evaluation = Literal["by rollout", "beside", "only"]  # who measures: rollout workers, or workers of their own in a study and `evaluate`
 Node = Mapping[str, float]  # resource -> amount, as Ray counts it: CPU, GPU, memory in bytes, custom resources
 
 

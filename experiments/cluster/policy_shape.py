@@ -1,8 +1,6 @@
 """The policy of a run without weights, on PyTorch's meta device; and checks of its tokenizer and chat template.
 Shapes come from the `config.json` of the policy's folder or of the local hub cache; those of published Qwen2.5-VL models lie beside this file."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass

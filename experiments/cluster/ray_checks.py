@@ -1,7 +1,5 @@
 """Whether Ray can be started here, or joined at RAY_ADDRESS. Ray itself reports the same problems after minutes, or never."""
 
-from __future__ import annotations
-
 import logging
 import os
 import re

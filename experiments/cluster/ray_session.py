@@ -1,7 +1,5 @@
 """Ray for one command: started and ended by it, or, where RAY_ADDRESS is set (as in a submitted job), the running cluster."""
 
-from __future__ import annotations
-
 import logging
 import os
 import signal

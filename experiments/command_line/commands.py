@@ -1,7 +1,5 @@
 """The commands of `r1-router`, and their `--help`: docstring and settings, read from the source, as importing torch and Ray takes seconds."""
 
-from __future__ import annotations
-
 import ast
 import contextlib
 import functools

@@ -1,7 +1,5 @@
 """Shared by all commands: `python -m experiments.NAME`, one-line errors, exit codes, signals, no proxy for loopback."""
 
-from __future__ import annotations
-
 import functools
 import os
 import runpy

@@ -1,12 +1,10 @@
 """Progress on the screen. Runs: a line that stays in its place on a terminal, and elsewhere a line every half minute. Other long work: bars."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, Self
 
 from rich import progress
 from rich.console import Console, RenderableType
@@ -16,12 +14,8 @@ from rich.text import Text
 
 from experiments.command_line.terminal import visible
 
-SHOWN = {
-    "reward": "reward",
-    "routing": "routing",
-    "retrievals_per_question": "searches",
-    "tokens_per_second": "tokens/s",
-}  # metric -> its label
+# Metric -> its label
+SHOWN = {"reward": "reward", "routing": "routing", "retrievals_per_question": "searches", "tokens_per_second": "tokens/s"}
 SECONDS_BETWEEN_LINES = 30.0  # where the output is no terminal
 
 
@@ -35,7 +29,7 @@ class Progress:
         self._latest, self._said = "", -SECONDS_BETWEEN_LINES  # the line of an iteration that was not printed; when one was
         self._live = Live(get_renderable=self._status, console=console, refresh_per_second=2, transient=True)
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> Self:
         if self.console.is_terminal:
             self._live.start()
         return self
@@ -111,8 +105,7 @@ class Countdown:
 
 @contextmanager
 def bars(console: Console, of_bytes: bool = False) -> Iterator[Callable[[str, int, int], None]]:
-    """A function that shows what is done: (name of the work, done, total; 0: unknown). Where the output is no terminal, a line every half minute
-    for bytes, else nothing."""
+    """A function that shows (name of the work, done, total; 0: unknown). Without a terminal: a line every half minute for bytes, else nothing."""
     counts = (progress.DownloadColumn(), progress.TransferSpeedColumn()) if of_bytes else (progress.MofNCompleteColumn(),)
     columns = (progress.TextColumn("{task.description}", markup=False), progress.BarColumn(), *counts, progress.TimeRemainingColumn())
     tasks: dict[str, progress.TaskID] = {}

@@ -1,7 +1,5 @@
 """Whether folders can be written, ports are free and servers can be reached. Each check takes seconds at most."""
 
-from __future__ import annotations
-
 import errno
 import os
 import socket
@@ -59,9 +57,7 @@ def holder_of(port: int) -> str:
         for connection in psutil.net_connections("tcp"):
             if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid:
                 process = psutil.Process(connection.pid)
-                started = (
-                    one for one in (process, *process.parents()) if not command_of(one).startswith("ray::") and one.name() != "raylet"
-                )
-                process = next((one for one in started if one.pid > 1), process)
+                above = [one for one in (process, *process.parents()) if one.pid > 1 and one.name() != "raylet"]
+                process = next((one for one in above if not command_of(one).startswith("ray::")), process)
                 return f"process {process.pid} ({command_of(process)})"
     return "an unknown process: a service that is starting, or one of another user"

@@ -1,7 +1,5 @@
 """Safe printing: control characters in text from files, models and errors are shown, never sent to the terminal."""
 
-from __future__ import annotations
-
 import re
 import sys
 from collections.abc import Iterable

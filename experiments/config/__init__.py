@@ -1,8 +1,6 @@
 """Reads the configuration of a run: YAML files that hold only what differs from the defaults (and may name another as their `base:`), and dotted
 settings (`laptop.yaml train.iterations=10`). The settings are in `sections.py` and in the `config.py` of each room. Unknown keys fail."""
 
-from __future__ import annotations
-
 import dataclasses
 from dataclasses import replace
 from pathlib import Path
@@ -80,8 +78,7 @@ def flat(config: TrainConfig) -> dict[str, Any]:
 
 
 def find_policy(path: str, key: str = "train.policy") -> str:
-    """A policy folder (from here, or from the repository), or the name of a model on the hub. Raises RunConfigError, which names the setting
-    `key`, when it is neither."""
+    """A policy folder (from here, or from the repository), or a model's name on the hub. Raises RunConfigError that names `key` for neither."""
     for folder in (Path(path), REPOSITORY / path):
         if (folder / "config.json").is_file():
             return str(folder)

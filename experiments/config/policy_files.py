@@ -1,7 +1,5 @@
 """Checks of a policy's files that need no model: done before anything starts."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

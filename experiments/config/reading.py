@@ -1,8 +1,6 @@
 """Turns `key=value` settings and YAML into typed dataclasses, checked by pydantic.
 A text setting is the text as written: in such a field `0042`, `yes`, `1e3` and `a: b` are four texts, whatever YAML makes of them."""
 
-from __future__ import annotations
-
 import dataclasses
 import difflib
 import functools

@@ -1,7 +1,5 @@
 """Rules between settings. Types, ranges and allowed words are declared with the settings themselves, and pydantic checks them."""
 
-from __future__ import annotations
-
 import math
 import operator
 from collections.abc import Iterator

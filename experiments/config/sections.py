@@ -1,7 +1,5 @@
 """The settings of a run: one typed tree. `rollout`, `retrieval`, `reward` and `learner` are in the config.py of their rooms."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 

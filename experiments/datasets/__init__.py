@@ -1,21 +1,17 @@
 """The data sets of training and evaluation, by `data.name`: each is one small file here and a line in `DATASETS`."""
 
-from __future__ import annotations
-
 import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from experiments.config import DataConfig, EvaluationConfig, RunConfigError, TrainConfig
-from experiments.datasets.atlas_2wiki import load_atlas_2wiki
 from experiments.datasets.dataset import Dataset, KnowledgeBaseSource, ensure_knowledge_bases, generated, no_training_questions
 from experiments.datasets.multi_hop import MULTI_HOP
 from experiments.datasets.open_domain import OPEN_DOMAIN
-from experiments.datasets.paper_sets import PAPER_SETS
+from experiments.datasets.paper_sets import PAPER_SETS, load_recorded_steps
 from experiments.datasets.question_file import load_questions
-from experiments.datasets.real_atlas import load_real_atlas
-from experiments.datasets.recorded_steps import load_recorded_steps
+from experiments.datasets.real_atlas import load_atlas_2wiki, load_real_atlas
 from experiments.datasets.relay import load_relay
 from experiments.datasets.table_sets import load_ottqa, load_wikitables
 from experiments.datasets.two_wiki import load_two_wiki

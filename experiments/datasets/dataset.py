@@ -1,7 +1,5 @@
 """What a data set is: questions for training, validation and the held-out comparison, and the knowledge bases of each."""
 
-from __future__ import annotations
-
 import random
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

@@ -4,8 +4,6 @@ The knowledge base is made of the paragraphs of all questions that are drawn (tr
 it is not made. MuSiQue's decompositions and 2Wiki's evidence become gold steps; plan turns of HotpotQA are not judged. Gold passages are the
 supporting paragraphs. Records with `golden_answers` (Search-R1, FlashRAG) bring no paragraphs and no gold."""
 
-from __future__ import annotations
-
 import hashlib
 import re
 import zlib
@@ -91,8 +89,7 @@ def _musique_paragraphs(record: dict[str, Any]) -> Paragraphs:
 
 
 def musique_steps(decomposition: Sequence[dict[str, Any]]) -> tuple[GoldStep, ...] | None:
-    """A gold step for each part, with `#1` replaced by the answer of the first; a part is a question, or "subject >> relation". None where a part
-    names one that does not come before it."""
+    """A gold step for each part (a question, or "subject >> relation"), `#1` being the first answer. None where a part names a later one."""
     steps: list[GoldStep] = []
     for part in decomposition:
         named = [int(number) for number in REFERENCE.findall(part["question"])]

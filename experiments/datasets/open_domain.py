@@ -7,8 +7,6 @@ PopQA, Bamboogle          their tables: question, possible_answers; Question, An
 Search-R1, FlashRAG       id, question, golden_answers; of a file with several sets (`data_source`) only the questions of its own
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Callable, Iterator

@@ -7,8 +7,6 @@ Only `text` and `answers` are needed. Images are paths relative to the image fol
 Parquet) the columns may be called `question` and `answer`, a cell holds several answers with `|` between them, and numbers are texts.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 from typing import Any

@@ -5,8 +5,6 @@ matches: for an answer in a passage, first the table cell that links to it. A tr
 `wikitables`: WikiTableQuestions, each with the title of its table in front, as the question alone does not identify the table. There is a gold
 step if the answer is a cell of the table; if it is computed (a count, a difference), only the final answer is judged."""
 
-from __future__ import annotations
-
 import random
 import re
 from pathlib import Path

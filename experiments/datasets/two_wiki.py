@@ -1,7 +1,5 @@
 """`2wiki`: 2WikiMultihopQA with the passages of HippoRAG's 1,000-question subset: real questions over one real text knowledge base."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,4 @@
-"""Reads archives: zip, tar (packed or not), 7z. Only the contents of regular files come out, under names without folders: nothing can be written
-outside the folder of the set."""
-
-from __future__ import annotations
+"""Reads zip, tar (packed or not) and 7z. Only regular files come out, under names without folders: never outside the folder of the set."""
 
 import tarfile
 import tempfile
@@ -21,7 +18,7 @@ BROKEN = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError)  
 
 def unpacked(archive: Path, wanted: Sequence[str], folder: Path, report: Callable[[str, int, int], None]) -> list[str]:
     """Writes the files of the archive with the `wanted` names into `folder`; returns their names. Raises RunConfigError, BROKEN."""
-    if not is_archive(archive) and not archive.name.endswith(ENDINGS):
+    if not (zipfile.is_zipfile(archive) or tarfile.is_tarfile(archive) or archive.name.endswith(ENDINGS)):
         return [archive.name]  # published as an archive once, and plain by now
     names = []
     for path, content, size in members(archive, lambda path: any(fnmatchcase(path.name, name) for name in wanted)):
@@ -33,10 +30,6 @@ def unpacked(archive: Path, wanted: Sequence[str], folder: Path, report: Callabl
     if missing := [name for name in wanted if not any(fnmatchcase(found, name) for found in names)]:
         raise RunConfigError(f"{archive} holds no {', '.join(missing)}: it is not the published archive, or a new version of it")
     return names
-
-
-def is_archive(file: Path) -> bool:
-    return zipfile.is_zipfile(file) or tarfile.is_tarfile(file) or file.suffix == ".7z"
 
 
 def members(archive: Path, wanted: Callable[[PurePosixPath], bool]) -> Iterator[tuple[PurePosixPath, IO[bytes], int]]:

@@ -1,7 +1,5 @@
 """Writes the files that a loader reads from the archives of sets that are published in other forms."""
 
-from __future__ import annotations
-
 import io
 import json
 from collections.abc import Callable, Iterable, Iterator
@@ -16,20 +14,17 @@ Record = dict[str, Any]
 
 
 def ottqa(archive: Path, folder: Path) -> list[str]:
-    """The development questions, all tables, and the passages that the gold tables link to. Gold passages are those of the trace; the answer
-    is in the table if a cell of the trace holds it."""
+    """Development questions, all tables, the passages linked by gold tables. Gold passages, and whether a table answers, are those of the trace."""
     asked = [_ottqa_question(record) for record in _named(archive, "dev.traced.json")["dev.traced.json"]]
     gold = {record["gold_table_id"] for record in asked}
     tables = (_ottqa_table(table) for _, table in _json_files(archive, lambda path: path.parent.name == "traindev_tables_tok"))
     wanted = _json_files(archive, lambda path: path.parent.name == "traindev_request_tok" and path.stem in gold)
     passages = {link: text for _, linked in wanted for link, text in linked.items()}
-    titled = (
-        {"id": link, "title": unquote(link.removeprefix("/wiki/")).replace("_", " "), "text": text} for link, text in passages.items()
-    )
+    titles = {link: unquote(link.removeprefix("/wiki/")).replace("_", " ") for link in passages}
     return [
         _lines(folder / "questions_dev.jsonl", asked),
         _lines(folder / "tables.jsonl", (table for table in tables if table["header"])),
-        _lines(folder / "passages.jsonl", titled),
+        _lines(folder / "passages.jsonl", ({"id": link, "title": titles[link], "text": text} for link, text in passages.items())),
     ]
 
 
@@ -56,32 +51,22 @@ def _ottqa_table(table: Record) -> Record:
 def webqa(archive: Path, folder: Path) -> list[str]:
     """The validation questions about pictures, with their first picture, in the form of the paper's file."""
     questions = _named(archive, "WebQA_train_val.json")["WebQA_train_val.json"].values()
-    mine = (record for record in questions if record["split"] == "val" and record["img_posFacts"])
-    made = (
-        {
-            "question": one["Q"].strip('"'),
-            "answer": [text.strip('"') for text in one["A"]],
-            "image_id": str(one["img_posFacts"][0]["image_id"]),
-        }
-        for one in mine
-    )
-    return [_lines(folder / "webqa_val.jsonl", made)]
+    mine = [record for record in questions if record["split"] == "val" and record["img_posFacts"]]
+
+    def asked(one: Record) -> Record:
+        answers, picture = [text.strip('"') for text in one["A"]], one["img_posFacts"][0]["image_id"]
+        return {"question": one["Q"].strip('"'), "answer": answers, "image_id": str(picture)}
+
+    return [_lines(folder / "webqa_val.jsonl", map(asked, mine))]
 
 
 def openwikitable(archive: Path, folder: Path) -> list[str]:
     """The validation questions in the form of the paper's file (several answers joined, as its own reader does), and the split tables."""
     found = _named(archive, "valid.json", "splitted_tables.json")
     asked = ({"question": one["question"], "answer": ", ".join(map(str, one["answer"]))} for one in _rows(found["valid.json"]))
-    tables = (
-        {
-            "table_id": str(number),
-            "title": one["page_title"],
-            "section_title": one["section_title"],
-            "header": one["header"],
-            "rows": one["rows"],
-        }
-        for number, one in enumerate(_rows(found["splitted_tables.json"]), 1)
-    )
+    numbered = enumerate(_rows(found["splitted_tables.json"]), 1)
+    kept = ("section_title", "header", "rows")
+    tables = ({"table_id": str(n), "title": one["page_title"]} | {key: one[key] for key in kept} for n, one in numbered)
     return [_lines(folder / "openwikitqa_val.jsonl", asked), _lines(folder / "tables.jsonl", tables)]
 
 

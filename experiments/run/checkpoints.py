@@ -1,7 +1,5 @@
 """Checkpoints of a run: everything that is needed to continue, written in the background under another name, then renamed."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import shutil
@@ -9,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from experiments.config import RunConfigError
 from experiments.run.run_state import Run, Totals
@@ -31,7 +29,7 @@ class Checkpoints:
         self._writing: threading.Thread | None = None
         self._error: BaseException | None = None
 
-    def __enter__(self) -> Checkpoints:
+    def __enter__(self) -> Self:
         for leftover in self._run.folder.checkpoints.glob("*.new*"):  # of a run that was killed while it wrote
             shutil.rmtree(leftover, ignore_errors=True)
         return self

@@ -3,8 +3,6 @@ python -m experiments.train laptop.yaml train.rollout_only=true train.dump_rollo
 python -m experiments.train laptop.yaml train.replay_rollouts=rollouts
 """
 
-from __future__ import annotations
-
 import shutil
 import time
 from collections.abc import Mapping, Sequence

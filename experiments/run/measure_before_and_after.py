@@ -1,7 +1,5 @@
 """The measurements around training (before, after, and other ways of routing, all on the same held-out questions), and `summary.json`."""
 
-from __future__ import annotations
-
 import dataclasses
 import time
 from collections.abc import Callable

@@ -3,8 +3,6 @@
 A metric has one name where it is measured (`learner/iteration_data.py`, `learner/learner_group.py`), in metrics.jsonl, in MLflow and in the
 report. Prefixes: `seconds_PHASE`, `workers_...`, `use_KB` (share of plan turns), `retrieval_...`, `validation_...`."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Mapping
 from typing import Any

@@ -1,8 +1,7 @@
 """What a training says before it begins, in at most 15 lines, and what to do after it. All settings: config.yaml of the run, or `--verbose`."""
 
-from __future__ import annotations
-
 import json
+import math
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
@@ -58,10 +57,7 @@ def _weights(policy: str) -> str:
         with file.open("rb") as opened:
             header = json.loads(opened.read(int.from_bytes(opened.read(8), "little")))
         for shape in (entry["shape"] for name, entry in header.items() if name != "__metadata__"):
-            size = 1
-            for length in shape:
-                size *= length
-            total += size
+            total += math.prod(shape)
     return f", {total / 1e6:,.1f} million weights" if total else ""
 
 

@@ -1,7 +1,5 @@
 """The actors of a run, started in order: retrieval, rewards, the algorithm with its workers and learners. The rollout workers measure, too."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any

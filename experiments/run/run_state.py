@@ -1,7 +1,5 @@
 """The state of a run: configuration, actors, folder, iteration, and the totals that every checkpoint stores."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager

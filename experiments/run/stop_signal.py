@@ -1,10 +1,8 @@
 """Stops a training between two iterations."""
 
-from __future__ import annotations
-
 import signal
 import threading
-from typing import Any
+from typing import Any, Self
 
 
 class Stop:
@@ -15,7 +13,7 @@ class Stop:
     def request(self, reason: str) -> None:
         self.requested, self.reason = True, self.reason or reason
 
-    def __enter__(self) -> Stop:
+    def __enter__(self) -> Self:
         in_main_thread = threading.current_thread() is threading.main_thread()
         self._before = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM) if in_main_thread}
         return self

@@ -1,7 +1,5 @@
 """A whole run: start or resume it, measure, train, measure, report."""
 
-from __future__ import annotations
-
 from rich.console import Console
 
 from experiments.cluster.ray_session import start_ray

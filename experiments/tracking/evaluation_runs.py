@@ -1,7 +1,5 @@
 """What MLflow's page of evaluations shows: a run for each measured policy or method, with its figures, its questions and its traces."""
 
-from __future__ import annotations
-
 import math
 import os
 import time
@@ -21,11 +19,8 @@ def evaluation_run(client: Any, experiment: str, key: str, name: str, dataset: t
 
     if found := client.search_runs([experiment], filter_string=f"tags.run_key = '{key}'", max_results=1):
         return found[0].info.run_id
-    tags = {
-        "mlflow.runType": "genai_evaluate",
-        "run_key": key,
-        "mlflow.user": os.environ.get("USER", ""),
-    }  # the type as MLflow's own have it
+    # The type as MLflow's own evaluations have it
+    tags = {"mlflow.runType": "genai_evaluate", "run_key": key, "mlflow.user": os.environ.get("USER", "")}
     tags |= {"mlflow.parentRunId": parent} if parent else {}
     made = client.create_run(experiment, run_name=name, tags=tags).info.run_id
     questions = Dataset(dataset[0], dataset[1][:36], "local", "{}")
@@ -38,10 +33,9 @@ def close(client: Any, run_id: str, measured: Mapping[str, Any]) -> None:
     from mlflow.entities import Metric
 
     known, now = client.get_run(run_id), int(time.time() * 1000)
-    values = {
-        name: figure["value"] for name, figure in measured.get("overall", {}).items() if known.data.metrics.get(name) != figure["value"]
-    }
-    new = [Metric(name, float(value), now, 0) for name, value in values.items() if value is not None and math.isfinite(value)]
+    values = {name: figure["value"] for name, figure in measured.get("overall", {}).items()}
+    unsent = {name: value for name, value in values.items() if known.data.metrics.get(name) != value}
+    new = [Metric(name, float(value), now, 0) for name, value in unsent.items() if value is not None and math.isfinite(value)]
     client.log_batch(run_id, metrics=new)
     if known.info.status != "FINISHED":
         client.set_terminated(run_id, "FINISHED")

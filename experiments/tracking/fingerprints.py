@@ -1,7 +1,5 @@
 """Provenance of results: `fingerprints.json` (hashes of questions and knowledge bases), the commit, and the machine."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json

@@ -1,8 +1,6 @@
 """Heartbeat file RUN/driver.json: a driver that is killed leaves it behind, and the next driver of the run reports the crash.
 While it changes, a driver on another node is refused, as many shared file systems have no locks (`retrieval_actors/folder_lock.py`)."""
 
-from __future__ import annotations
-
 import json
 import os
 import socket
@@ -11,7 +9,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 NAME = "driver.json"
 CHECK_S = 0.3  # the file is written within this time when the phase changes,
@@ -47,7 +45,7 @@ class Heartbeat:
         self._file, self._progress, self._over = run_folder / NAME, progress, threading.Event()
         self.crashed = read_json(self._file)  # the last heartbeat of an earlier driver that crashed; empty when none did
 
-    def __enter__(self) -> Heartbeat:
+    def __enter__(self) -> Self:
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
         self._thread.start()
         return self

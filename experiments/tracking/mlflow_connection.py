@@ -1,7 +1,5 @@
 """The connection to MLflow, its experiment and parent run, and `tracking.json`: which MLflow run belongs to a run folder."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -1,7 +1,5 @@
 """MLflow during a run: a thread sends what the run folder holds, and a slow or dead store neither delays nor ends the run."""
 
-from __future__ import annotations
-
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Uploads a run folder to its MLflow run: whatever MLflow lacks, nothing twice. The folder is the only queue."""
 
-from __future__ import annotations
-
 import os
 import re
 import time

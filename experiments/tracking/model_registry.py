@@ -4,8 +4,6 @@ folder = mlflow.artifacts.download_artifacts("models:/r1-router-atlas@best")    
 load_policy(folder)     # or the library's AutoModelForCausalLM, AutoModelForImageTextToText
 """
 
-from __future__ import annotations
-
 import hashlib
 import re
 from typing import Any

@@ -1,7 +1,5 @@
 """A trajectory as a row of `trajectories/*.parquet`: its trunk step by step, the siblings of every turn with their rewards, and its pictures."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Mapping, Sequence

@@ -1,8 +1,6 @@
 """Training of the cold start: supervised learning on demonstrations, from nothing to where reinforcement learning starts. The matrices of
 the decoder layers are trained by Muon, everything else by AdamW; only response tokens carry loss."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import random
@@ -62,8 +60,7 @@ class ColdStartConfig:
     seed: int = 0
     threads: int = 1
     dtype: Literal["float32", "bfloat16", "auto"] = "float32"
-    """Of the matrix products: `float32`, `bfloat16`, or `auto`: bfloat16 where this CPU multiplies in it (2.8 times as fast, SmolLM2-135M). Weights
-    are float32."""
+    """Of the matrix products (weights are float32); `auto`: bfloat16 where this CPU multiplies in it (2.8 times as fast, SmolLM2-135M)."""
     vocabulary: int = 1024
     """Size of a fresh policy's tokenizer, at most."""
     log_every: int = 100

@@ -1,7 +1,5 @@
 """Flags of fictional countries: drawn, described in words, and photographed under changing light."""
 
-from __future__ import annotations
-
 import io
 import random
 

@@ -1,8 +1,6 @@
 """The teacher of the cold start over natural text: for a policy that can read already, and any data set whose questions have gold steps. It asks
 for the needs in their order, names a knowledge base at random, reads what a run would find, goes on, and stops when all needs are met."""
 
-from __future__ import annotations
-
 import itertools
 import random
 import re

@@ -2,8 +2,6 @@
 hold the answer, and asks again until its steps are used up; sometimes it searches without need, or stops early. A policy learns from it to
 ask and to read; where to search, and when to stop, is left to reinforcement learning."""
 
-from __future__ import annotations
-
 import itertools
 import random
 import re
@@ -87,9 +85,7 @@ class Manner:
     picture_kbs: Collection[str] = ("text_image",)  # Their answer turns see the picture of the question
     rollout: RolloutConfig = field(default_factory=RolloutConfig)  # Prompts, steps and passages
     follows_gold: float = 0.6  # How often the episode continues with the gold knowledge base: else half of the answers were `unknown`
-    shows_unread: bool = (
-        True  # Whether an `unknown` about the gold knowledge base is shown; false where its passages may answer in other words
-    )
+    shows_unread: bool = True  # An `unknown` about the gold knowledge base is shown; false where passages may answer in other words
     goes_on: float = 0.15  # How often it asks again for a known answer
     stops_early: float = 0.06  # How often it stops without one
     think: Callable[[GoldStep], str] = thought_of

@@ -1,7 +1,5 @@
 """Retrieval for the teacher of the cold start: with the embedders of a run, or by shared words where embedding would take too long."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
@@ -20,9 +18,8 @@ PICTURE_SHARE = 0.8  # Of the picture in the similarity of two entries with pict
 
 
 class EmbeddedAtlas:
-    """The vectors and the exact search of a run, in memory, without actors. It finds similar, wrong passages, such as the same relation of a
-    country whose name shares a syllable. `WordOverlap` finds other facts about the right country; a policy that learned to read from those
-    confused two such neighbours in four of ten answer turns."""
+    """The vectors and the exact search of a run, in memory. It finds similar, wrong passages, such as the same relation of a country whose name
+    shares a syllable. A policy that learned to read from those of `WordOverlap` confused such neighbours in four of ten answer turns."""
 
     def __init__(self, atlas: Atlas, queries: Iterable[str] = ()):
         """`queries` are embedded at once, which is several times faster than one by one."""

@@ -2,8 +2,6 @@
 it learn in minutes: a tokenizer that always cuts a name and a number into the same few tokens, and weights that start as an induction
 circuit (previous-token heads, then heads that look up what followed the same token before), so that copying works before training."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable
 
@@ -94,9 +92,8 @@ def tiny_policy(
 @torch.no_grad()
 def induction_weights(model: Qwen2_5_VLForConditionalGeneration, generator: torch.Generator) -> None:
     """Start the first two layers as an induction circuit (Olsson et al., arXiv 2209.11895): copying works before any training. Layer 0: two
-    heads attend to the previous token, through query and key biases that RoPE turns into "one position back", and write it into a random
-    subspace. Layer 1: every head matches the current token against that subspace on the slow RoPE dimensions, and writes the token that
-    followed."""
+    heads attend to the previous token, by query and key biases that RoPE turns into "one position back", and write it into a random subspace.
+    Layer 1: every head matches the current token against that subspace on the slow RoPE dimensions, and writes the token that followed."""
     text = model.model.language_model
     hidden, heads = text.config.hidden_size, text.config.num_attention_heads
     size, half = hidden // heads, hidden // heads // 2

@@ -1,7 +1,5 @@
 """The loss: clipped policy gradient, entropy bonus, KL divergence. Its denominator is passed in, so gradients of micro-batches and ranks add up."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch
@@ -151,9 +149,8 @@ def sums_by(values: torch.Tensor, unit: torch.Tensor, units: int) -> torch.Tenso
 
 
 def kl_estimate(logprobs: torch.Tensor, reference_logprobs: torch.Tensor, estimator: str = "k3") -> torch.Tensor:
-    """(tokens,): estimates of KL(policy || reference) on tokens that the policy sampled, after Schulman 2020, "Approximating KL divergence". With d
-    = reference_logprobs - logprobs: k1 = -d, unbiased; k2 = d^2 / 2, biased, but its gradient is the true one; k3 = exp(d) - d - 1, never negative
-    and unbiased: GRPO's (arXiv 2402.03300, equation 4)."""
+    """(tokens,): estimates of KL(policy || reference) on sampled tokens (Schulman 2020, "Approximating KL divergence"); d = reference - logprobs:
+    k1 = -d, unbiased; k2 = d^2 / 2, biased, with the true gradient; k3 = exp(d) - d - 1, unbiased, never negative: GRPO's (2402.03300, eq. 4)."""
     difference = reference_logprobs - logprobs
     if estimator == "k1":
         return -difference

@@ -1,7 +1,5 @@
 """Attention within packed rows: a token sees its prompt and its own response, never a sibling, another route or another row."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 from typing import Any

@@ -3,8 +3,6 @@ its positions continue from the prompt. The last token of a response predicts no
 Where a name is credited by all routes, a response is split before it, and the other names are laid behind it:
 `prompt | response 0 up to <ret> | its name | another name | ...`; each name sees the prompt, what is before it, and itself."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field

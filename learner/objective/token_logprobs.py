@@ -1,10 +1,8 @@
 """Log-probs of the sampled tokens of a packed micro-batch. Logits are computed in pieces, and again in the backward pass."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -31,15 +29,15 @@ class SampledFrom:
     support_ids: torch.Tensor
 
     @classmethod
-    def of(cls, batch: MicroBatch, device: torch.device) -> SampledFrom | None:
+    def of(cls, batch: MicroBatch, device: torch.device) -> Self | None:
         if not len(batch.support_ids) and (batch.temperatures == 1).all():
             return None
         return cls(*(torch.from_numpy(a).to(device) for a in (batch.temperatures, batch.support_sizes, batch.support_ids)))
 
-    def split(self, tokens: int) -> Iterator[SampledFrom]:
+    def split(self, tokens: int) -> Iterator[Self]:
         sizes = self.support_sizes.split(tokens)
         ids = self.support_ids.split([int(part.sum()) for part in sizes])
-        return map(SampledFrom, self.temperatures.split(tokens), sizes, ids)
+        return map(type(self), self.temperatures.split(tokens), sizes, ids)
 
     def rescaled(self, logits: torch.Tensor, never_sampled: torch.Tensor) -> torch.Tensor:
         """Logits / temperature, -inf for tokens that could not be drawn; at temperature 1 without a limit `never_sampled` tokens stay."""
@@ -60,8 +58,7 @@ class Head(nn.Linear):
         self.entropy_gradient, self._never_sampled = entropy_gradient, list(never_sampled)
 
     def forward(self, hidden: torch.Tensor, targets: torch.Tensor | None = None, sampled: SampledFrom | None = None) -> Any:
-        """Logits; or, with `targets` (tokens,), which `hidden` (tokens, d) predicts, their log-probs and the entropy of the distributions that they
-        were drawn from, both (tokens,) float32, nats."""
+        """Logits; with `targets` (tokens,), which `hidden` (tokens, d) predicts: their log-probs and entropy, both (tokens,) float32, nats."""
         if targets is None:
             return super().forward(hidden)
         tokens = piece(self.out_features)

@@ -1,7 +1,5 @@
 """The files of a checkpoint: checks of disk space and of damage, and the weights in them."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import io

@@ -1,7 +1,5 @@
 """The DeepSpeed engine of one rank: what is trained, partitioned and offloaded; LoRA (arXiv 2106.09685)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
@@ -105,8 +103,7 @@ def _adapted_layers(model: torch.nn.Module) -> dict[str, Any]:
 
 
 def published_parameters(model: torch.nn.Module, partitioned: bool) -> Iterator[tuple[str, torch.Tensor]]:
-    """(name in the policy, value) one at a time, with adapters merged. `partitioned` (ZeRO-3): all ranks have to call this, and a value is
-    valid only until the next one is taken."""
+    """(name, value), adapters merged. `partitioned` (ZeRO-3): all ranks call this, and a value is valid until the next one is taken."""
     gathered: Callable[..., Any] = nullcontext
     if partitioned:
         import deepspeed  # not before the environment of the rank is set

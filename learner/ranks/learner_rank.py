@@ -1,7 +1,5 @@
 """One learner process: a Ray actor with the `Scorer` in a DeepSpeed engine. DeepSpeed is imported only after its environment is set."""
 
-from __future__ import annotations
-
 import math
 import os
 import socket

@@ -1,7 +1,5 @@
 """A checkpoint in two steps: a copy in memory, then files written in the background. Imports DeepSpeed: set its environment first."""
 
-from __future__ import annotations
-
 import copy
 import shutil
 from concurrent.futures import Future, ThreadPoolExecutor

@@ -1,7 +1,5 @@
 """How a learner rank sends its weights, bucket by bucket: into Ray's object store or by broadcast."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import ray

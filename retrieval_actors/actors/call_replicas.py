@@ -1,7 +1,5 @@
 """Calls to several actors at once, within one deadline; each call is answered by one of the replicas of its actor."""
 
-from __future__ import annotations
-
 import random
 import time
 from collections.abc import Sequence

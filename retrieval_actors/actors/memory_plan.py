@@ -1,7 +1,5 @@
 """The memory that knowledge bases will need, computed from the sizes of their files before anything is loaded."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -18,10 +16,6 @@ class ShardNeed:
     index: str  # `exact`, the FAISS factory string of the index that proposes candidates, or `BM25`
     passages: int
     searched_bytes: int  # read by every search: the vectors of an exact shard, else its index
-
-    @property
-    def label(self) -> str:
-        return label_of([(self.kb, self.shard)])
 
 
 @dataclass(frozen=True)
@@ -74,7 +68,7 @@ class MemoryPlan:
         yield self.line()
         for need in self.needs:
             index = "" if need.shard == LEXICAL_SHARD else f", {need.index}"
-            yield f"  {need.label}{index}: {need.passages:,} passages, {readable(need.searched_bytes)} searched"
+            yield f"  {label_of([(need.kb, need.shard)])}{index}: {need.passages:,} passages, {readable(need.searched_bytes)} searched"
         yield self.refusal() or "searched: read by every search, so best in memory"
 
 

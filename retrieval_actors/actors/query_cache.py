@@ -1,7 +1,5 @@
 """The query cache of an embedder: vectors of the most recent queries."""
 
-from __future__ import annotations
-
 import hashlib
 from collections import OrderedDict
 

@@ -1,7 +1,5 @@
 """The actors: shards and BM25 indexes, embedders with their query caches, and the reranker."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping
 from contextlib import suppress

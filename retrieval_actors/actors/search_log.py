@@ -1,7 +1,5 @@
 """The actor that counts searches. It imports neither indexes nor models."""
 
-from __future__ import annotations
-
 import time
 from collections import Counter, defaultdict, deque
 from typing import Any

@@ -1,7 +1,5 @@
 """Starts the actors of the knowledge bases, and finds running ones."""
 
-from __future__ import annotations
-
 import functools
 import time
 import uuid

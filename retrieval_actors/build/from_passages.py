@@ -1,7 +1,5 @@
 """Builds a knowledge base folder from passages in memory, and writes its files: shards, lexical index, manifest."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import os

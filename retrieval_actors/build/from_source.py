@@ -3,8 +3,6 @@
 Everything is read before anything is embedded: reading takes minutes and embedding hours, so a broken record or a repeated id shows early.
 """
 
-from __future__ import annotations
-
 import functools
 import json
 import logging

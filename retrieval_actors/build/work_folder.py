@@ -9,8 +9,6 @@
 Chunks are cut by count and size only, so equal sources give equal chunks. Every file is written under another name, then renamed.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import shutil
@@ -18,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -47,9 +45,8 @@ class WorkFolder:
 
     @classmethod
     @contextmanager
-    def beside(cls, out: Path, plan: dict[str, Any]) -> Iterator[tuple[WorkFolder, str]]:
-        """(the folder, one line about an earlier build in it). The folder is removed at the end, and after an error if nothing is embedded yet;
-        after an interruption it stays. Raises FolderHeldError."""
+    def beside(cls, out: Path, plan: dict[str, Any]) -> Iterator[tuple[Self, str]]:
+        """(folder, one line about an earlier build). Removed at the end, and after an error before anything is embedded. Raises FolderHeldError."""
         path = out.parent / f".{out.name}.building"
         with hold(out):
             path.mkdir(parents=True, exist_ok=True)

@@ -8,8 +8,6 @@
 A precision may follow: `@fp32` (the default) or `@bf16`.
 """
 
-from __future__ import annotations
-
 from functools import cache
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Text models of sentence-transformers: embedders, with the prefixes that they were trained with, and rerankers."""
 
-from __future__ import annotations
-
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence

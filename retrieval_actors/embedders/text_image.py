@@ -1,7 +1,5 @@
 """Embedders of pictures with captions: colour layout with a text model, CLIP and SigLIP, Qwen3-VL-Embedding."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -3,8 +3,6 @@
 They propose candidates, which are scored from the vectors themselves (`exact.rescored`): scores mean the same with every index.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import faiss

@@ -4,14 +4,12 @@ Not one index for each shard: BM25 counts the passages with a word, so scores of
 (arXiv 2407.03618); the index is memory-mapped and takes 8 bytes for each distinct word of a passage.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -30,7 +28,7 @@ class BM25Index:
         self._engine, self.passages = engine, passages  # `engine`: bm25s' index, None if no passage has a word
 
     @classmethod
-    def build(cls, texts: Sequence[str], folder: Path) -> BM25Index:
+    def build(cls, texts: Sequence[str], folder: Path) -> Self:
         """Writes the index of the texts, in order, into a folder; equal texts give equal bytes."""
         import bm25s
 
@@ -45,15 +43,14 @@ class BM25Index:
         return cls.load(folder)
 
     @classmethod
-    def load(cls, folder: Path) -> BM25Index:
+    def load(cls, folder: Path) -> Self:
         import bm25s
 
         settings = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
         return cls(bm25s.BM25.load(folder, mmap=True) if settings["words"] else None, settings["passages"])
 
     def search(self, queries: Sequence[str], k: int) -> tuple[np.ndarray, np.ndarray]:
-        """(queries, min(k, passages)) float32 scores, descending, and int64 positions, ties to the earlier; padded with (0, -1) beyond the
-        passages with a word of the query."""
+        """(queries, min(k, passages)) float32 scores, descending, and int64 positions, ties to the earlier; (0, -1) where no word is shared."""
         import bm25s
 
         k = max(0, min(k, self.passages))

@@ -4,8 +4,6 @@ A matrix product in single precision, whose sums depend on the batch, finds all 
 are scored again in double precision.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 BLOCK = 1 << 13  # vectors in one matrix product
@@ -45,9 +43,8 @@ def _top_k(vectors: np.ndarray, queries: np.ndarray, k: int) -> tuple[np.ndarray
 
 
 def rescored(vectors: np.ndarray, queries: np.ndarray, candidates: np.ndarray, bounds: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The best k of each query's candidates by products in double precision, ties to the earlier row.
-    `candidates` (n,) int64: rows of `vectors`, those of query i from bounds[i] to bounds[i + 1]. Returns (queries, k) float32 scores, descending,
-    and int64 rows, padded with (-inf, -1)."""
+    """(queries, k) float32 scores, descending, and int64 rows, padded with (-inf, -1): the best of each query's candidates by products in double
+    precision, ties to the earlier row. `candidates` (n,) int64: rows of `vectors`, those of query i from bounds[i] to bounds[i + 1]."""
     owner = np.repeat(np.arange(len(queries)), np.diff(bounds))
     sharp = np.empty(len(candidates), np.float32)
     step = max(1, NUMBERS_AT_ONCE // vectors.shape[1])

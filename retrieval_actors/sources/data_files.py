@@ -1,8 +1,5 @@
-"""The reader of data files: JSON Lines, a JSON array, Parquet, XLSX, and TSV or CSV with a header; text in UTF-8, packed by gzip, bzip2 or not at
-all. The content decides, not the name (except for .tsv, .csv and .xlsx). At most one record, or one array, is in memory at a time.
-"""
-
-from __future__ import annotations
+"""The reader of data files: JSON Lines, a JSON array, Parquet, XLSX, TSV or CSV with a header; in UTF-8, plain or packed by gzip or bzip2. The
+content decides, not the name (except for .tsv, .csv and .xlsx). At most one record, or one array, is in memory at a time."""
 
 import bz2
 import contextlib
@@ -30,9 +27,7 @@ HALF_PAIR = re.compile(r"\\u[dD][89a-fA-F]")
 csv.field_size_limit(2**30)  # 128 KiB would refuse long articles
 warnings.filterwarnings("ignore", module="openpyxl")  # about styles and menus that are not read
 
-Located = tuple[
-    str, Any
-]  # (place, record); the place is a line (`12`), a row of Parquet or XLSX (`Sheet!12`), or `12 (element 3)` of an array
+Located = tuple[str, Any]  # (place, record); the place is a line (`12`), a row (Parquet; XLSX: `Sheet!12`), or `12 (element 3)` of an array
 
 
 class DataError(ValueError):
@@ -48,8 +43,7 @@ def read_records(file: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def records(file: Path) -> Iterator[Located]:
-    """(place, record as a dict); a ValueError stands in for a broken record, and for the rest of a file that cannot be read. NaN becomes None.
-    Raises DataError if there is no file to read."""
+    """(place, record as a dict, NaN as None, or a ValueError: a broken record, an unreadable rest of the file). Raises DataError without a file."""
     place = "1"
     try:
         if file.is_dir():
@@ -74,7 +68,7 @@ def _reader(file: Path) -> Iterator[Located]:
     return _table_rows(file, delimiter) if delimiter else _json_records(file)
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: object) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
@@ -253,10 +247,8 @@ def _workbook_rows(file: Path) -> Iterator[Located]:
                     pairs = enumerate(itertools.zip_longest(names, row), 1)
                     yield place, {name or get_column_letter(n): cell for n, (name, cell) in pairs if name or cell is not None}
     except Exception as error:  # damaged files make openpyxl raise anything
-        yield (
-            "1",
-            ValueError(f"no XLSX workbook that can be read ({one_line(error)}); expected a complete one without a password: save it again"),
-        )
+        expected = "expected a complete one without a password: save it again"
+        yield "1", ValueError(f"no XLSX workbook that can be read ({one_line(error)}); {expected}")
 
 
 def plain_cell(value: Any) -> Any:

@@ -1,7 +1,5 @@
 """Documents: plain text, Markdown, HTML and PDF, cut into overlapping windows of words below their title and headings."""
 
-from __future__ import annotations
-
 import itertools
 import logging
 import re
@@ -14,8 +12,7 @@ from typing import Any
 
 from retrieval_actors.records import Passage
 from retrieval_actors.sources.data_files import Located, check_text, data_files, ending_of, one_line, open_text
-from retrieval_actors.sources.folder_files import FolderFiles, sort_out
-from retrieval_actors.sources.source import word_windows
+from retrieval_actors.sources.source import FolderFiles, sort_out, word_windows
 
 FRONT_MATTER = re.compile(r"\A---[ \t]*\n(.*?)\n---[ \t]*(?:\n|\Z)", re.DOTALL)
 HEADING = re.compile(r" {0,3}(#{1,6})(?:[ \t]+(.*?))??(?:[ \t]+#+)?[ \t]*\n?")
@@ -73,8 +70,7 @@ class Documents(FolderFiles):
 
 
 def titled(title: str, sections: list[Section]) -> Iterator[tuple[str, str]]:
-    """(title of its passages, text) of each section. A heading that is in the title already is not repeated. One without a text has a passage of
-    its own, unless smaller headings follow it."""
+    """(title of its passages, text) of each section. Headings in the title are not repeated; one without text or smaller headings is a passage."""
     above: list[tuple[int, str]] = []
     for (level, heading, parts), (following, _, _) in itertools.pairwise([*sections, (0, "", [])]):
         heading, text = " ".join(heading.split()), "".join(parts).strip()
@@ -159,7 +155,5 @@ def _pdf(file: Path) -> Iterator[Located]:
     if any(map(str.strip, texts)):
         yield "1", {"title": " ".join(str(title).split()) or file.stem, "sections": [(0, "", texts)]}
     elif len(texts) == len(pages):
-        yield (
-            "1",
-            ValueError("no text in this PDF: if its pages are scanned, run text recognition (OCR) first; on_error=skip leaves it out"),
-        )
+        fix = "if its pages are scanned, run text recognition (OCR) first; on_error=skip leaves it out"
+        yield "1", ValueError(f"no text in this PDF: {fix}")

@@ -1,7 +1,5 @@
 """Reads the passages of a path: finds the source, reads its records, normalises, splits into windows."""
 
-from __future__ import annotations
-
 import importlib
 import itertools
 import unicodedata
@@ -13,11 +11,9 @@ from typing import Any
 from retrieval_actors.records import Passage
 from retrieval_actors.sources.data_files import DataError, data_files, records
 from retrieval_actors.sources.documents import Documents
-from retrieval_actors.sources.passage_lines import CaptionedPictures, MbeirCandidates, PassageLines
-from retrieval_actors.sources.picture_files import Pictures
+from retrieval_actors.sources.passage_lines import CaptionedPictures, MbeirCandidates, PassageLines, Pictures
 from retrieval_actors.sources.source import Source, word_windows
-from retrieval_actors.sources.spreadsheets import Spreadsheets
-from retrieval_actors.sources.tables import Tables
+from retrieval_actors.sources.tables import Spreadsheets, Tables
 from retrieval_actors.sources.wikipedia import Wikipedia
 
 SOURCES: dict[str, type[Source]] = {

@@ -1,18 +1,18 @@
 """The base class of sources: their data files, and the passages of each record. To add one: docs/05_knowledge_bases.md."""
 
-from __future__ import annotations
-
 import math
-from collections.abc import Callable, Iterable, Iterator
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from retrieval_actors.pictures import decode, read_picture
 from retrieval_actors.records import Passage
-from retrieval_actors.sources.data_files import DataError, Located, data_files, records
+from retrieval_actors.sources.data_files import DataError, Located, data_files, ending_of, is_hidden, records
 
 Item = TypeVar("Item")
+FILES_IN_A_PART = 64
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,48 @@ class Source:
     def passages(self, record: Any, file: Path, default_id: str) -> Iterable[Passage]:
         """The passages of one record, none to leave it out. `default_id`: for a record without an id. Raises ValueError or OSError, one line."""
         raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class FolderFiles(Source):
+    """SOURCE is one file, or a folder in which the files of some endings are read, those of all folders below it too."""
+
+    endings: ClassVar[tuple[str, ...]]
+
+    def parts(self, path: Path) -> list[list[Path]]:
+        """The files in order. Raises DataError if there are none."""
+        if not path.is_dir():
+            return [[path]]
+        if not (files := sort_out(path, self.endings)[0]):
+            raise DataError(f"{path}: no file {', '.join(self.endings)} in this folder; expected {self.form}")
+        return [files[start : start + FILES_IN_A_PART] for start in range(0, len(files), FILES_IN_A_PART)]
+
+    def left_out(self, path: Path) -> list[tuple[str, str]]:
+        return sort_out(path, self.endings)[1] if path.is_dir() else []
+
+
+def sort_out(folder: Path, endings: Sequence[str]) -> tuple[list[Path], list[tuple[str, str]]]:
+    """The files with one of the endings, in order, and (path, reason) of all else; a hidden folder counts once. Raises DataError."""
+
+    def refuse(error: OSError) -> None:
+        raise DataError(f"{error.filename}: cannot be read ({error.strerror})")
+
+    files, left_out = [], []
+    for place, folders, names in os.walk(folder, onerror=refuse):
+        unread = [name for name in folders if is_hidden(name) or Path(place, name).is_symlink()]
+        folders[:] = [name for name in folders if name not in unread]
+        for path in (Path(place, name) for name in (*unread, *names)):
+            if is_hidden(path.name):
+                reason = "hidden"
+            elif not path.is_file():
+                reason = "a link to a folder" if path.is_dir() else "no regular file"
+            elif ending_of(path) not in endings:
+                reason = f"not one of {', '.join(endings)}"
+            else:
+                files.append(path)
+                continue
+            left_out.append((str(path.relative_to(folder)), reason))
+    return sorted(files), sorted(left_out)
 
 
 def text_of(entry: dict[str, Any], key: str, default: str | None = None) -> str:

@@ -1,7 +1,5 @@
 """Wikipedia as `wikiextractor --json` writes it: folders AA, AB, ... of files wiki_00, ..., packed or not; a page on each line."""
 
-from __future__ import annotations
-
 import html
 import itertools
 import re

@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from learner.collapse import CollapseConfig, signs
-from learner.kb_entropy import kb_entropies
+from learner.collapse import CollapseConfig, kb_entropies, signs
 from rewards.scored_summary import Route, ScoredSummary
 
 CONFIG = CollapseConfig()

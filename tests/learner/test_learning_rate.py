@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from learner.config import LearnerConfig
-from learner.learning_rate import LR_FLOOR, learning_rate
+from learner.learner_group import LR_FLOOR, learning_rate
 
 DECAYING = st.builds(
     lambda schedule, warmup, more: LearnerConfig(

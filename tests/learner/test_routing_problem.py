@@ -17,9 +17,8 @@ import torch
 from local_rows import dealt_rows
 from table_policy import logprobs_of
 
-from learner.collapse import CollapseConfig, signs
+from learner.collapse import CollapseConfig, kb_entropies, signs
 from learner.config import LearnerConfig
-from learner.kb_entropy import kb_entropies
 from learner.objective.advantages import turn_advantages
 from learner.objective.losses import Tokens, loss_of
 from learner.objective.sibling_packing import pack

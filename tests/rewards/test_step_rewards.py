@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scored_episode import CAPITAL, PEOPLE, QUESTION, RETRIEVERS, plan, said, same, turn
 from scored_episode import episode as whole_episode
 
-from experiments.datasets.recorded_steps import read_recorded_steps
+from experiments.datasets.paper_sets import read_recorded_steps
 from retrieval_actors.records import Passage
 from rewards.actor import count_routes, score_trajectory, texts_to_compare
 from rewards.config import RewardConfig

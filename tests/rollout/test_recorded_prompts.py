@@ -17,7 +17,7 @@ from scripted import Card, Script
 
 from experiments.cold_start import demonstration
 from experiments.config import RunConfigError, load_config
-from experiments.datasets.recorded_steps import read_recorded_steps
+from experiments.datasets.paper_sets import read_recorded_steps
 from experiments.worlds.cold_start_training import encode
 from experiments.worlds.teacher import demonstrations
 from retrieval_actors.records import Passage

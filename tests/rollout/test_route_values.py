@@ -268,6 +268,6 @@ def test_turns_that_nothing_judges_have_no_siblings(fresh_policy):
 
     assert widths() == {"plan": {1}, "answer": {1}, "final": {3}}
     assert widths("reward.terms.format=0.1") == {"plan": {2}, "answer": {3}, "final": {3}}
-    assert widths("reward.terms.route_regret.plan=1", "reward.terms.step=1") == {"plan": {2}, "answer": {1}, "final": {3}}
+    assert widths("reward.terms.route_regret=1", "reward.terms.step=1") == {"plan": {2}, "answer": {1}, "final": {3}}
     known = replace(QUESTION, gold_steps=(GoldStep(CAPITAL, "text", "Tasla"), GoldStep(RIVER, "text", "Arun")))
     assert widths(question=known) == {"plan": {2}, "answer": {3}, "final": {3}}

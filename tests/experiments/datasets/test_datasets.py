@@ -13,7 +13,7 @@ import pytest
 from experiments.cold_start import demonstration, recorded_demonstrations, training_turns
 from experiments.config import DataConfig, EvaluationConfig, RunConfigError
 from experiments.datasets import load_dataset
-from experiments.datasets.recorded_steps import read_recorded_steps
+from experiments.datasets.paper_sets import read_recorded_steps
 from experiments.datasets.two_wiki import read_two_wiki
 from experiments.train import check
 from retrieval_actors.actors.start_actors import start_retrieval

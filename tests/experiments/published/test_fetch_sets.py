@@ -25,7 +25,7 @@ from experiments import fetch
 from experiments.config import DataConfig, EvaluationConfig
 from experiments.datasets import load_dataset
 from experiments.published import download
-from experiments.published.published_sets import TABLE
+from experiments.published.fetch_set import TABLE
 from retrieval_actors.sources.read_passages import read_source
 
 FAR = "http://127.0.0.1:9"  # a closed port

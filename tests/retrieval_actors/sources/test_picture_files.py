@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from retrieval_actors.sources.data_files import DataError
-from retrieval_actors.sources.picture_files import Pictures
+from retrieval_actors.sources.passage_lines import Pictures
 from retrieval_actors.sources.read_passages import Reading, find_source, read_source
 
 

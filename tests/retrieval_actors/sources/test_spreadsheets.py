@@ -15,7 +15,7 @@ import pytest
 
 from retrieval_actors.sources.data_files import DataError, read_records
 from retrieval_actors.sources.read_passages import Reading, find_source, read_source
-from retrieval_actors.sources.spreadsheets import Spreadsheets
+from retrieval_actors.sources.tables import Spreadsheets
 
 FILMS = [
     ["film", "year", "shown", "rating", None],
