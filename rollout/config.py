@@ -77,7 +77,8 @@ class RolloutConfig:
     enough: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Once this share of an iteration's questions is finished, the others (stragglers) are moved to the next iteration; 1: none are."""
     straggler_s: NonNegativeFloat = 0.0
-    """Seconds after which stragglers are moved; 0: never. A question is moved at most twice, so that long episodes are learned from, too."""
+    """Seconds after which stragglers are moved; 0: never. A question is moved at most twice, so that long episodes are learned from, too;
+    with `learner.too_old=wait` until its tokens would be too old."""
     partial: bool = False
     """Stragglers go on in the next iteration with its weights, from the last token that they have (partial rollouts); else they begin again."""
     threads: PositiveInt = 1
