@@ -149,7 +149,7 @@ def test_a_response_of_two_versions_is_corrected_token_by_token(seed):
     weights = (old + new).exp()  # of every pair of words: how often the two versions draw it
     first, second = torch.log_softmax(firsts, -1), torch.log_softmax(seconds, -1)
     objective = -(first.exp() * (new.exp() * advantages).sum(1)).sum() - (old.exp() * second.exp() * advantages).sum()
-    expected = torch.autograd.grad(objective, (firsts, seconds))
+    expected = torch.autograd.grad(objective, (firsts, seconds), retain_graph=True)
 
     def found(recorded: torch.Tensor) -> tuple[torch.Tensor, ...]:
         flat = [torch.stack(pair).flatten() for pair in ((first[:, None].expand(WORDS, WORDS), second), (recorded, new))]

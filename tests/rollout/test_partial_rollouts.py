@@ -8,8 +8,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from scripted import Library
 from test_worker import hand_over
 
@@ -17,7 +15,8 @@ from experiments.worlds.teacher import demonstrations
 from learner.question_ledger import ShuffledQuestions
 from learner.step_grpo import StepGRPO
 from rollout.config import RolloutConfig
-from rollout.engines.base import Request, Sampling, generate
+from rollout.engines.base import Request, Sampling
+from rollout.engines.key_value_cache import bucket_length
 from rollout.engines.transformers_engine import TransformersEngine
 from rollout.policies import load_policy
 from rollout.records import Question, Turn
@@ -38,8 +37,8 @@ def folder(fresh_policy, tmp_path_factory):
 def requests(fresh_policy) -> list[Request]:
     """With pictures and without, groups of one to eleven, four samplings."""
     turns = list(itertools.islice(demonstrations(23), 120))
-    turns = [turn for turn in turns if turn.image][:4] + [turn for turn in turns if not turn.image][:8]
-    sizes = itertools.cycle((8, 1, 3, 11))
+    pairs = zip([turn for turn in turns if turn.image][:4], [turn for turn in turns if not turn.image][:4], strict=True)
+    turns, sizes = [turn for pair in pairs for turn in pair], itertools.cycle((8, 3, 1, 11, 5))
     return [
         Request(fresh_policy.encode(turn.message, turn.image), turn.image, next(sizes), seed, SAMPLINGS[seed % 4])
         for seed, turn in enumerate(turns)
@@ -73,6 +72,11 @@ def run(engine, requests, weights=(), after=()):
     return found
 
 
+@pytest.fixture(scope="module")
+def in_one_go(folder, weights, requests):
+    return run(begin(folder, weights, partial=False), requests)
+
+
 @pytest.mark.parametrize("limits", [{"slots": 256}, {"slots": 20, "batch_tokens": 2500}])
 def test_each_token_has_the_log_prob_of_the_version_that_it_names(folder, weights, requests, limits):
     engine = begin(folder, weights, **limits)
@@ -93,37 +97,34 @@ def test_each_token_has_the_log_prob_of_the_version_that_it_names(folder, weight
             np.testing.assert_allclose(response.logprobs[of_token == version], expected[of_token == version], atol=2e-4)
 
 
-@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(after=st.lists(st.integers(0, 3), min_size=1, max_size=3), slots=st.integers(1, 40))
-def test_an_update_to_the_same_weights_changes_no_token_wherever_it_falls(folder, weights, requests, after, slots):
-    some = requests[2:7]
-    expected = run(begin(folder, weights), some)
-    found = run(begin(folder, weights, slots=slots), some, [weights[0]] * 4, after)
-    assert found.keys() == expected.keys()
+@pytest.mark.parametrize(("slots", "after"), [(3, (0, 2, 1)), (16, (1, 0)), (40, (1, 1, 1))])
+def test_an_update_to_the_same_weights_changes_no_token_wherever_it_falls(folder, weights, requests, in_one_go, slots, after):
+    found = run(begin(folder, weights, slots=slots), requests[:4], [weights[0]] * 4, after)
+    assert found.keys() == {key for key in in_one_go if key[0] < 4}
     for key, response in found.items():
-        assert response.ids.tolist() == expected[key].ids.tolist()
-        assert response.finish_reason == expected[key].finish_reason
-        np.testing.assert_allclose(response.logprobs, expected[key].logprobs, atol=1e-4)
-        assert (response.allowed is None) == (expected[key].allowed is None)
+        assert response.ids.tolist() == in_one_go[key].ids.tolist()
+        assert response.finish_reason == in_one_go[key].finish_reason
+        np.testing.assert_allclose(response.logprobs, in_one_go[key].logprobs, atol=1e-4)
+        assert (response.allowed is None) == (in_one_go[key].allowed is None)
         if response.allowed:
-            assert response.allowed.sizes.tolist() == expected[key].allowed.sizes.tolist()
+            assert response.allowed.sizes.tolist() == in_one_go[key].allowed.sizes.tolist()
 
 
-def test_without_an_update_partial_rollouts_change_no_bit_and_without_partial_rollouts_nothing_is_kept(folder, weights, requests):
-    expected = run(begin(folder, weights, partial=False), requests)
+def test_without_an_update_partial_rollouts_change_no_bit_and_without_partial_rollouts_nothing_is_kept(
+    folder, weights, requests, in_one_go
+):
     for key, response in run(begin(folder, weights), requests).items():
-        assert response.ids.tolist() == expected[key].ids.tolist()
-        assert response.logprobs.tobytes() == expected[key].logprobs.tobytes()
+        assert response.ids.tolist() == in_one_go[key].ids.tolist()
+        assert response.logprobs.tobytes() == in_one_go[key].logprobs.tobytes()
         assert response.earlier == ()
-    again = run(begin(folder, weights, partial=False), requests, weights, after=(2,))
-    fresh = begin(folder, [weights[1]], partial=False)
-    for number, request in enumerate(requests):
-        for sibling, response in enumerate(generate(fresh, [request])[0]):
-            found = again[number, sibling]
-            assert found.earlier == ()
-            if found.policy_version == 1:
-                assert found.ids.tolist() == response.ids.tolist()
-                assert found.logprobs.tobytes() == response.logprobs.tobytes()
+    again = run(begin(folder, weights, partial=False), requests[:4], weights, after=(1,))
+    begun_again = run(begin(folder, [weights[1]], partial=False), requests[:4])
+    assert any(response.policy_version == 1 for response in again.values())
+    for key, response in again.items():
+        expected = begun_again[key] if response.policy_version else in_one_go[key]
+        assert response.earlier == ()
+        assert response.ids.tolist() == expected.ids.tolist()
+        assert response.logprobs.tobytes() == expected.logprobs.tobytes()
 
 
 def test_what_was_kept_can_be_aborted_and_is_kept_after_an_exception(folder, weights, requests):
@@ -144,10 +145,11 @@ def test_what_was_kept_can_be_aborted_and_is_kept_after_an_exception(folder, wei
 
 
 def test_a_prompt_that_would_not_fit_with_its_response_is_refused_at_once(folder, weights, requests):
-    long = replace(requests[4], siblings=1, sampling=Sampling(max_new_tokens=100))
-    assert begin(folder, weights, partial=False, batch_tokens=1100).submit(long)
-    with pytest.raises(ValueError, match=r"more than rollout.batch_tokens=1100; raise it"):
-        begin(folder, weights, batch_tokens=1100).submit(long)
+    long = replace(requests[1], sampling=Sampling(max_new_tokens=112))
+    enough = bucket_length(len(long.prompt_ids)) + 8 * 112
+    assert begin(folder, weights, partial=False, batch_tokens=enough).submit(long)
+    with pytest.raises(ValueError, match=f"more than rollout.batch_tokens={enough}; raise it"):
+        begin(folder, weights, batch_tokens=enough).submit(long)
 
 
 def worker_of(folder, **settings):
