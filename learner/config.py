@@ -74,6 +74,10 @@ class LearnerConfig:
     """`mask`: tokens whose q is below are not learned from."""
     sampler_high: Annotated[float, Field(ge=1)] = 2.0
     """`truncate`: q is at most this. `mask`: tokens whose q is above are not learned from (IcePop's paper: 5)."""
+    max_staleness: NonNegativeInt = 0
+    """`rollout.partial`: most updates between the sampling of a token and learning from it (at least `train.overlap` + 1); 0: no bound."""
+    too_old: Literal["drop", "wait"] = "drop"
+    """`max_staleness`: do not learn from turns with an older token (`drop`), or let the rollout `wait` for stragglers before they are too old."""
     overlong: Literal["keep", "mask"] = "keep"
     """Turns cut off at the token limit: `keep` them, or `mask` them in the loss (DAPO)."""
     updates_per_iteration: PositiveInt = 1
@@ -180,14 +184,25 @@ def check_rollout(learner: LearnerConfig, rollout: RolloutConfig) -> None:
         raise ValueError(f"learner.ratio=sequence needs whole episodes (rollout.mode={mode} samples siblings); expected rollout.mode=chain")
 
 
-def check_overlap(overlap: int, learner: LearnerConfig) -> None:
-    """Raises ValueError for an overlap without the correction that it needs (`learner.sampler_correction`, or `surrogate=dppo`)."""
+def check_overlap(overlap: int, learner: LearnerConfig, rollout: RolloutConfig) -> None:
+    """Raises ValueError for an overlap or partial rollouts without the correction that they need (`learner.sampler_correction`, or
+    `surrogate=dppo`), and for partial rollouts that cannot be."""
     if overlap not in (0, 1):
         raise ValueError(f"train.overlap is {overlap}; it must be 0 (a batch is sampled with the newest weights) or 1 (one version older)")
-    if overlap and learner.sampler_correction == "none" and learner.surrogate != "dppo":
-        why = "turns are sampled one policy version before they are learned from, which has to be corrected for"
+    if (overlap or rollout.partial) and learner.sampler_correction == "none" and learner.surrogate != "dppo":
+        found = "train.overlap is 1" if overlap else "rollout.partial is true"
+        why = "turns are sampled by an older policy version than the one that learns from them, which has to be corrected for"
         expected = "learner.sampler_correction=truncate or mask, or learner.surrogate=dppo"
-        raise ValueError(f"train.overlap is 1 with learner.sampler_correction=none: {why}; expected {expected}")
+        raise ValueError(f"{found} with learner.sampler_correction=none: {why}; expected {expected}")
+    if learner.max_staleness and not (rollout.partial and learner.max_staleness > overlap):
+        found = f"learner.max_staleness is {learner.max_staleness} with rollout.partial={str(rollout.partial).lower()}"
+        raise ValueError(f"{found}; expected 0 without partial rollouts, at least train.overlap + 1 = {overlap + 1} with them")
+    if rollout.partial and rollout.engine == "vllm":
+        why = "it begins responses again when the weights change"
+        raise ValueError(f"rollout.partial is true with rollout.engine=vllm: {why}; expected false, or rollout.engine=transformers")
+    if rollout.partial and rollout.enough == 1 and not rollout.straggler_s:
+        why = "every question is waited for, so no response is under way when the weights change"
+        raise ValueError(f"rollout.partial is true with rollout.enough=1: {why}; expected less, such as 0.9, or rollout.straggler_s")
 
 
 def check_shares(learner: LearnerConfig, mode: str, questions: int, max_steps: int) -> None:

@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 
 from learner.collapse import kb_entropies
+from learner.config import LearnerConfig
 from learner.deadline import results
+from learner.objective.advantages import too_old
 from learner.objective.losses import MAXIMA
 from learner.question_ledger import AskedQuestion
 from learner.reward_calls import ScoredTurns
@@ -148,9 +150,17 @@ def rollout_metrics(summaries: Sequence[TrajectorySummary]) -> dict[str, float]:
     }
 
 
-def staleness(scored: ScoredSummary, version: int) -> dict[str, float]:
-    ages = version - scored.policy_version.astype(int) if len(scored) else np.zeros(1)
-    return {"staleness": float(ages.mean()), "staleness_max": float(ages.max())}
+def staleness(scored: ScoredSummary, config: LearnerConfig, version: int) -> dict[str, float]:
+    """How many updates before `version`, which learns from it, a token was sampled: mean and maximum; the share of `older_tokens`, which older
+    weights sampled than the newest of the batch; the number of `too_old_turns`."""
+    tokens = scored.versions or {version: 1}
+    total, newest = max(1, sum(tokens.values())), max(tokens)
+    return {
+        "staleness": sum((version - v) * n for v, n in tokens.items()) / total,
+        "staleness_max": float(version - min(tokens)),
+        "older_tokens": sum(n for v, n in tokens.items() if v < newest) / total,
+        "too_old_turns": float(too_old(scored, config, version).sum()),
+    }
 
 
 def reward_metrics(scored: ScoredSummary) -> dict[str, float]:

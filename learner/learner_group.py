@@ -84,7 +84,7 @@ class LearnerGroup(Checkpointable):
         begin, version = time.perf_counter(), self.policy_version
         turns = turns if isinstance(turns, ScoredTurns) else ScoredTurns.put(turns)
         scored = turns.summary
-        advantages, lr = turn_advantages(scored, self.config), learning_rate(self.config, version)
+        advantages, lr = turn_advantages(scored, self.config, version), learning_rate(self.config, version)
         mini_batches, credit = deal(scored, advantages, self.config, version)
         plans: list[list[PlannedMiniBatch]] = [[] for _ in self.ranks]
         for rows in mini_batches:

@@ -16,6 +16,8 @@ from rollout.records import Trajectory, repeats_of
 from rollout.roll_out import WorkReport
 from rollout.trajectory_summary import TrajectorySummary
 
+NOWHERE = -1
+
 
 @dataclass(frozen=True)
 class RolledOut:
@@ -40,7 +42,8 @@ class Chunk:
     number: int
     places: list[int]
     losses: int = 0  # workers in a row that died while they sampled it, without finishing a question
-    given: list[int] = field(default_factory=list)  # those of `places` that were unfinished when its worker got it
+    given: list[int] = field(default_factory=list)
+    """Those of `places` that were unfinished when its worker got it; `NOWHERE`: a question of an earlier batch that is not in this one."""
 
 
 @dataclass
@@ -58,15 +61,25 @@ class RolloutBatch:
 
     def __post_init__(self) -> None:
         self.repeats = repeats_of(self.questions)
-        places, starts = list(range(len(self.questions))), range(0, len(self.questions), self.chunk_size)
-        self.chunks = [Chunk(number, places[i : i + self.chunk_size]) for number, i in enumerate(starts)]
-        self.waiting = deque(self.chunks)
+        self.carry_on([])
         self.found: dict[int, RolledOut] = {}  # place of a question -> its trajectories
         self.reports: list[WorkReport] = []
         self._waits_for_all = self.enough >= 1 and not self.straggler_s
         self.slice_s = 5.0 if self._waits_for_all else 0.5  # after it workers return what is finished, so that it outlives them
         self._complete: list[Chunk] = []
         self._began = time.monotonic()
+
+    def carry_on(self, held: Sequence[Sequence[Any]]) -> list[Chunk]:
+        """Cut the questions into chunks. `held`: the questions that each of some workers has since an earlier batch (None: has finished);
+        they are the first chunks, which are returned and do not wait."""
+        places = {id(question): place for place, question in enumerate(self.questions)}
+        given = [[places.pop(id(question), NOWHERE) for question in questions] for questions in held]
+        carried = [Chunk(number, [place for place in part if place != NOWHERE], given=part) for number, part in enumerate(given)]
+        rest = sorted(set(range(len(self.questions))) - {place for part in given for place in part})
+        parts = [rest[i : i + self.chunk_size] for i in range(0, len(rest), self.chunk_size)]
+        self.waiting = deque(Chunk(len(carried) + number, part) for number, part in enumerate(parts))
+        self.chunks = [*carried, *self.waiting]
+        return carried
 
     def left(self, chunk: Chunk) -> list[int]:
         return [place for place in chunk.places if place not in self.found]
@@ -75,7 +88,8 @@ class RolloutBatch:
         """Add what a worker has finished: (place in `chunk.given`, summaries); `ref`: the list of all these trajectories."""
         first = 0
         for place, summaries in finished:
-            self.found[chunk.given[place]] = RolledOut(summaries, ref, first)
+            if chunk.given[place] != NOWHERE:
+                self.found[chunk.given[place]] = RolledOut(summaries, ref, first)
             first += len(summaries)
         if not self.left(chunk):
             self._complete.append(chunk)

@@ -40,13 +40,15 @@ def garbage_collector_paused() -> Iterator[None]:
 class RolloutWorkers:
     """The workers of an RLlib `EnvRunnerGroup`: they turn questions into trajectories."""
 
-    def __init__(self, env_runner_group: Any, chunk: int, deadline_s: float):
+    def __init__(self, env_runner_group: Any, chunk: int, deadline_s: float, partial: bool = False):
         # Only RLlib's register of workers is used: its own calls hide the errors of workers, or wait for all of them.
         self._register = env_runner_group._worker_manager
-        self.chunk, self.deadline_s = chunk, deadline_s
+        self.chunk, self.deadline_s, self.partial = chunk, deadline_s, partial
         self.version, self.requeued_chunks = -1, 0
         self.alive: set[int] = set()  # workers that hold `version`
         self.sampling: dict[ray.ObjectRef, tuple[int, Chunk, ray.ObjectRef]] = {}  # call -> worker, chunk, reference to the trajectories
+        self.held: list[tuple[ray.ObjectRef, int, ray.ObjectRef, list[Any]]] = []
+        """`rollout.partial`: of the last batch, call, worker, reference and questions (None: finished) that a worker was at when it was over."""
         self.losses: list[LostWorker] = []
         self.transfer = WeightTransfer(lambda: self.handles)
         self.republish: Callable[[], Iterable[PublishedBucket]] | None = None  # for when all workers that got the broadcast are lost
@@ -73,6 +75,8 @@ class RolloutWorkers:
         deadline_s = deadline_s or self.deadline_s
         end = time.monotonic() + deadline_s
         receivers = [worker for worker in self.handles if self._register.is_actor_healthy(worker)] or list(self.handles)
+        if self.version < 0:  # after a measurement or a restored checkpoint nothing goes on
+            self.held = []
         self.version, self.alive, self._joining, self._ask_again_at = version, set(), {}, {}
         self.transfer.begin(version)
         for number, bucket in enumerate(buckets):
@@ -99,7 +103,10 @@ class RolloutWorkers:
     def work(self, batch: RolloutBatch) -> Iterator[tuple[int, list[RolledOut]]]:
         """Roll out the batch; yield (number, trajectories) of each chunk as soon as it is finished. Raises what a worker raised; RuntimeError if
         one chunk kills worker after worker; `DeadlineError` if no worker answers in time."""
-        self.sampling = {}
+        self.sampling, held, self.held = {}, [each for each in self.held if each[1] in self.alive], []
+        for (call, worker, ref, _), chunk in zip(held, batch.carry_on([questions for *_, questions in held]), strict=True):
+            if chunk.places:
+                self.sampling[call] = worker, chunk, ref
         self._ask_again_at = dict.fromkeys(set(self.handles) - self.alive - set(self._joining.values()), 0.0)
         progress, reports = time.monotonic(), 0
         while not batch.over:
@@ -117,6 +124,10 @@ class RolloutWorkers:
                 missing = f"{len(batch.unfinished())} of {len(batch.questions)} questions are missing"
                 alive = f"workers {sorted(self.alive)} of {sorted(self.handles)} are alive"
                 raise DeadlineError(f"waited {self.deadline_s:g} s to hear from a rollout worker: {missing}, {alive}")
+        if self.partial:
+            asked = {place: batch.questions[place] for place in batch.unfinished()}
+            calls = self.sampling.items()
+            self.held = [(call, worker, ref, [asked.get(place) for place in chunk.given]) for call, (worker, chunk, ref) in calls]
         yield from batch.hand_out(rest=True)
 
     def _assign_chunks(self, batch: RolloutBatch) -> None:
@@ -149,7 +160,7 @@ class RolloutWorkers:
         batch.reports.append(report)
         batch.take_in(chunk, report.finished, ref)
         chunk.losses = 0 if report.finished else chunk.losses
-        if report.unfinished and not batch.over:
+        if report.unfinished and batch.left(chunk) and (self.partial or not batch.over):
             call, ref = self.handles[worker].go_on.remote(self.version, batch.slice_s)
             self.sampling[call] = worker, chunk, ref
 

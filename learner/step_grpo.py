@@ -45,7 +45,8 @@ class StepGRPO(Algorithm):
         assert self.config.data is not None  # validated
         self.data = copy.deepcopy(self.config.data)
         self.questions = QuestionLedger(self.data)
-        self.workers = RolloutWorkers(self.env_runner_group, self.config.questions_per_chunk, self.config.deadline_s)
+        chunk, partial = self.config.questions_per_chunk, self.config.rollout.partial
+        self.workers = RolloutWorkers(self.env_runner_group, chunk, self.config.deadline_s, partial)
         collective = self.config.learner.transport == "collective"
         self._broadcast = WeightBroadcast(self.learner_group.senders, self.config.deadline_s) if collective else None
         if not self.config.overlap:  # during an overlapping update the learner's weights are no longer those of this version
@@ -84,13 +85,15 @@ class StepGRPO(Algorithm):
         """Roll out and score the questions that version `learned_at` will learn from, with the version that workers hold. Questions without
         variance are replaced by others (dynamic sampling: DAPO, arXiv 2503.14476, section 3.2). Raises `AccountError`; `RolloutsLostError`."""
         data, rollout, learner = IterationData(), self.config.rollout, self.config.learner
+        waits = learner.max_staleness and learner.too_old == "wait"
+        moves = learner.max_staleness - self.config.overlap if waits else CUT_OFF_AT_MOST  # of a straggler; then it is waited for
         for attempt in range(1 + learner.resample_limit):
-            wanted = self.config.questions_per_iteration - len(questions_with_variance(data.turns.summary, learner))
+            wanted = self.config.questions_per_iteration - len(questions_with_variance(data.turns.summary, learner, learned_at))
             if wanted <= 0:
                 break
             asked = self.questions.take(wanted)
             seed = derive_seed(self.config.sampling_seed, learned_at, *[attempt] * bool(attempt))
-            waited_for = [place for place, entry in enumerate(asked) if entry.cut_off >= CUT_OFF_AT_MOST]
+            waited_for = [place for place, entry in enumerate(asked) if entry.cut_off >= moves]
             stragglers = rollout.enough, rollout.straggler_s, waited_for
             batch = RolloutBatch([entry.question for entry in asked], self.workers.chunk, seed, None, *stragglers)
             rewards = RewardCalls(self.config.reward_actors, self.config.deadline_s, learner.normalisation == "components")
@@ -169,9 +172,10 @@ class StepGRPO(Algorithm):
         losses = self.workers.losses
         counts = {"lost_workers": len(losses), "lost_in_transfer": sum(bool(lost.bucket) for lost in losses)}
         counts |= {"requeued_chunks": self.workers.requeued_chunks, "asked_again": self.questions.asked_again}
+        ages = staleness(data.turns.summary, self.config.learner, version)
         (seconds, driver), (learning, learner) = self._driver.take(), self._learner.take()
         found = {
-            "rollout": rollout_metrics(data.summaries) | data.counts() | staleness(data.turns.summary, version) | counts,
+            "rollout": rollout_metrics(data.summaries) | data.counts() | ages | counts,
             "workers": worker_metrics(reports),
             "reward": reward_metrics(data.turns.summary),
             "learner": learned,

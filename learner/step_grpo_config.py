@@ -71,7 +71,7 @@ class StepGRPOConfig(AlgorithmConfig):
         if self.retriever is None and self.rollout.mode != "offline":
             raise ValueError(f"StepGRPOConfig.retriever is not set: rollout.mode={self.rollout.mode} searches; pass one, or use offline")
         check_rollout(self.learner, self.rollout)
-        check_overlap(self.overlap, self.learner)
+        check_overlap(self.overlap, self.learner, self.rollout)
         if self.num_env_runners < 1 and not self.in_evaluation:
             raise ValueError(f"num_env_runners is {self.num_env_runners}; at least 1 rollout worker is needed")
 

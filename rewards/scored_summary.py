@@ -29,8 +29,8 @@ class ScoredSummary:
     """Scored turns, with tables of their states and episodes. Integers have the smallest type that fits: many are sent.
     (states,): state_keys, bytes; prompt_tokens, the length of the prompt; image_keys, bytes, empty for none. (episodes,): ids in the order of
     their first turns, the ids of their questions, and outcomes, float64, NaN for none. (turns,): places in the tables of states and episodes, and
-    in `KINDS`; the length of the response, and whether it ended at its limit; the version that sampled it; the reward, float64, and the part of it
-    that naming the knowledge base earned, NaN where all tokens have the same credit.
+    in `KINDS`; the length of the response, and whether it ended at its limit; the version that sampled its first token; the reward, float64, and
+    the part of it that naming the knowledge base earned, NaN where all tokens have the same credit.
     For the exact gradient over routes: name_tokens, from the name of the knowledge base to the end, 0 where the rewards of the routes are unknown;
     prefixes, 1, 2, ..., equal where all before the name is, 0 where all routes earn the same; route_tokens, input tokens of the other names;
     best_routes, the number of the knowledge base that earns most, from 1; 0 like prefixes."""
@@ -56,6 +56,7 @@ class ScoredSummary:
     components: Mapping[str, tuple[float, int]] = field(default_factory=dict)  # name -> sum over the turns that have it, and their number
     parts: tuple[Mapping[str, float], ...] = ()  # of each turn: the parts that add up to its reward; empty without `with_parts`
     routes: Mapping[Route, int] = field(default_factory=dict)  # of all plan turns that ask, judged or not -> their number
+    versions: Mapping[int, int] = field(default_factory=dict)  # policy version -> number of tokens that it sampled
 
     @classmethod
     def of(cls, turns: Sequence[ScoredTurn], with_parts: bool = True) -> ScoredSummary:
@@ -85,7 +86,7 @@ class ScoredSummary:
             kind=smallest_integers([KINDS.index(turn.turn.kind) for turn in turns]),
             tokens=smallest_integers([len(turn.turn.response_ids) for turn in turns]),
             cut_off=np.array([turn.turn.finish_reason == "length" for turn in turns], bool),
-            policy_version=smallest_integers([turn.turn.policy_version for turn in turns]),
+            policy_version=smallest_integers([turn.turn.versions[0][0] for turn in turns]),
             rewards=np.array([turn.reward.total for turn in turns], np.float64),
             of_routes=np.array([np.nan if turn.reward.route is None else turn.reward.route for turn in turns], np.float64),
             name_tokens=smallest_integers([len(found.ids[found.sampled]) if found else 0 for found in routes]),
@@ -97,6 +98,7 @@ class ScoredSummary:
             outcomes=np.array([outcomes.get(place, np.nan) for place in range(len(episodes))], np.float64),
             components={name: (sum(values), len(values)) for name, values in components.items()},
             parts=tuple(turn.reward.parts or {"total": turn.reward.total} for turn in turns) if with_parts else (),
+            versions=sum((Counter(dict(turn.turn.versions)) for turn in turns), Counter[int]()),
         )
 
     @classmethod
@@ -118,9 +120,6 @@ class ScoredSummary:
         for name, (total, count) in [entry for summary in summaries for entry in summary.components.items()]:
             before = components.get(name, (0.0, 0))
             components[name] = before[0] + total, before[1] + count
-        routes: Counter[Route] = Counter()
-        for summary in summaries:
-            routes.update(summary.routes)
         return cls(
             **columns,
             episodes=tuple(name for summary in summaries for name in summary.episodes),
@@ -132,7 +131,8 @@ class ScoredSummary:
             ),
             components=components,
             parts=tuple(part for summary in summaries for part in summary.parts),
-            routes=routes,
+            routes=sum((Counter(summary.routes) for summary in summaries), Counter[Route]()),
+            versions=sum((Counter(summary.versions) for summary in summaries), Counter[int]()),
         )
 
     def __len__(self) -> int:

@@ -83,11 +83,14 @@ class RolloutConfig:
     need_calibration: str = ""
     """Set by `reward.need_calibration`."""
     episode_s: NonNegativeFloat = 0.0
-    """Seconds after which an episode fails, counted from when its worker got it; 0: never."""
+    """Seconds after which an episode fails, counted from when its worker got it (with `partial` also between two iterations); 0: never."""
     enough: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Once this share of an iteration's questions is finished, the others (stragglers) are moved to the next iteration; 1: none are."""
     straggler_s: NonNegativeFloat = 0.0
-    """Seconds after which stragglers are moved; 0: never. A question is moved at most twice, so that long episodes are learned from, too."""
+    """Seconds after which stragglers are moved; 0: never. A question is moved at most twice, so that long episodes are learned from, too;
+    with `learner.too_old=wait` until its tokens would be too old."""
+    partial: bool = False
+    """Stragglers go on in the next iteration with its weights, from the last token that they have (partial rollouts); else they begin again."""
     threads: PositiveInt = 1
     """CPU threads of one rollout worker."""
     resource: str = ""

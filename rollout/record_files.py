@@ -74,6 +74,8 @@ def read_rollouts(folder: str | Path) -> tuple[list[Trajectory], list[ScoredTurn
             record = json.loads(data)
             if kind == "GoldStep" and "kb" in record:  # files from before several knowledge bases could be right
                 record["kbs"] = [record.pop("kb")]
+            if kind == "Turn":  # files from before responses could have tokens of several versions
+                record.setdefault("earlier", [])
             if record.keys() != hints[kind].keys():
                 raise ValueError(f"{file}: {kind} has the fields {list(record)}, expected {list(hints[kind])}; roll out again")
             found.append(RECORDS[kind](**{name: _restored(hints[kind][name], value, found) for name, value in record.items()}))

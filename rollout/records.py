@@ -115,6 +115,13 @@ class Turn:
     temperature: float = 1.0  # 1 for greedy responses. The learner divides its logits by it.
     allowed: AllowedTokens | None = None  # None: the whole vocabulary; at a temperature other than 1 without `Policy.banned_token_ids`
     routes: RouteNames | None = None  # None: it does not ask, or `rollout.record_routes` is off
+    earlier: tuple[tuple[int, int], ...] = ()
+    """(policy version, tokens): older versions that sampled its first tokens (`rollout.partial`); `policy_version` sampled the rest."""
+
+    @property
+    def versions(self) -> tuple[tuple[int, int], ...]:
+        """(policy version, tokens), in the order of the tokens: who sampled them."""
+        return *self.earlier, (self.policy_version, len(self.response_ids) - sum(tokens for _, tokens in self.earlier))
 
 
 @dataclass(frozen=True)

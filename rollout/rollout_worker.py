@@ -67,8 +67,10 @@ class RolloutWorker(Measures, EnvRunner, Checkpointable):
         self._inbox.take(number, Bucket(flat if flat.is_cuda else flat.numpy(), announced.manifest, announced.checksum))
 
     def use_weights(self, version: int, checksums: Sequence[int]) -> tuple[int, int]:
-        """Load these buckets; returns the version and the checksum of all. Raises `MissingWeightsError`; ValueError for other names or shapes."""
-        self._drop_run()
+        """Load these buckets; returns the version and the checksum of all. Unfinished questions are dropped, or wait for `go_on`
+        (`rollout.partial`). Raises `MissingWeightsError`; ValueError for other names or shapes."""
+        if not self.config.rollout.partial:
+            self._drop_run()
         with ended_with_its_engine():
             self.engine.update_weights(version, self._inbox.tensors(version, checksums))
         self.held = seal(version, checksums)

@@ -24,7 +24,7 @@ def check(config: TrainConfig) -> None:
     find_prompts(config.rollout.prompts)
     read_calibration(config.reward.need_calibration)
     check_rollout(config.learner, config.rollout)
-    check_overlap(config.train.overlap, config.learner)
+    check_overlap(config.train.overlap, config.learner, config.rollout)
     check_shares(config.learner, config.rollout.mode, config.train.questions_per_iteration, config.rollout.max_steps)
 
 

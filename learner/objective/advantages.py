@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -155,14 +156,21 @@ def mean_of_other_episodes(scored: ScoredSummary) -> np.ndarray:
 @dataclass(frozen=True)
 class TurnAdvantages:
     advantages: np.ndarray  # (turns,) float32: `step_weight` * step advantage + `episode_weight` * episode advantage
-    kept: np.ndarray  # (turns,) bool: whether it is learned from: one of its groups varies, and it is not masked (`learner.overlong=mask`)
+    kept: np.ndarray  # (turns,) bool: whether it is learned from: one of its groups varies, and it is not masked
     steps: GroupAdvantages
     episodes: GroupAdvantages
     names: np.ndarray  # (turns,) float32: of the tokens from a knowledge base's name on; as of the others, unless the reward is split
+    masked: np.ndarray  # (turns,) bool: cut off (`learner.overlong=mask`) or `too_old`
 
 
-def turn_advantages(turns: ScoredSummary | Sequence[ScoredTurn], config: LearnerConfig) -> TurnAdvantages:
-    """Advantages of all turns; those of an episode are in order. Raises `NotFiniteError`."""
+def too_old(scored: ScoredSummary, config: LearnerConfig, version: int) -> np.ndarray:
+    """(turns,) bool: whether a token was sampled more than `max_staleness` updates before `version`, which learns from it."""
+    bound = config.max_staleness or math.inf
+    return version - scored.policy_version.astype(int) > bound
+
+
+def turn_advantages(turns: ScoredSummary | Sequence[ScoredTurn], config: LearnerConfig, version: int = 0) -> TurnAdvantages:
+    """Advantages of all turns; those of an episode are in order. `version`: of the policy that learns. Raises `NotFiniteError`."""
     scored = turns if isinstance(turns, ScoredSummary) else ScoredSummary.of(turns)
     outcomes = scored.episode_outcomes()
     questions = [scored.questions[place] for place in outcomes]
@@ -186,14 +194,13 @@ def turn_advantages(turns: ScoredSummary | Sequence[ScoredTurn], config: Learner
         names[split] = config.step_weight * routes.advantages + config.episode_weight * of_episode[scored.episode[split]]
         if config.routes == "sampled":
             kept[split] |= routes.varied
-    if config.overlong == "mask":
-        kept = kept & ~scored.cut_off
+    masked = too_old(scored, config, version) | (scored.cut_off & (config.overlong == "mask"))
     if not np.isfinite(advantages).all():
         wrong = {f"advantage of turn {i} (question {question})": advantages[i] for i, question in enumerate(scored.question_of)}
         refuse_numbers(wrong, "advantages", "rewards are so large that comparing them overflows; scale them down (weights in reward)")
-    return TurnAdvantages(advantages, kept, steps, episodes, names)
+    return TurnAdvantages(advantages, kept & ~masked, steps, episodes, names, masked)
 
 
-def questions_with_variance(scored: ScoredSummary, config: LearnerConfig) -> set[str]:
+def questions_with_variance(scored: ScoredSummary, config: LearnerConfig, version: int = 0) -> set[str]:
     """Ids of the questions with a turn that is learned from (DAPO, Yu et al. 2025, arXiv 2503.14476, equation 11)."""
-    return {question for question, kept in zip(scored.question_of, turn_advantages(scored, config).kept, strict=True) if kept}
+    return {question for question, kept in zip(scored.question_of, turn_advantages(scored, config, version).kept, strict=True) if kept}

@@ -83,7 +83,7 @@ def credit_of(scored: ScoredSummary, advantages: TurnAdvantages, config: Learner
     that are equal up to the name one is packed, with the weights of all. What is not learned of a turn is not in the denominator either."""
     learned = advantages.kept & (scored.tokens > 0)
     by_routes = (scored.name_tokens > 0) & (config.routes == "all")
-    routed = by_routes & (scored.prefixes > 0) & ~(scored.cut_off & (config.overlong == "mask"))
+    routed = by_routes & (scored.prefixes > 0) & ~advantages.masked
     counted, weights, shares = np.flatnonzero(learned | routed), *np.zeros((2, len(scored)))
     weights[counted], shares[counted] = token_weights(scored, counted, config.aggregation, config.constant_tokens)
     only_names = routed & ~learned

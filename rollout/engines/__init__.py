@@ -16,7 +16,7 @@ def make_engine(policy: Policy, config: RolloutConfig) -> Engine:
     if config.engine == "transformers":
         from rollout.engines.transformers_engine import TransformersEngine
 
-        return TransformersEngine(policy, config.slots, config.batch_tokens)
+        return TransformersEngine(policy, config.slots, config.batch_tokens, config.partial)
     from rollout.engines.vllm_engine import VllmEngine  # an optional package
 
     return VllmEngine(policy, config.slots, config.batch_tokens)

@@ -81,13 +81,15 @@ class Response:
     policy_version: int
     temperature: float = 1.0
     allowed: AllowedTokens | None = None  # None: all
+    earlier: tuple[tuple[int, int], ...] = ()  # as in `Turn`
 
     def __post_init__(self) -> None:
         refuse_logprobs(self.logprobs, self.policy_version)
 
     def turn(self, kind: TurnKind, policy: Policy) -> Turn:
         text = policy.decode(self.ids)
-        return Turn(kind, self.ids, self.logprobs, self.finish_reason, self.policy_version, text, self.temperature, self.allowed)
+        sampled = self.ids, self.logprobs, self.finish_reason, self.policy_version
+        return Turn(kind, *sampled, text, self.temperature, self.allowed, earlier=self.earlier)
 
 
 @dataclass
@@ -120,8 +122,8 @@ class Engine(Protocol):
         """Drop these requests. Also works after an exception."""
 
     def update_weights(self, version: int, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Replace all parameters. Unfinished responses start again from their prompts, with the same random stream. Raises `ValueError`, and
-        keeps the old weights, when a name or a shape does not fit."""
+        """Replace all parameters. Unfinished responses start again from their prompts, with the same random stream, or go on
+        (`rollout.partial`). Raises `ValueError`, and keeps the old weights, when a name or a shape does not fit."""
 
 
 def generate(engine: Engine, requests: Sequence[Request]) -> list[list[Response]]:

@@ -18,6 +18,19 @@ MOST_LANES = 8  # siblings that share one copy of their prompt; more siblings ge
 COLUMNS = 16  # response lengths are rounded up to a multiple of it
 
 
+@dataclass(frozen=True)
+class Sampled:
+    """The tokens of a response so far, as in `Response`."""
+
+    ids: np.ndarray
+    logprobs: np.ndarray
+    allowed: list[np.ndarray]  # as in `RunningResponse`
+    versions: tuple[tuple[int, int], ...]  # as `Turn.versions`
+
+
+NOTHING = Sampled(np.zeros(0, np.int32), np.zeros(0, np.float32), [], ())
+
+
 @dataclass(eq=False)
 class Group:
     """A request and its siblings; `pending`: numbers of the siblings that are neither finished nor in a slot."""
@@ -25,9 +38,15 @@ class Group:
     ticket: int
     request: Request
     pending: deque[int]
+    kept: Sampled = NOTHING  # of older weights: a group of one sibling, whose prompt ends with these tokens
     blocks: list[Block] = field(default_factory=list)  # empty before the prefill, and after the last sibling has finished
     logits: torch.Tensor | None = None  # (vocabulary,) float32, of the first token
     next_position: int = 0  # Position of the first token
+
+    @property
+    def room(self) -> int:
+        """Most tokens that are still to be sampled."""
+        return self.request.sampling.max_new_tokens - len(self.kept.ids)
 
 
 @dataclass(eq=False)
@@ -54,15 +73,14 @@ class Slots:
 
     def enter(self, row: RunningResponse) -> int:
         """Put the row into a free slot; returns the slot."""
-        request = row.group.request
-        room = request.sampling.max_new_tokens
+        request, room = row.group.request, row.group.room
         more = room - self.ids.shape[1]
         if more > 0:
             self.ids, self.logprobs, self.draws = (np.pad(array, ((0, 0), (0, more))) for array in (self.ids, self.logprobs, self.draws))
         slot = next(slot for slot in range(self.slots) if slot not in self.rows)
         self.rows[slot] = row
         self.length[slot], self.limit[slot], self.position[slot] = 0, room, row.group.next_position
-        self.draws[slot, :room] = np.random.default_rng([request.seed, row.sibling]).random(room)
+        self.draws[slot, :room] = np.random.default_rng([request.seed, row.sibling]).random(request.sampling.max_new_tokens)[-room:]
         return slot
 
     def close_holes(self) -> tuple[list[int], list[int]]:
@@ -104,7 +122,7 @@ class KeyValueCache:
     def open(self, group: Group, rows: int) -> bool:
         """Reserve places for the group's prompt, and for one more response than the `rows` running ones; False: no room now."""
         request = group.request
-        if not self.make_room(rows + 1, request.sampling.max_new_tokens):
+        if not self.make_room(rows + 1, group.room):
             return False
         lanes = min(MOST_LANES, 1 << (request.siblings - 1).bit_length())
         key = bucket_length(len(request.prompt_ids)), lanes

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ import torch
 
 from rollout.engines.base import EngineStats, Request, Response, Sampling
 from rollout.engines.few_rows import speed_up_few_rows
-from rollout.engines.key_value_cache import FEWEST_ROWS, Group, KeyValueCache, RunningResponse, Slots
+from rollout.engines.key_value_cache import FEWEST_ROWS, Group, KeyValueCache, RunningResponse, Sampled, Slots
 from rollout.engines.sampling import sample_tokens
 from rollout.engines.shared_prompt_attention import IMPLEMENTATION, Decode, Prefill
 from rollout.policies import Policy
@@ -29,10 +30,11 @@ FEATURE_TOKENS = 65536  # picture tokens whose features are kept for later turns
 
 
 class TransformersEngine:
-    """Samples from a `Policy` in this process. `slots`: responses at a time; `batch_tokens`: budget of the key-value cache."""
+    """Samples from a `Policy` in this process. `slots`: responses at a time; `batch_tokens`: budget of the key-value cache.
+    `partial`: responses keep their tokens when the weights are replaced; their keys and values are computed anew."""
 
-    def __init__(self, policy: Policy, slots: int = 256, batch_tokens: int = 65536):
-        self.policy = policy
+    def __init__(self, policy: Policy, slots: int = 256, batch_tokens: int = 65536, partial: bool = False):
+        self.policy, self._partial = policy, partial
         self.policy_version = -1
         policy.use_attention(IMPLEMENTATION)
         speed_up_few_rows(policy.model)
@@ -54,7 +56,8 @@ class TransformersEngine:
     def submit(self, request: Request) -> int:
         """Raises `ValueError` when prompt and response are longer than the model's context or than `batch_tokens`."""
         request.check_context(self.policy.context)
-        self._cache.check_fits(len(request.prompt_ids), request.sampling.max_new_tokens)
+        room = request.sampling.max_new_tokens
+        self._cache.check_fits(len(request.prompt_ids) + room * self._partial, room)
         self._tickets += 1
         self._waiting.append(Group(self._tickets, request, deque(range(request.siblings))))
         return self._tickets
@@ -73,16 +76,21 @@ class TransformersEngine:
 
     def update_weights(self, version: int, tensors: Mapping[str, torch.Tensor]) -> None:
         copy_into(self.policy.model, tensors)
+        self._restart_all(keep=self._partial)
         self.policy_version = version
-        self._restart_all()
 
-    def _restart_all(self) -> None:
-        """Unfinished responses start again from their prompts."""
-        begun = {group.ticket: group for group in (*self._waiting, *self._entering)}
-        for row in self._slots.rows.values():
-            begun[row.group.ticket] = row.group
-            row.group.pending.append(row.sibling)
-        self._waiting = deque(Group(ticket, group.request, deque(sorted(group.pending))) for ticket, group in sorted(begun.items()))
+    def _restart_all(self, keep: bool = False) -> None:
+        """Unfinished responses start again from their prompts; with `keep`, from the last token that they have."""
+        begun = {id(group): group for group in (*self._waiting, *self._entering)}
+        for slot, row in self._slots.rows.items():
+            group = row.group
+            if keep:
+                ids = np.concatenate([group.request.prompt_ids, self._slots.ids[slot, : self._slots.length[slot]]])
+                group = Group(group.ticket, replace(group.request, prompt_ids=ids, siblings=1), deque(), self._sampled(slot))
+            begun[id(group)] = group
+            group.pending.append(row.sibling)
+        again = sorted(begun.values(), key=lambda group: group.ticket)
+        self._waiting = deque(Group(group.ticket, group.request, deque(sorted(group.pending)), group.kept) for group in again)
         self._slots.rows.clear()
         self._entering.clear()
         self._cache.clear()
@@ -111,8 +119,7 @@ class TransformersEngine:
                 self._prefill()
             entered: list[int] = []
             for group in list(self._entering):
-                room = group.request.sampling.max_new_tokens
-                while group.pending and slots.free and cache.make_room(len(slots.rows) + 1, room):
+                while group.pending and slots.free and cache.make_room(len(slots.rows) + 1, group.room):
                     block = next((block for block in group.blocks if block.free_lanes), None)
                     if block is None:
                         break
@@ -224,13 +231,22 @@ class TransformersEngine:
             self._finish(slot, "stop" if stop else "length")
 
     def _finish(self, slot: int, reason: FinishReason) -> None:
-        row = self._slots.rows[slot]
-        ids, logprobs = (array[slot, : self._slots.length[slot]].copy() for array in (self._slots.ids, self._slots.logprobs))
+        row, found = self._slots.rows[slot], self._sampled(slot)
         temperature, allowed = row.group.request.sampling.temperature or 1.0, None
-        if row.allowed:
-            allowed = AllowedTokens(np.concatenate(row.allowed), np.array([len(ids) for ids in row.allowed], np.int32))
-        self._ended.append(Response(row.group.ticket, row.sibling, ids, logprobs, reason, self.policy_version, temperature, allowed))
+        if found.allowed:
+            allowed = AllowedTokens(np.concatenate(found.allowed), np.array([len(ids) for ids in found.allowed], np.int32))
+        sampled = found.ids, found.logprobs, reason, self.policy_version
+        self._ended.append(Response(row.group.ticket, row.sibling, *sampled, temperature, allowed, found.versions[:-1]))
         self._leave(slot)
+
+    def _sampled(self, slot: int) -> Sampled:
+        row, length = self._slots.rows[slot], int(self._slots.length[slot])
+        kept = row.group.kept
+        ids, logprobs = (
+            np.concatenate([before, array[slot, :length]])
+            for before, array in ((kept.ids, self._slots.ids), (kept.logprobs, self._slots.logprobs))
+        )
+        return Sampled(ids, logprobs, kept.allowed + row.allowed, (*kept.versions, (self.policy_version, length)))
 
     def _leave(self, slot: int) -> None:
         row = self._slots.rows.pop(slot)

@@ -3,7 +3,7 @@
 Run with vLLM 0.32 on CPUs and text models (tests/rollout/test_vllm_engine.py); never on a GPU, and never with pictures, which need a torchvision
 that fits. Unlike the transformers engine, responses to one seed depend on the batch, and log-probs are always at temperature 1 over the whole
 vocabulary, so training with any other sampling is refused. New weights go through a file in shared memory, on any device. Responses under way
-begin again then: kept, they would mix two versions, and the learner wants one for each turn.
+begin again then: `rollout.partial` is refused.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from learner.deadline import RolloutsLostError
 from learner.iteration_data import IterationData
 from learner.question_ledger import QuestionLedger, ShuffledQuestions
 from learner.step_grpo import StepGRPO
+from rollout.config import RolloutConfig
 
 
 @pytest.fixture
@@ -80,12 +81,12 @@ def test_what_was_on_its_way_at_a_checkpoint_is_asked_again_and_nothing_is_learn
 
 def test_it_has_to_be_corrected_for():
     with pytest.raises(ValueError, match=r"train.overlap is 1 with .*sampler_correction=none.* expected .*truncate or mask, or .*dppo"):
-        check_overlap(1, LearnerConfig())
+        check_overlap(1, LearnerConfig(), RolloutConfig())
     with pytest.raises(ValueError, match=r"train.overlap is 2; it must be 0"):
-        check_overlap(2, LearnerConfig(sampler_correction="mask"))
+        check_overlap(2, LearnerConfig(sampler_correction="mask"), RolloutConfig())
     for correction in ({"sampler_correction": "truncate"}, {"sampler_correction": "mask"}, {"surrogate": "dppo"}):
-        check_overlap(1, LearnerConfig(**correction))
-    check_overlap(0, LearnerConfig())
+        check_overlap(1, LearnerConfig(**correction), RolloutConfig())
+    check_overlap(0, LearnerConfig(), RolloutConfig())
 
 
 def one_step_off(gather, learn):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from experiments.benchmarks.simulated_workers import SimulatedGroup, SimulatedHandle, sleepers, sleeping_workers
 from learner.question_ledger import QuestionLedger, ShuffledQuestions
-from learner.rollout_batch import RolloutBatch
+from learner.rollout_batch import NOWHERE, RolloutBatch
 from learner.rollout_workers import ATTEMPTS, RolloutWorkers
 from rollout.records import Question
 
@@ -70,6 +71,67 @@ def test_without_a_limit_everything_is_waited_for(workers):
     batch = RolloutBatch(questions(0.0, 1.5), 1, seed=0)
     list(workers.work(batch))
     assert batch.unfinished() == []
+
+
+class Asking(SimulatedGroup):
+    """Two simulated workers; `asked`: ids of the questions that either was asked to begin."""
+
+    def __init__(self, process):
+        self.asked: list[str] = []
+        handles = {i: SimulatedHandle(process, i, ("receive", "use_weights", "sample", "go_on")) for i in (21, 22)}
+        super().__init__(handles)
+        for handle in handles.values():
+            handle.sample = SimpleNamespace(remote=functools.partial(self._note, handle.sample))
+
+    def _note(self, call, questions, *rest):
+        self.asked += [question.id for question in questions]
+        return call.remote(questions, *rest)
+
+
+def test_partial_rollouts_go_on_in_the_next_batch_and_are_not_begun_again(workers):
+    group = Asking(workers.process)
+    partial = RolloutWorkers(group, chunk=2, deadline_s=60, partial=True)
+    partial.push(0, [])
+    first = questions(0.0, 4.0, 0.1, 5.0, 0.0, 0.1)
+    batch = RolloutBatch(first, 2, seed=0, enough=0.6)
+    list(partial.work(batch))
+    late = [first[place] for place in batch.unfinished()]
+    assert {"q1", "q3"} <= {question.id for question in late}
+    partial.push(1, [])
+    more = [Question("more", "0.0", ())]
+    then = RolloutBatch([*late[::-1], *more], 2, seed=1, straggler_s=600)
+    found = [part for _, parts in partial.work(then) for part in parts]
+    assert sorted(ids(found)) == sorted([question.id for question in [*late, *more]])
+    assert ids(then.rolled_out()) == [question.id for question in [*late[::-1], *more]]
+    assert group.asked.count("q1") == group.asked.count("q3") == 1
+    assert partial.held == []
+
+
+def test_after_a_measurement_or_a_restored_checkpoint_they_begin_again(workers):
+    group = Asking(workers.process)
+    partial = RolloutWorkers(group, chunk=1, deadline_s=60, partial=True)
+    partial.push(0, [])
+    slow = questions(0.0, 1.0)
+    list(partial.work(RolloutBatch(slow, 1, seed=0, enough=0.5)))
+    assert len(partial.held) == 1
+    partial.version = -1
+    partial.push(0, [])
+    list(partial.work(RolloutBatch(slow[1:], 1, seed=0)))
+    assert group.asked == ["q0", "q1", "q1"]
+
+
+@given(st.integers(0, 9), st.integers(1, 4), st.lists(st.lists(st.integers(0, 12) | st.none(), max_size=4), max_size=3))
+def test_whatever_workers_hold_every_question_is_in_one_chunk(n, size, held):
+    asked = [Question(f"q{i}", "0", ()) for i in range(13)]
+    batch = RolloutBatch(asked[:n], size, seed=0)
+    carried = batch.carry_on([[None if i is None else asked[i] for i in part] for part in held])
+    assert sorted(place for chunk in batch.chunks for place in chunk.places) == list(range(n))
+    assert [chunk.number for chunk in batch.chunks] == list(range(len(batch.chunks)))
+    assert batch.chunks == [*carried, *batch.waiting]
+    for chunk, part in zip(carried, held, strict=True):
+        assert len(chunk.given) == len(part)
+        assert [place for place in chunk.given if place != NOWHERE] == chunk.places
+        assert all(place in (i, NOWHERE) for place, i in zip(chunk.given, part, strict=True))
 
 
 @ray.remote(num_cpus=0)

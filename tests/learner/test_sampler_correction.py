@@ -130,3 +130,33 @@ def test_the_mismatch_is_measured_in_probabilities_too():
     logits, sampler, advantages = distributions(0, 1.0)
     _, metrics = expected_gradient(logits, sampler, advantages, LearnerConfig())
     assert metrics["mismatch_tv"].item() == pytest.approx((torch.softmax(logits, -1) - sampler.exp()).abs().sum().item(), abs=1e-6)
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(0, 999))
+def test_a_response_of_two_versions_is_corrected_token_by_token(seed):
+    """An old version drew the first word, a newer one the second: the gradient is the learner's own behind each of them, which it is not where
+    the log-probs of one version stand for both."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    firsts, seconds, advantages = draw(WORDS).requires_grad_(), draw(WORDS, WORDS).requires_grad_(), draw(WORDS, WORDS)
+    old = torch.log_softmax(firsts.detach() + draw(WORDS), -1)[:, None].expand(WORDS, WORDS)
+    new_first = torch.log_softmax(firsts.detach() + draw(WORDS), -1)[:, None].expand(WORDS, WORDS)
+    new = torch.log_softmax(seconds.detach() + draw(WORDS, WORDS), -1)
+    weights = (old + new).exp()  # of every pair of words: how often the two versions draw it
+    first, second = torch.log_softmax(firsts, -1), torch.log_softmax(seconds, -1)
+    objective = -(first.exp() * (new.exp() * advantages).sum(1)).sum() - (old.exp() * second.exp() * advantages).sum()
+    expected = torch.autograd.grad(objective, (firsts, seconds), retain_graph=True)
+
+    def found(recorded: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        flat = [torch.stack(pair).flatten() for pair in ((first[:, None].expand(WORDS, WORDS), second), (recorded, new))]
+        both, turn = [torch.stack([part, part]).flatten() for part in (advantages, weights)], torch.arange(WORDS * WORDS).repeat(2)
+        tokens = Tokens(flat[0], torch.zeros(len(turn)), flat[1], *both, turn)
+        config = LearnerConfig(sampler_correction="truncate", sampler_high=1e6)
+        return torch.autograd.grad(loss_of(tokens, config, 1.0)[0], (firsts, seconds), retain_graph=True)
+
+    torch.testing.assert_close(found(old), expected, **EXACT)
+    assert not torch.allclose(found(new_first)[0], expected[0], atol=1e-3)
