@@ -43,19 +43,25 @@ class BenchResult:
         return cls(f"{name} (at most)" if at_most else name, value, unit, baseline, ratio, bar, holds)
 
 
+def measured_rows(name: str) -> list[BenchResult]:
+    """What `bench/NAME.json` holds, if this commit measured it on this machine."""
+    file = FOLDER / f"{name}.json"
+    found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    same = (found.get("machine"), found.get("commit")) == (machine(), git_commit())
+    return [BenchResult(**row) for row in found["rows"]] if same else []
+
+
 def measure_rows(name: str, measured: Iterable[BenchResult], console: Console) -> None:
-    began, rows = time.perf_counter(), []
+    """Writes `bench/NAME.json` after every row."""
+    began, rows, where = time.perf_counter(), list[BenchResult](), {"machine": machine(), "commit": git_commit()}
+    FOLDER.mkdir(exist_ok=True)
     for row in measured:
         rows.append(row)
-        console.print(f"{time.perf_counter() - began:5.0f} s  {row.name}: {row.value:,.4g} {row.unit}", style="dim", highlight=False)
-    found = {
-        "machine": machine(),
-        "commit": git_commit(),
-        "seconds": time.perf_counter() - began,
-        "rows": [{key: None if value != value else value for key, value in asdict(row).items()} for row in rows],
-    }
-    FOLDER.mkdir(exist_ok=True)
-    (FOLDER / f"{name}.json").write_text(json.dumps(found, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        value = float("nan") if row.value is None else row.value
+        console.print(f"{time.perf_counter() - began:5.0f} s  {row.name}: {value:,.4g} {row.unit}", style="dim", highlight=False)
+        plain = [{key: None if value != value else value for key, value in asdict(row).items()} for row in rows]
+        found = {**where, "seconds": time.perf_counter() - began, "rows": plain}
+        (FOLDER / f"{name}.json").write_text(json.dumps(found, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     table = Table(title=f"{name} ({FOLDER / name}.json)", title_justify="left", title_style="bold")
     for heading in ("figure", "value", "baseline", "ratio", "bar", ""):
         table.add_column(heading, justify="left" if heading == "figure" else "right")
