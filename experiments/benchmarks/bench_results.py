@@ -57,8 +57,7 @@ def measure_rows(name: str, measured: Iterable[BenchResult], console: Console) -
     FOLDER.mkdir(exist_ok=True)
     for row in measured:
         rows.append(row)
-        value = float("nan") if row.value is None else row.value
-        console.print(f"{time.perf_counter() - began:5.0f} s  {row.name}: {value:,.4g} {row.unit}", style="dim", highlight=False)
+        console.print(f"{time.perf_counter() - began:5.0f} s  {row.name}: {row.value:,.4g} {row.unit}", style="dim", highlight=False)
         plain = [{key: None if value != value else value for key, value in asdict(row).items()} for row in rows]
         found = {**where, "seconds": time.perf_counter() - began, "rows": plain}
         (FOLDER / f"{name}.json").write_text(json.dumps(found, indent=2, allow_nan=False) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""`bench gpu`: what a GPU that is at hand for minutes has to show, most valuable first; `quick=true`: the same steps with tiny shapes, on any device.
+"""`bench gpu`: what a GPU that is at hand for minutes has to show, most valuable first; `quick=true`: the same with tiny shapes, on any device.
 
 Each figure is a ratio to what the device itself reaches in the same run: its memory bandwidth, and its rate of bfloat16 products. Weights of the 3B
 shape are random. A step that fails or is not finished in time is named, and is tried again by the next call; one that this commit measured on this
@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -60,11 +61,12 @@ def gpu_rows(quick: bool, minutes: float = 8, known: Sequence[BenchResult] = ())
     yield BenchResult.of(
         f"limit: bfloat16 product of {bench.sizes.matrix} x {bench.sizes.matrix} matrices", bench.products / 1e12, "TFLOP/s"
     )
+    of_step = {name: [row for row in known if row.name.startswith(f"{name}: ")] for name in steps(bench.sizes)}
+    complete = {name: rows for name, rows in of_step.items() if rows and all(row.value is not None for row in rows)}
+    yield from chain(*complete.values())  # first, so that they are in the file before anything can go wrong
     for name, step in steps(bench.sizes).items():
-        rows = [row for row in known if row.name.startswith(f"{name}: ")]
-        if not rows or any(row.value is None for row in rows):
-            rows = [replace(row, name=f"{name}: {row.name}") for row in measured(step, bench, end)]
-        yield from rows
+        if name not in complete:
+            yield from (replace(row, name=f"{name}: {row.name}") for row in measured(step, bench, end))
 
 
 def steps(sizes: Sizes) -> Mapping[str, Step]:
