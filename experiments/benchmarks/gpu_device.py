@@ -44,7 +44,7 @@ TINY = Sizes(
 class RandomPolicy(QwenVLPolicy):
     """Without a tokenizer: prompts are token ids."""
 
-    pad_token_id, end_token_id, banned_token_ids = 0, 1, (2,)  # type: ignore[assignment]
+    pad_token_id, end_token_id, banned_token_ids = 0, 1, (2,)
 
 
 def random_policy(changes: Mapping[str, Mapping[str, Any]], device: torch.device) -> RandomPolicy:

@@ -33,7 +33,7 @@ class Others(PathFinder):
 
 sys.meta_path = [Others if finder is PathFinder else finder for finder in sys.meta_path]
 from experiments.cli import app
-sys.argv = ["r1-router", "bench", "gpu", "quick=true"]
+sys.argv = ["r1-router", "bench", "gpu", "quick=true", "minutes=14"]
 app()
 """
 BENCH = Bench(torch.device("cpu"), TINY, 1e9, 1e9)
