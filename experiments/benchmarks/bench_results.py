@@ -66,6 +66,7 @@ def measure_rows(name: str, measured: Iterable[BenchResult], console: Console) -
         table.add_column(heading, justify="left" if heading == "figure" else "right")
     for row in rows:
         held = "" if row.holds is None else Text("holds", style="green") if row.holds else Text("missed", style="red")
-        numbers = (f"{row.value:,.4g} {row.unit}", *(f"{x:,.2f}" if x is not None else "–" for x in (row.baseline, row.ratio, row.bar)))
+        beside = ("–" if x is None else f"{x:,.2f}" if abs(x) >= 0.1 else f"{x:.2g}" for x in (row.baseline, row.ratio, row.bar))
+        numbers = (f"{row.value:,.4g} {row.unit}", *beside)
         table.add_row(row.name, *numbers, held)
     console.print(table)
