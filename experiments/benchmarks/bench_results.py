@@ -13,6 +13,8 @@ from rich.text import Text
 
 from experiments.command_line.terminal import Console
 from experiments.tracking.fingerprints import git_commit, machine
+from experiments.tracking.heartbeat import read_json
+from experiments.tracking.run_folder import write_whole
 
 FOLDER = Path("bench")
 
@@ -45,8 +47,7 @@ class BenchResult:
 
 def measured_rows(name: str) -> list[BenchResult]:
     """What `bench/NAME.json` holds, if this commit measured it on this machine."""
-    file = FOLDER / f"{name}.json"
-    found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    found = read_json(FOLDER / f"{name}.json")
     same = (found.get("machine"), found.get("commit")) == (machine(), git_commit())
     return [BenchResult(**row) for row in found["rows"]] if same else []
 
@@ -60,7 +61,7 @@ def measure_rows(name: str, measured: Iterable[BenchResult], console: Console) -
         console.print(f"{time.perf_counter() - began:5.0f} s  {row.name}: {row.value:,.4g} {row.unit}", style="dim", highlight=False)
         plain = [{key: None if value != value else value for key, value in asdict(row).items()} for row in rows]
         found = {**where, "seconds": time.perf_counter() - began, "rows": plain}
-        (FOLDER / f"{name}.json").write_text(json.dumps(found, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        write_whole(FOLDER / f"{name}.json", json.dumps(found, indent=2, allow_nan=False) + "\n")
     table = Table(title=f"{name} ({FOLDER / name}.json)", title_justify="left", title_style="bold")
     for heading in ("figure", "value", "baseline", "ratio", "bar", ""):
         table.add_column(heading, justify="left" if heading == "figure" else "right")

@@ -81,21 +81,24 @@ def steps(sizes: Sizes) -> Mapping[str, Step]:
 
 
 def measured(step: Step, bench: Bench, end: float) -> list[BenchResult]:
-    """The rows of a step, or one row that says why there are none."""
+    """The rows of a step, and one that says why there are no more."""
+    rows: list[BenchResult] = []
     left = end - time.monotonic()
     if left <= 0:
         return [BenchResult("not begun, the time was up", NAN, "")]
     try:
         with time_box(left):
-            return list(step(bench))
+            for row in step(bench):
+                rows.append(row)
     except Exception as error:  # it does not take the other steps with it, as where memory is too small
         if time.monotonic() >= end:
-            return [BenchResult("not finished when the time was up", NAN, "")]
+            return [*rows, BenchResult("not finished when the time was up", NAN, "")]
         traceback.print_exc()
-        return [BenchResult(f"failed, {type(error).__name__}: {' '.join(str(error).split())[:200]}", NAN, "", holds=False)]
+        rows.append(BenchResult(f"failed, {type(error).__name__}: {' '.join(str(error).split())[:200]}", NAN, "", holds=False))
     finally:
         gc.collect()
         torch.cuda.empty_cache()
+    return rows
 
 
 @contextmanager
