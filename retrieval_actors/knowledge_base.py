@@ -19,11 +19,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import faiss
 import numpy as np
 import pyarrow as pa
 
-from retrieval_actors.index.approximate import proposed, set_effort
 from retrieval_actors.index.exact import exact_top_k, rescored
 from retrieval_actors.records import KnowledgeBaseCard, Passage
 
@@ -94,11 +92,13 @@ class KnowledgeBase:
         try:
             vectors = np.asarray(np.load(paths["vectors_file"], mmap_mode="r"))
             table = read_arrow(paths["passages_file"])
-            proposing = faiss.read_index(str(paths["index_file"]), faiss.IO_FLAG_MMAP_IFC) if "index_file" in paths else None
+            proposing = None
+            if "index_file" in paths:
+                from retrieval_actors.index.approximate import open_index  # only this needs FAISS
+
+                proposing = open_index(paths["index_file"], entry["search"])
         except (ValueError, OSError, RuntimeError) as error:
             raise _error(self.folder, f"has a file of shard {number} that cannot be read ({str(error).splitlines()[0]})") from error
-        if proposing is not None:
-            set_effort(proposing, entry["search"])
         return Shard(entry["first"], vectors, table, proposing, entry.get("search", {}))
 
     def passages(self) -> Iterator[Passage]:
@@ -113,13 +113,15 @@ class Shard:
     first: int  # position of its first passage in the knowledge base
     vectors: np.ndarray  # (passages, dimension) float32 unit rows, memory-mapped, read-only
     table: pa.Table  # the passages, with the columns of SCHEMA
-    proposing: faiss.Index | None = None  # approximate index over the same vectors; None: the search is exact
+    proposing: Any = None  # approximate index over the same vectors; None: the search is exact
     settings: dict[str, float] = field(default_factory=dict)  # how it was tuned: `nprobe` or `ef_search`, and `candidates` for each query
 
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """(queries, columns) float32 scores, descending, and int64 rows of this shard; at most k columns, padded with (-inf, -1)."""
         if self.proposing is None:
             return exact_top_k(self.vectors, queries, k)
+        from retrieval_actors.index.approximate import proposed
+
         return rescored(self.vectors, queries, *proposed(self.proposing, queries, max(k, int(self.settings.get("candidates", 4 * k)))), k)
 
 

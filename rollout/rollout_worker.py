@@ -10,7 +10,6 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import ray
-import torch
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.env.env_runner import EnvRunner
 from ray.rllib.utils.checkpoints import Checkpointable
@@ -34,16 +33,12 @@ class RolloutWorker(Measures, EnvRunner, Checkpointable):
     every restart and every measurement. `config`: a `StepGRPOConfig`."""
 
     def __init__(self, *, config: Any, **kwargs: Any):
-        from rollout.policies import load_policy  # not above: the driver imports this file, and starts seconds earlier without transformers
-
         super().__init__(config=config, **kwargs)
         self.config.data = None  # the questions come with each call
-        torch.set_num_threads(config.rollout.threads)
-        device = "cuda" if config.num_gpus_per_env_runner and config.rollout.engine != "vllm" else "cpu"  # vLLM has a copy of its own
-        policy = load_policy(config.policy_path, dtype=config.learner.dtype, device=device)
-        self.engine, self.held = make_engine(policy, config.rollout), config.policy_path
+        self.engine = make_engine(config.policy_path, config.rollout, config.learner.dtype, config.num_gpus_per_env_runner > 0)
+        self.held = config.policy_path
         self.dtype, self.deadline_s = config.learner.dtype, config.deadline_s
-        self._inbox, self._device = Inbox(), policy.device
+        self._inbox, self._device = Inbox(), self.engine.policy.device
         self.timeline = EngineTimeline(self.engine, drawn=config.trace)
         self._run: EpisodeRun | None = None
 

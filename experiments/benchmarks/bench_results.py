@@ -13,6 +13,8 @@ from rich.text import Text
 
 from experiments.command_line.terminal import Console
 from experiments.tracking.fingerprints import git_commit, machine
+from experiments.tracking.heartbeat import read_json
+from experiments.tracking.run_folder import write_whole
 
 FOLDER = Path("bench")
 
@@ -43,24 +45,29 @@ class BenchResult:
         return cls(f"{name} (at most)" if at_most else name, value, unit, baseline, ratio, bar, holds)
 
 
+def measured_rows(name: str) -> list[BenchResult]:
+    """What `bench/NAME.json` holds, if this commit measured it on this machine."""
+    found = read_json(FOLDER / f"{name}.json")
+    same = (found.get("machine"), found.get("commit")) == (machine(), git_commit())
+    return [BenchResult(**row) for row in found["rows"]] if same else []
+
+
 def measure_rows(name: str, measured: Iterable[BenchResult], console: Console) -> None:
-    began, rows = time.perf_counter(), []
+    """Writes `bench/NAME.json` after every row."""
+    began, rows, where = time.perf_counter(), list[BenchResult](), {"machine": machine(), "commit": git_commit()}
+    FOLDER.mkdir(exist_ok=True)
     for row in measured:
         rows.append(row)
         console.print(f"{time.perf_counter() - began:5.0f} s  {row.name}: {row.value:,.4g} {row.unit}", style="dim", highlight=False)
-    found = {
-        "machine": machine(),
-        "commit": git_commit(),
-        "seconds": time.perf_counter() - began,
-        "rows": [{key: None if value != value else value for key, value in asdict(row).items()} for row in rows],
-    }
-    FOLDER.mkdir(exist_ok=True)
-    (FOLDER / f"{name}.json").write_text(json.dumps(found, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        plain = [{key: None if value != value else value for key, value in asdict(row).items()} for row in rows]
+        found = {**where, "seconds": time.perf_counter() - began, "rows": plain}
+        write_whole(FOLDER / f"{name}.json", json.dumps(found, indent=2, allow_nan=False) + "\n")
     table = Table(title=f"{name} ({FOLDER / name}.json)", title_justify="left", title_style="bold")
     for heading in ("figure", "value", "baseline", "ratio", "bar", ""):
         table.add_column(heading, justify="left" if heading == "figure" else "right")
     for row in rows:
         held = "" if row.holds is None else Text("holds", style="green") if row.holds else Text("missed", style="red")
-        numbers = (f"{row.value:,.4g} {row.unit}", *(f"{x:,.2f}" if x is not None else "–" for x in (row.baseline, row.ratio, row.bar)))
+        beside = ("–" if x is None else f"{x:,.2f}" if abs(x) >= 0.1 else f"{x:.2g}" for x in (row.baseline, row.ratio, row.bar))
+        numbers = (f"{row.value:,.4g} {row.unit}", *beside)
         table.add_row(row.name, *numbers, held)
     console.print(table)

@@ -1,7 +1,7 @@
 """How fast the learner learns: shared prefixes against padded rows, DeepSpeed against a bare loop.
 
 Both sides of a ratio are measured in turn, in one run, with one thread per process. Peak memory is measured in a new process: its maximum
-during one update, minus what it held before. GPU benchmarks are in `learner_gpu.py`.
+during one update, minus what it held before. `bench gpu` measures on a GPU.
 """
 
 from __future__ import annotations
@@ -18,19 +18,17 @@ from torch.nn import functional as F
 
 from experiments.benchmarks.bench_results import BenchResult
 from experiments.benchmarks.fresh_process import MIB, forget_peak, free_port, in_fresh_process, peak, resident
-from experiments.benchmarks.learner_gpu import gpu_rows
-from experiments.benchmarks.learner_turns import default_turns, turns_of_lengths
+from experiments.benchmarks.learner_turns import default_turns, rows_of, tokens_of, turns_of_lengths
 from experiments.benchmarks.weights import weight_rows
 from experiments.config import TrainConfig, find_policy
 from experiments.worlds.cold_start_training import Example, response_logits
 from learner.config import LearnerConfig
-from learner.objective.advantages import turn_advantages
-from learner.objective.batch_plan import cut, deal, plan
-from learner.objective.losses import Tokens, loss_of
-from learner.objective.sibling_packing import Response, Row, row_of
+from learner.objective.batch_plan import cut, plan
+from learner.objective.losses import loss_of
+from learner.objective.sibling_packing import Row
 from learner.objective.token_logprobs import Scorer, inputs_of, packed
 from learner.ranks.learner_rank import LearnerRank, MiniBatch
-from rewards.scored_summary import ScoredSummary
+from rollout.engines.transformers_engine import TransformersEngine
 from rollout.policies import Policy, load_policy
 
 CONFIG = LearnerConfig()
@@ -43,7 +41,7 @@ SAME_UPDATE = 1e-4
 
 def learner_rows(quick: bool) -> Iterator[BenchResult]:
     torch.set_num_threads(1)
-    os.environ["DS_ACCELERATOR"] = "cpu"  # for the processes that are forked; the GPU is measured without DeepSpeed
+    os.environ["DS_ACCELERATOR"] = "cpu"  # for the processes that are forked
     multiprocessing.get_context("forkserver").set_forkserver_preload(["deepspeed", __name__])  # imported once, for all processes
     for load, bar in LOADS.items():
         yield from prefix_rows(load, bar, quick)
@@ -51,19 +49,14 @@ def learner_rows(quick: bool) -> Iterator[BenchResult]:
     name = "one update by the DeepSpeed engine, against a bare torch loop"
     yield BenchResult.of(name, found["engine"], "s", found["bare"], 1.15, at_most=True)
     yield from weight_rows(quick)
-    yield from gpu_rows(quick)
 
 
 def rows_of_load(policy: Policy, load: str, quick: bool) -> list[Row]:
     if load == "turns of the default world":
-        turns = default_turns(policy, 8 if quick else 16, GROUP)
+        turns = default_turns(TransformersEngine(policy), 8 if quick else 16, GROUP)
     else:
         turns = turns_of_lengths(policy, 2 if quick else 8, GROUP, prompt=512, response=32)
-    scored = ScoredSummary.of(turns)
-    advantages = turn_advantages(scored, CONFIG)
-    (planned,), credit = deal(scored, advantages, CONFIG, 0)
-    columns = advantages.advantages, credit.weights, scored.episode, credit.routes
-    return [row_of([turns[i] for i in row.turns], *(column[row.turns] for column in columns)) for row in planned]
+    return rows_of(turns, CONFIG)
 
 
 def prefix_rows(load: str, bar: float, quick: bool) -> Iterator[BenchResult]:
@@ -134,23 +127,6 @@ def padded_logprobs(policy: Policy, rows: Sequence[Row]) -> tuple[torch.Tensor, 
     with torch.no_grad():
         entropy = -(logprobs.exp() * logprobs).sum(-1)
     return logprobs.gather(1, targets[:, None])[:, 0], entropy
-
-
-def tokens_of(rows: Sequence[Row], logprobs: torch.Tensor, entropy: torch.Tensor) -> Tokens:
-    responses = [response for row in rows for response in row.responses]
-    lengths = torch.tensor([len(response.ids) for response in responses])
-
-    def spread(value: Callable[[Response], float]) -> torch.Tensor:
-        return torch.tensor([value(response) for response in responses]).repeat_interleave(lengths).to(logprobs.device)
-
-    return Tokens(
-        logprobs=logprobs,
-        entropy=entropy,
-        sampler_logprobs=torch.cat([torch.from_numpy(response.logprobs) for response in responses]).to(logprobs.device),
-        advantages=spread(lambda response: response.advantage),
-        weights=spread(lambda response: response.weight),
-        turn=torch.arange(len(responses)).repeat_interleave(lengths).to(logprobs.device),
-    )
 
 
 def memory_of(variant: str, load: str, quick: bool) -> int:

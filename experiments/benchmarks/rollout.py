@@ -1,4 +1,4 @@
-"""`bench rollout`: the engine against three ways to generate with transformers, its log-probs, its slots; a GPU; then whole episodes.
+"""`bench rollout`: the engine against three ways to generate with transformers, its log-probs, its slots; then whole episodes.
 
 Both sides have the same policy, prompts, sampling and thread, in one run.
 """
@@ -6,7 +6,6 @@ Both sides have the same policy, prompts, sampling and thread, in one run.
 from __future__ import annotations
 
 import itertools
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -15,9 +14,9 @@ import numpy as np
 import torch
 
 from experiments.benchmarks.bench_results import BenchResult
-from experiments.benchmarks.learner_gpu import TEXT_3B, VISION_3B, random_policy
+from experiments.benchmarks.gpu_parity import plain_logprobs
 from experiments.benchmarks.pipeline import busy_rows, upstream_rows
-from experiments.benchmarks.transformers_generate import ContinuousBatchingEngine, GenerateEngine
+from experiments.benchmarks.transformers_generate import ContinuousBatchingEngine, GenerateEngine, tokens_per_second
 from experiments.config import TrainConfig, find_policy
 from experiments.worlds.teacher import demonstrations
 from rollout.engines.base import Request, Sampling, generate
@@ -28,14 +27,10 @@ SIBLINGS = 8
 SAMPLING = Sampling(max_new_tokens=64)
 TURNS = 5
 """Turns of an episode with two steps: plan, answer, plan, answer, final."""
-GPU_SLOTS = (64, 256, 512)
-BYTES_PER_SECOND = 4.3e12
-"""Measured memory bandwidth of an H200."""
 
 
 def rollout_rows(quick: bool) -> Iterator[BenchResult]:
     yield from engine_rows(quick)
-    yield from gpu_rows(quick)
     yield from upstream_rows(quick)
     yield from busy_rows(quick)
 
@@ -70,15 +65,6 @@ def engine_rows(quick: bool) -> Iterator[BenchResult]:
     yield slots_row(policy, every[: 16 * TURNS] if quick else every)
 
 
-def tokens_per_second(engine: Any, requests: Sequence[Request], best_of: int = 3) -> float:
-    rates = []
-    for _ in range(best_of):
-        began = time.perf_counter()
-        tokens = sum(len(response.ids) for group in generate(engine, requests) for response in group)
-        rates.append(tokens / (time.perf_counter() - began))
-    return max(rates)
-
-
 def logprob_rows(policy: Policy, engine: TransformersEngine, requests: Sequence[Request]) -> Iterator[BenchResult]:
     def row(name: str, some: Sequence[Request]) -> BenchResult:
         return BenchResult.of(f"log-probs vs a plain forward, {name}", _difference(policy, engine, some), "nats", bar=1e-4, at_most=True)
@@ -96,13 +82,7 @@ def _difference(policy: Policy, engine: TransformersEngine, requests: Sequence[R
     worst = 0.0
     for request, siblings in zip(requests, generate(engine, requests), strict=True):
         for response in siblings[:2]:
-            ids = torch.from_numpy(np.concatenate([request.prompt_ids, response.ids]).astype(np.int64))[None]
-            inputs: dict[str, Any] = {"input_ids": ids}
-            if request.image:
-                inputs |= policy.pictured(ids, [request.image])
-            with torch.inference_mode():
-                logits = policy.model(**inputs).logits[0, len(request.prompt_ids) - 1 : -1]
-            plain = logits.log_softmax(-1).gather(1, ids[0, len(request.prompt_ids) :, None])[:, 0].numpy()
+            plain = plain_logprobs(policy, request.prompt_ids, request.image, response.ids)
             worst = max(worst, float(np.abs(plain - response.logprobs).max()))
     return worst
 
@@ -122,45 +102,3 @@ def slots_row(policy: Policy, requests: Sequence[Request]) -> BenchResult:
     stats = engine.stats
     name = f"slots in use over {questions} questions of {TURNS} turns x {SIBLINGS} siblings, {SIBLINGS * questions // 4} slots"
     return BenchResult.of(name, stats.slot_steps_used / stats.slot_steps_available, "of 1", bar=0.85)
-
-
-def gpu_rows(quick: bool) -> Iterator[BenchResult]:
-    """Random weights of the 3B shape in bfloat16, against batched `generate` and against the memory bandwidth. Never run on a GPU."""
-    if not torch.cuda.is_available():
-        yield BenchResult("GPU, vs batched generate (no GPU here)", float("nan"), "tokens/s", bar=5)
-        yield BenchResult("GPU, share of the memory's limit (no GPU here)", float("nan"), "of 1", bar=0.5)
-        return
-    policy = random_policy(TEXT_3B, VISION_3B, torch.bfloat16, "cuda")
-    policy.end_token_id = 1
-    for slots in GPU_SLOTS[:1] if quick else GPU_SLOTS:
-        requests = mixed_requests(2 * slots // SIBLINGS)
-        engine = TransformersEngine(policy, slots, batch_tokens=1_000_000)
-        generate(engine, requests[:2])  # warm up
-        before = replace(engine.stats)
-        generate(engine, requests)
-        tokens, decode_s = engine.stats.sampled_tokens - before.sampled_tokens, engine.stats.decode_s - before.decode_s
-        rate = tokens / (decode_s + engine.stats.prefill_s - before.prefill_s)
-        theirs = tokens_per_second(GenerateEngine(policy, at_once=slots), requests, best_of=1)
-        yield BenchResult.of(f"GPU, {slots} slots, vs batched generate", rate, "tokens/s", theirs, bar=5)
-        share = tokens / decode_s / memory_limit(policy, requests, slots)
-        yield BenchResult.of(f"GPU, {slots} slots, share of the memory's limit", share, "of 1", bar=0.5)
-
-
-def memory_limit(policy: Any, requests: list[Request], slots: int) -> float:
-    """Tokens/s if a step only read the weights, the keys and values of each prompt once for its siblings, and half a response."""
-    text = policy.model.config.get_text_config()
-    per_token = 2 * text.num_hidden_layers * text.num_key_value_heads * (text.hidden_size // text.num_attention_heads) * 2
-    prompt = float(np.mean([len(request.prompt_ids) for request in requests])) / SIBLINGS
-    response = float(np.mean([request.sampling.max_new_tokens for request in requests])) / 2
-    weights = sum(parameter.numel() * 2 for parameter in policy.text_model.parameters())
-    return slots * BYTES_PER_SECOND / (weights + slots * per_token * (prompt + response))
-
-
-def mixed_requests(prompts: int) -> list[Request]:
-    """Prompts of 200 to 1,000 tokens, responses of up to 32 to 256."""
-    draw = np.random.default_rng(0)
-    lengths, rooms = draw.integers(200, 1000, prompts), draw.integers(32, 256, prompts)
-    return [
-        Request(draw.integers(300, 800, length).astype(np.int32), None, SIBLINGS, seed, Sampling(max_new_tokens=int(room)))
-        for seed, (length, room) in enumerate(zip(lengths, rooms, strict=True))
-    ]

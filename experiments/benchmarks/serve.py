@@ -79,7 +79,7 @@ class InProcess:
         self._config = replace(served.rollout, mode="chain", group_size=1)
         torch.set_num_threads(self._config.threads)
         self._searcher = CurrentKnowledgeBases(serve.get_deployment_handle("KnowledgeBases", NAME).retriever.remote().result())
-        self._engine = load_engine(served.policy, self._config, "cpu", served.dtype)
+        self._engine = load_engine(served.policy, self._config, False, served.dtype)
 
     def seconds(self, bodies: Sequence[dict[str, Any]], at_once: int) -> float:
         """For answering all of them, `at_once` at the same time."""

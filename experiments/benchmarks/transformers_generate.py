@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from rollout.engines.base import Request, Response, Sampling
+from rollout.engines.base import Request, Response, Sampling, generate
 from rollout.policies import Policy
 
 
@@ -115,3 +116,12 @@ def sampling_options(policy: Policy, sampling: Sampling) -> dict[str, Any]:
 def response(policy: Policy, ticket: int, sibling: int, ids: np.ndarray) -> Response:
     reason = "stop" if len(ids) and ids[-1] == policy.end_token_id else "length"
     return Response(ticket, sibling, ids, np.zeros(len(ids), np.float32), reason, -1)  # type: ignore[arg-type]
+
+
+def tokens_per_second(engine: Any, requests: Sequence[Request], best_of: int = 3) -> float:
+    rates = []
+    for _ in range(best_of):
+        began = time.perf_counter()
+        tokens = sum(len(response.ids) for group in generate(engine, requests) for response in group)
+        rates.append(tokens / (time.perf_counter() - began))
+    return max(rates)

@@ -20,6 +20,7 @@ from retrieval_actors.actors.start_actors import open_configured
 from retrieval_actors.knowledge_base import KnowledgeBaseError
 from retrieval_actors.sources.data_files import DataError
 from rewards.terms import composed_of
+from rollout.engines import chosen_engine
 
 GIB = 2**30
 USABLE = 0.9  # share of a GPU's memory before fragmentation matters: an assumption
@@ -45,6 +46,8 @@ def run_findings(config: TrainConfig, nodes: Sequence[placement.Node] | None, co
     yield from findings
     yield from _check_policy(config, console)
     terms = ", ".join(term.name for term in composed_of(config.reward.terms)) or "step"
+    engine = chosen_engine(config.rollout, config.train.gpus_per_rollout_worker > 0)
+    yield Finding("rollout engine", engine if engine == config.rollout.engine else f"{engine} (rollout.engine={config.rollout.engine})")
     yield Finding("rewards, prompts", f"{terms}; {config.rollout.prompts}")
     named = [KnowledgeBaseSource(name, Path(folder)) for name, folder in config.retrieval.folders.items()]
     used = [source for kbs in placement.knowledge_bases_of(dataset) for source in kbs] if dataset else named

@@ -52,7 +52,7 @@ def sampler_memory(config: TrainConfig, policy: Any, parameters: int) -> dict[st
     prefill = PREFILL_TOKENS * (3 * text.intermediate_size + 4 * text.hidden_size) * b
     held = {"model states": parameters * b, "KV cache": 2 * cache, "CUDA": CUDA_BYTES}
     held["activations"] = max(prefill, config.rollout.slots * text.vocab_size * SAMPLING_BYTES)
-    if config.learner.transport == "collective" and config.rollout.engine != "vllm":
+    if config.learner.transport == "collective":
         held["weights received"] = parameters * b
     return held
 

@@ -17,18 +17,11 @@ import ray
 from experiments.cluster.findings import refuse
 from experiments.cluster.placement import requests_of
 from experiments.cluster.ray_checks import check_head, joined_address, start_findings
+from experiments.command_line.entry_point import QUIET
 from experiments.config import TrainConfig
 
 REPORT_S, GRACE_S, START_S = 10.0, 3.0, 180.0  # between progress lines; from a signal to the end; until Ray times out
 LOGS = "look at the newest session_*/logs in Ray's temporary folder (/tmp/ray); RAY_ADDRESS has to be set as on a node of that cluster"
-QUIET = {  # environment of this process and, through it, of every actor
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_worker_maximum_startup_concurrency": "32",  # else the raylet warns that a run has more actors than cores
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "TOKENIZERS_PARALLELISM": "false",
-    "TQDM_DISABLE": "1",
-    "PYTHONWARNINGS": "ignore",
-}
 say = partial(print, flush=True)
 
 

@@ -22,6 +22,14 @@ from rollout.nan_check import NotFiniteError
 
 FAILED, WRONG_INPUT, STOPPED = 1, 2, 130  # exit codes
 ONE_LINE_ERRORS = (RunConfigError, DataError, KnowledgeBaseError, FolderHeldError, NotFiniteError, RewardError)  # no traceback
+QUIET = {  # environment of this process and, through it, of every actor
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_worker_maximum_startup_concurrency": "32",  # else the raylet warns that a run has more actors than cores
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TQDM_DISABLE": "1",
+    "PYTHONWARNINGS": "ignore",
+}
 ROOMS = ("retrieval_actors", "rollout", "rewards", "learner", "experiments")
 
 

@@ -9,6 +9,7 @@ from experiments.config.reading import wrong_value
 from experiments.config.sections import TrainConfig
 from learner.config import check_overlap, check_rollout, check_shares
 from rewards.terms import composed_of
+from rollout.engines import chosen_engine
 from rollout.methods import expected_names, is_method
 from rollout.need_matcher import read_calibration
 from rollout.prompts import find_prompts
@@ -59,7 +60,7 @@ def _rollout(config: TrainConfig) -> Iterator[Rule]:
     yield rollout.batch_tokens >= needed, "rollout.batch_tokens", f"at least {needed}: {prompt} and 8 responses of {longest} tokens"
     gains = "information_gain" in config.reward.terms
     scores = "reward.terms.information_gain" if gains else "rollout.values.leaf=belief" if rollout.values.leaf == "belief" else ""
-    yield not scores or rollout.engine == "transformers", "rollout.engine", f"transformers with {scores}"
+    yield not scores or rollout.engine != "vllm", "rollout.engine", f"transformers with {scores}"
     for term in composed_of(config.reward.terms):
         suits = not term.needs_chain or rollout.mode == "chain"
         yield suits, "rollout.mode", f"chain with reward.terms.{term.name}, which needs the outcome of every sibling"
@@ -80,6 +81,8 @@ def _gpus(config: TrainConfig) -> Iterator[Rule]:
     cpu = train.gpus_per_rollout_worker == 0
     alike = (learner.gpus_per_learner == 0) == cpu or learner.transport == "object_store"
     yield alike, "learner.transport", "object_store, or GPUs for both learners and rollout workers, or for neither"
+    stored = cpu or learner.transport == "object_store" or chosen_engine(config.rollout, on_gpu=True) != "vllm"
+    yield stored, "learner.transport", "object_store with vLLM, or rollout.engine=transformers"
     whole = train.placement == "colocated" or learner.gpus_per_learner in (0, 1)
     expected = "0 or 1 with train.placement=apart; train.placement=colocated shares a GPU with a rollout worker"
     yield whole, "learner.gpus_per_learner", expected

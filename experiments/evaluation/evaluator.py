@@ -57,7 +57,7 @@ class Evaluator:
             gpus, resources = config.train.gpus_per_rollout_worker, on_nodes_with(config.rollout.resource)
             actor: Any = ray.remote(EvaluationWorker)
             placed = actor.options(num_cpus=CPUS_PER_ROLLOUT_WORKER, num_gpus=gpus, resources=resources, max_restarts=-1)
-            arguments = policy, config.rollout, "cuda" if gpus else "cpu", config.learner.dtype, config.learner.deadline_s
+            arguments = policy, config.rollout, gpus > 0, config.learner.dtype, config.learner.deadline_s
             self.own_workers = [placed.remote(*arguments) for _ in range(config.train.num_rollout_workers)]
 
     @property

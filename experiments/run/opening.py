@@ -10,6 +10,7 @@ from typing import Any
 from experiments.config import TrainConfig, flat
 from experiments.datasets import Dataset
 from experiments.tracking.run_folder import RunFolder
+from rollout.engines import chosen_engine
 
 WIDTH = 100
 MOST_CHANGED_LINES = 6
@@ -20,7 +21,8 @@ def opening_lines(config: TrainConfig, dataset: Dataset, policy: str) -> Iterato
     train, rollout, name = config.train, config.rollout, config.data.name
     asked = f"{train.questions_per_iteration} questions an iteration, {rollout.group_size} answers to each turn"
     yield f"{config.name}: Step-GRPO, {_bounds(config)}; {asked}"
-    yield f"policy      {policy}{_weights(policy)}"
+    engine = chosen_engine(rollout, train.gpus_per_rollout_worker > 0)
+    yield f"policy      {policy}{_weights(policy)}; sampled by the engine {engine}"
     heldout = f"{len(dataset.validation)} for validation, {len(dataset.heldout):,} held out"
     found = f"; gold steps found in {config.data.gold_samples} episodes of each" if config.data.gold == "found" else ""
     yield f"questions   {name}: {len(dataset.train):,} for training{found}, {heldout}"

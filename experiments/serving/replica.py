@@ -179,11 +179,9 @@ class Router:
         self._traces = RequestTraces(tracking, model) if tracking else None
         sys.setswitchinterval(0.0005)  # its default is 0.005: the engine must not delay the event loop that sends its results
         self._config = replace(rollout, mode="chain", group_size=1, routing="policy")
-        self._kbs, self._device, self._dtype = kbs, "cuda" if on_gpu else "cpu", dtype
+        self._kbs, self._on_gpu, self._dtype = kbs, on_gpu, dtype
         self._loading = asyncio.Lock()
-        engine = asyncio.create_task(
-            asyncio.to_thread(load_engine, policy, self._config, self._device, dtype)
-        )  # while the knowledge bases load
+        engine = asyncio.create_task(asyncio.to_thread(load_engine, policy, self._config, on_gpu, dtype))  # while the knowledge bases load
         self._searcher = CurrentKnowledgeBases(await kbs.retriever.remote())
         self._threads = {policy: EpisodeThread(await engine, self._searcher, self._config)}
         self._newest = policy
@@ -197,7 +195,7 @@ class Router:
         """Load the policy, unless it is loaded, beside the current one. Raises what loading raises."""
         async with self._loading:
             if policy not in self._threads:
-                engine = await asyncio.to_thread(load_engine, policy, self._config, self._device, self._dtype)
+                engine = await asyncio.to_thread(load_engine, policy, self._config, self._on_gpu, self._dtype)
                 self._threads[policy] = EpisodeThread(engine, self._searcher, self._config)
             self._newest = policy
 
@@ -240,12 +238,7 @@ class Router:
             thread.close()
 
 
-def load_engine(policy: PolicyReference, config: RolloutConfig, device: str, dtype: str) -> Any:
-    import torch  # not above: the other deployments import this file, and start seconds earlier without it
-
-    from rollout.policies import load_policy
-
-    torch.set_num_threads(config.threads)
-    engine = make_engine(load_policy(policy.folder, dtype=dtype, device=device), config)
+def load_engine(policy: PolicyReference, config: RolloutConfig, on_gpu: bool, dtype: str) -> Any:
+    engine = make_engine(policy.folder, config, dtype, on_gpu)
     engine.policy_version = policy.version
     return engine

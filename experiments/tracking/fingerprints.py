@@ -8,13 +8,15 @@ import platform
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from experiments.config import REPOSITORY
-from experiments.datasets import Dataset
 from experiments.tracking.heartbeat import read_json
 from retrieval_actors.records import KnowledgeBaseCard
 from rollout.records import GoldStep, Image
+
+if TYPE_CHECKING:
+    from experiments.datasets import Dataset  # brings FAISS
 
 FILE = "fingerprints.json"
 ONLY_IF_SET = frozenset({"answer_range", "image_first"})  # hashes from before these fields existed stay valid

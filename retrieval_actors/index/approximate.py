@@ -70,6 +70,13 @@ def proposed(index: faiss.Index, queries: np.ndarray, candidates: int) -> tuple[
     return rows[rows >= 0], np.concatenate([[0], np.cumsum((rows >= 0).sum(1))])
 
 
+def open_index(path: Path, settings: dict[str, float]) -> faiss.Index:
+    """Memory-mapped, with its search settings."""
+    index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
+    set_effort(index, settings)
+    return index
+
+
 def set_effort(index: faiss.Index, settings: dict[str, float]) -> None:
     """Applies the search settings that this kind of index has."""
     lists = faiss.try_extract_index_ivf(index)

@@ -167,7 +167,8 @@ class KeyValueCache:
         wide = columns(int(length[:used].max()))
         every_head = np.arange(heads)
         write_at = (np.arange(rows)[:, None] * heads + every_head) * self._responses.length + (length[:, None] - 1)
-        mask = np.where(np.arange(wide) < length[:, None], np.float32(0), np.float32(-np.inf))
+        hidden = torch.arange(wide, device=device) >= to_device(length, device)[:, None]
+        mask = self._empty.new_zeros(hidden.shape).masked_fill_(hidden, -torch.inf).repeat_interleave(heads, 0)
         places, lanes, bucket_of = np.array([(row.block.place, row.lane, id(row.block.bucket)) for row in rows_in_use]).T
         lane_of = np.zeros((rows, heads), np.int64)
         in_use: list[tuple[LengthBucket, torch.Tensor, slice]] = []
@@ -188,12 +189,17 @@ class KeyValueCache:
         return Decode(
             rows,
             self._responses,
-            torch.from_numpy(write_at.ravel()).to(device),
-            torch.from_numpy(mask.repeat(heads, 0)).to(device, self._empty.dtype)[:, None],
+            to_device(write_at.ravel(), device),
+            mask[:, None],
             in_use,
-            torch.from_numpy(np.concatenate(queries_of)).to(device),
-            torch.from_numpy(lane_of.ravel()).to(device),
+            to_device(np.concatenate(queries_of), device),
+            to_device(lane_of.ravel(), device),
         )
+
+
+def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
+    """A copy that does not wait for the work of the device."""
+    return torch.from_numpy(array).to(device, non_blocking=True)
 
 
 def bucket_length(prompt: int) -> int:

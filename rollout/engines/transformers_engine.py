@@ -17,7 +17,7 @@ import torch
 
 from rollout.engines.base import EngineStats, Request, Response, Sampling
 from rollout.engines.few_rows import speed_up_few_rows
-from rollout.engines.key_value_cache import FEWEST_ROWS, Group, KeyValueCache, RunningResponse, Sampled, Slots
+from rollout.engines.key_value_cache import FEWEST_ROWS, Group, KeyValueCache, RunningResponse, Sampled, Slots, to_device
 from rollout.engines.sampling import sample_tokens
 from rollout.engines.shared_prompt_attention import IMPLEMENTATION, Decode, Prefill
 from rollout.policies import Policy
@@ -159,7 +159,7 @@ class TransformersEngine:
         ends = np.cumsum(lengths)
         prompts = [(slice(end - length, end), group.blocks) for group, end, length in zip(groups, ends.tolist(), lengths, strict=True)]
         hidden = self._forward(self._embedded(requests), np.concatenate(positions, 1), Prefill(prompts))
-        logits = self._logits(hidden[torch.from_numpy(ends - 1).to(hidden.device)])
+        logits = self._logits(hidden[to_device(ends - 1, hidden.device)])
         for group, row, position in zip(groups, logits, positions, strict=True):
             group.logits, group.next_position = row, int(position.max()) + 1
         self._entering += [self._waiting.popleft() for _ in groups]
@@ -173,7 +173,7 @@ class TransformersEngine:
         last, position = np.zeros((2, step.rows), np.int64)
         last[:used] = slots.ids[every, slots.length[:used] - 1]
         position[:used] = slots.position[:used] + slots.length[:used] - 1
-        embedded = self.policy.embed(torch.from_numpy(last).to(self.policy.device))
+        embedded = self.policy.embed(to_device(last, self.policy.device))
         hidden = self._forward(embedded, np.broadcast_to(position, (self.policy.axes, step.rows)), step)
         self._sample(self._logits(hidden)[:used], every)
         self.stats.slot_steps_used += used
@@ -182,7 +182,7 @@ class TransformersEngine:
 
     def _embedded(self, requests: Sequence[Request]) -> dict[str, Any]:
         """Inputs of the decoder for the concatenated prompts."""
-        ids = torch.from_numpy(np.concatenate([request.prompt_ids for request in requests]).astype(np.int64)).to(self.policy.device)
+        ids = to_device(np.concatenate([request.prompt_ids for request in requests]).astype(np.int64), self.policy.device)
         pictures = [request.image for request in requests if request.image and self.policy.reads_pictures]
         return self.policy.embed(ids, [self._picture_features(image) for image in pictures])
 
@@ -197,7 +197,7 @@ class TransformersEngine:
 
     def _forward(self, embedded: dict[str, Any], positions: np.ndarray, cached: Prefill | Decode) -> torch.Tensor:
         """Positions (axes, tokens) -> (tokens, hidden)."""
-        return self.policy.hidden(embedded, torch.from_numpy(np.array(positions)).to(self.policy.device), cached=cached)
+        return self.policy.hidden(embedded, to_device(np.array(positions), self.policy.device), cached=cached)
 
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """(rows, hidden) -> (rows, vocabulary) float32."""
@@ -208,16 +208,16 @@ class TransformersEngine:
     def _sample(self, logits: torch.Tensor, slots: np.ndarray) -> None:
         """Sample the next token of these slots, and finish the responses that end with it."""
         state, device = self._slots, logits.device
-        draws = torch.from_numpy(state.draws[slots, state.length[slots]]).to(device)
+        draws = to_device(state.draws[slots, state.length[slots]], device)
         rows = [state.rows[slot] for slot in slots.tolist()]
         alike: dict[Sampling, list[int]] = {}
         for i, row in enumerate(rows):
             alike.setdefault(row.group.request.sampling, []).append(i)
         tokens, logprobs = np.empty(len(slots), np.int32), np.empty(len(slots), np.float32)
         for sampling, here in alike.items():
-            at = slice(None) if len(here) == len(slots) else torch.tensor(here, device=device)
+            at = slice(None) if len(here) == len(slots) else to_device(np.array(here), device)
             token, logprob, allowed = sample_tokens(logits[at], draws[at], self._banned, sampling)
-            tokens[here], logprobs[here] = token.cpu().numpy(), logprob.cpu().numpy()
+            tokens[here], logprobs[here] = torch.stack([token.double(), logprob.double()]).cpu().numpy()  # a step waits for the device once
             if allowed is not None:
                 ids = allowed.nonzero()[:, 1].int().cpu().split(allowed.sum(1).tolist())
                 for i, drawn_from in zip(here, ids, strict=True):

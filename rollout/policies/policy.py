@@ -119,7 +119,7 @@ class Policy:
         """(tokens, hidden) of one row, from what `embed` returns and positions (axes, tokens). `attention` goes to the attention function that
         the caller has installed; the library makes no mask."""
         placed = positions[:, None] if self.axes == 3 else positions
-        mask = NO_MASK.to(positions.device)
+        mask = NO_MASK.to(positions.device, non_blocking=True)
         return self.text_model(**embedded, position_ids=placed, attention_mask=mask, use_cache=False, **attention).last_hidden_state[0]
 
     def padded_hidden(self, rows: Sequence[tuple[np.ndarray, Image | None]]) -> torch.Tensor:

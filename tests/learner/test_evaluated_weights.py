@@ -36,12 +36,12 @@ def test_a_policy_that_is_sent_does_what_it_does_from_its_folder_bit_for_bit_and
     for parameter in policy.model.parameters():
         parameter.data.mul_(1.5)
     policy.save(tmp_path / "changed")
-    worker = EvaluationWorker(policy_path, CONFIG, "cpu", "float32", 60)
+    worker = EvaluationWorker(policy_path, CONFIG, False, "float32", 60)
     before = sampled(worker, policy_path)
     weights = published(policy, version=3)
     assert len(weights.buckets) > 2
     sent = sampled(worker, weights)
-    assert sent == sampled(EvaluationWorker(str(tmp_path / "changed"), CONFIG, "cpu", "float32", 60), str(tmp_path / "changed"))
+    assert sent == sampled(EvaluationWorker(str(tmp_path / "changed"), CONFIG, False, "float32", 60), str(tmp_path / "changed"))
     assert sent != before
     assert sampled(worker, policy_path) == before
 

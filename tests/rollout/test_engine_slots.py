@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from experiments.worlds.teacher import demonstrations
 from rollout.config import RolloutConfig
-from rollout.engines import make_engine
+from rollout.engines import chosen_engine, make_engine
 from rollout.engines.base import Request, Sampling, generate
 from rollout.engines.key_value_cache import bucket_length
 from rollout.engines.transformers_engine import TransformersEngine
@@ -310,7 +310,7 @@ def test_buckets_hold_their_prompts_and_waste_at_most_a_third(prompt):
     assert bucket_length(prompt) <= max(64, 1.5 * prompt)
 
 
-def test_choosing_an_engine_says_what_is_missing(fresh_policy, monkeypatch):
+def test_choosing_an_engine_says_what_is_missing(fresh_policy, tmp_path, monkeypatch):
     whole = builtins.__import__
 
     def without_vllm(name, *rest):
@@ -318,7 +318,18 @@ def test_choosing_an_engine_says_what_is_missing(fresh_policy, monkeypatch):
             raise ImportError(name)
         return whole(name, *rest)
 
-    assert isinstance(make_engine(fresh_policy, RolloutConfig()), TransformersEngine)
+    fresh_policy.save(tmp_path)
+    assert isinstance(make_engine(str(tmp_path), RolloutConfig(), "float32", on_gpu=False), TransformersEngine)
     monkeypatch.setattr(builtins, "__import__", without_vllm)
     with pytest.raises(RuntimeError, match="pip install 'r1-router-ray\\[vllm\\]'"):
-        make_engine(fresh_policy, RolloutConfig(engine="vllm"))
+        make_engine(str(tmp_path), RolloutConfig(engine="vllm"), "float32", on_gpu=False)
+
+
+def test_vllm_is_chosen_on_gpus_where_it_is_installed_and_the_settings_suit_it(monkeypatch):
+    for installed in (False, True):
+        monkeypatch.setattr("rollout.engines.find_spec", lambda name, installed=installed: installed or None)
+        assert chosen_engine(RolloutConfig(), on_gpu=True) == ("vllm" if installed else "transformers")
+        assert chosen_engine(RolloutConfig(), on_gpu=False) == "transformers"
+        assert chosen_engine(RolloutConfig(engine="vllm"), on_gpu=False) == "vllm"
+        for changed in (RolloutConfig(temperature=0.7), RolloutConfig(top_k=20), RolloutConfig(gold_gains=True)):
+            assert chosen_engine(changed, on_gpu=True) == "transformers"

@@ -124,7 +124,7 @@ def test_a_measurement_is_that_of_a_process_of_its_own_and_the_next_rollout_need
     config = RolloutConfig(group_size=1, max_new_tokens=6)
     worker.sample(questions(4), 6, None, 9, seconds=1e-4)  # stragglers of an iteration that is over
     measured = told(worker.measure(str(folder), questions(3), Library(), config, 5))
-    apart = EvaluationWorker(str(folder), worker.config.rollout, "cpu", "float32", 60.0)
+    apart = EvaluationWorker(str(folder), worker.config.rollout, False, "float32", 60.0)
     assert measured == told(apart.measure(str(folder), questions(3), Library(), config, 5))
     with pytest.raises(WrongPolicyVersion):
         worker.sample(questions(3), 6, None, 9)

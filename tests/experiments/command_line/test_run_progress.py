@@ -60,7 +60,13 @@ def test_a_run_opens_with_at_most_15_lines_that_name_what_differs(config):
     assert len(lines) <= 15
     assert max(map(len, lines)) <= 120
     said = "\n".join(lines)
-    for part in ("mine: Step-GRPO", "1.4 million weights", "runs/mine", "learner.lr=3e-05", "text, text_image, table"):
+    for part in (
+        "mine: Step-GRPO",
+        "1.4 million weights; sampled by the engine transformers",
+        "runs/mine",
+        "learner.lr=3e-05",
+        "text, text_image, table",
+    ):
         assert part in said
     assert "runs_folder=" not in said
 

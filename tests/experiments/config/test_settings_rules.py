@@ -74,6 +74,10 @@ ROLLOUT = [
         for changed in ("rollout.temperature=0.7", "rollout.top_p=0.9", "rollout.top_k=20")
     ),
     (
+        "rollout.engine=vllm learner.transport=collective learner.gpus_per_learner=1 train.gpus_per_rollout_worker=1",
+        r"learner\.transport is 'collective'; expected object_store with vLLM",
+    ),
+    (
         "learner.episode_weight=1 learner.baseline=shrunk learner.normalisation=none",
         r"learner\.episode_weight is 1 with rollout\.mode=branch",
     ),
