@@ -19,7 +19,7 @@ from retrieval_actors.records import KnowledgeBaseCard
 from rollout.records import GoldStep, Image
 
 FILE = "fingerprints.json"
-ONLY_IF_SET = frozenset({"answer_range", "image_first"})  # hashes from before these fields existed stay valid
+ONLY_IF_SET = frozenset({"answer_range", "fault", "image_first"})  # hashes from before these fields existed stay valid
 
 
 def fingerprint(items: Iterable[Any]) -> str:
