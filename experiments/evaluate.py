@@ -26,9 +26,9 @@ from experiments.report.paper_tables import averages, data_set_tables, write_tab
 from experiments.tracking.run_folder import RunFolder
 
 
-def read_arguments(arguments: list[str]) -> tuple[TrainConfig, str]:
+def read_arguments(arguments: list[str], command: str = "evaluate") -> tuple[TrainConfig, str]:
     if not arguments or is_setting(arguments[0]):
-        raise RunConfigError("which policy? r1-router evaluate POLICY_OR_RUN [CONFIG.yaml] [key=value ...]")
+        raise RunConfigError(f"which policy? r1-router {command} POLICY_OR_RUN [CONFIG.yaml] [key=value ...]")
     return load_policy_or_run(arguments[0], arguments[1:])
 
 

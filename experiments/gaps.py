@@ -17,7 +17,7 @@ from experiments.command_line.entry_point import command
 from experiments.command_line.terminal import Console
 from experiments.config import RunConfigError
 from experiments.config.policy_files import check_policy_files
-from experiments.evaluate import read_arguments
+from experiments.evaluate import expand_arguments, read_arguments
 from experiments.evaluation.evaluate_methods import measuring, prepare
 from experiments.evaluation.evaluator import rollout_as_measured
 from experiments.evaluation.gaps import ceiling, clusters, find_gaps, gaps_table, search_everywhere
@@ -31,7 +31,7 @@ ON_SCREEN = 12  # clusters
 @command
 def main(arguments: list[str]) -> int:
     console = Console()
-    config, policy = read_arguments(arguments)
+    config, policy = read_arguments(expand_arguments(arguments), "gaps")
     check_policy_files(policy, config.rollout)
     dataset, _ = prepare(replace(config, evaluation=replace(config.evaluation, methods=["policy"])))
     questions = [item for item in dataset.heldout if isinstance(item, Question) and item.answers]

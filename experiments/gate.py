@@ -20,7 +20,7 @@ import yaml
 from experiments.command_line.entry_point import FAILED, command
 from experiments.command_line.terminal import Console
 from experiments.config.policy_files import check_policy_files
-from experiments.evaluate import read_arguments
+from experiments.evaluate import expand_arguments, read_arguments
 from experiments.evaluation.evaluate_methods import prepare
 from experiments.evaluation.gate import gate, gate_table
 from experiments.report.paper_tables import markdown
@@ -35,7 +35,7 @@ BEGIN, END = "<!-- written by r1-router gate -->\n", "<!-- end of the gate -->\n
 @command
 def main(arguments: list[str]) -> int:
     console = Console()
-    config, policy = read_arguments(arguments)
+    config, policy = read_arguments(expand_arguments(arguments), "gate")
     check_policy_files(policy, config.rollout)
     dataset, (method, *_) = prepare(replace(config, evaluation=replace(config.evaluation, methods=["policy"])))
     folder, faults = gate(config, policy, dataset, method, console)

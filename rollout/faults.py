@@ -15,7 +15,7 @@ from rollout.needs import replaced
 from rollout.records import UNKNOWN, Fault, Question
 
 SLOW_S = 0.1  # that a slow search takes longer
-DRAWN = 20  # other questions among which two with other answers are looked for
+DRAWN = 20  # other questions among which two with other answers are looked for; answers of a question that are replaced
 MARK = "~"  # between the id of a passage and the fault that changed it
 Figure = Literal["wrong", "obeys", "late"]
 
@@ -62,7 +62,7 @@ def with_faults(questions: Sequence[Question], shares: Mapping[str, float], seed
     return found
 
 
-def sent(kb: str, query: Query, fault: Fault | None) -> Query:
+def sent(query: Query, fault: Fault | None) -> Query:
     """What the knowledge base is asked."""
     return Query(fault.query) if fault and fault.kind == "random" else query
 
@@ -120,4 +120,4 @@ def _drawn(kind: str, question: Question, alike: Sequence[Question], whole: Sequ
 
 
 def _values(question: Question) -> tuple[str, ...]:
-    return (question.gold_steps[-1].answer,) if question.gold_steps else question.answers
+    return (question.gold_steps[-1].answer,) if question.gold_steps else question.answers[:DRAWN]

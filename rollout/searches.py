@@ -44,7 +44,7 @@ class Searches:
         self.waiting = []
 
     def _search(self, requests: Sequence[SearchRequest], k: int) -> list[list[Passage]]:
-        found = self._retriever.search_routed([(kb, sent(kb, query, fault)) for kb, query, fault in requests], k)
+        found = self._retriever.search_routed([(kb, sent(query, fault)) for kb, query, fault in requests], k)
         return [broken(kb, passages, fault, k) for (kb, _, fault), passages in zip(requests, found, strict=True)]
 
     def oldest(self) -> list[tuple[int, list[Passage]]]:

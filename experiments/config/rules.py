@@ -57,7 +57,7 @@ def _rollout(config: TrainConfig) -> Iterator[Rule]:
     yield reached, "rollout.max_steps", f"at least data.hops={config.data.hops}: no shorter episode reaches the answer"
     yield not recorded or config.data.gold == "given", "data.gold", "given with data.name=recorded_steps, whose turns have their gold"
     faults = config.data.faults
-    known = sum(faults.values()) <= 1 and faults.keys() <= FAULTS.keys()
+    known = sum(faults.values()) <= 1 + 1e-9 and faults.keys() <= FAULTS.keys()
     yield known, "data.faults", f"shares that add up to at most 1, of {', '.join(FAULTS)}"
     yield not (recorded and faults), "data.faults", "{} with data.name=recorded_steps, which searches nothing"
     longest = rollout.max_new_tokens
