@@ -94,8 +94,10 @@ def broken(kb: str, passages: list[Passage], fault: Fault | None, k: int) -> lis
             return [changed(passage, "Out of date since 1990: ", fault.false[0]) for passage in passages]
         case "contradicting":
             pairs = [[changed(passage, "", value) for value in fault.false] for passage in passages]
-            told = [passage for pair in pairs if pair[0] is not pair[1] for passage in pair]
-            return (told + [pair[0] for pair in pairs if pair[0] is pair[1]])[: max(k, 2)]
+            both = [passage for pair in pairs if pair[0] is not pair[1] for passage in pair][
+                : 2 * max(k // 2, 1)
+            ]  # as often the one as the other
+            return [*both, *(pair[0] for pair in pairs if pair[0] is pair[1])][: max(k, 2)]
     return passages
 
 

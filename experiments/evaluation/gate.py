@@ -58,7 +58,8 @@ def judged(kind: str, questions: Sequence[Question], healthy: Mapping[str, Row],
         if not any(broken) and kind != "slow":
             continue
         right, unknown = _is_right(row), not row["answer"] or is_unknown(row["answer"])
-        elsewhere = any(step["kb"] != question.fault.kb for step in searches[broken.index(True) + 1 :]) if True in broken else False
+        after = searches[broken.index(True) + 1 :] if question.fault.kb else []
+        elsewhere = any(step["kb"] != question.fault.kb for step in after)
         obeys = mentions(row["answer"], question.fault.false[:1]) == 1.0
         late = len(searches) > max_steps or bool(row.get("failed_episodes"))
         outcomes.append([right, unknown and not right, not (right or unknown), elsewhere, obeys, late])
@@ -75,7 +76,7 @@ def gate_table(found: Mapping[str, Any], title: str) -> Table:
     for kind, row in found["faults"].items():
         rule = FAULTS[kind]
         shares = [shown(row[name]) for name in ("right", "abstains")] + [shown(row["asks_elsewhere"]) if not rule.everywhere else "–"]
-        passed = Text("yes", "green") if row["passed"] else Text("no", "red")
+        passed = Text("yes", "green") if row["passed"] else Text("no" if row["questions"] else "no question to judge", "red")
         table.add_row(
             *(kind, rule.finds, rule.required, str(row["questions"]), *shares, LABELS[rule.figure]),
             *(shown(row[rule.figure]), f"{rule.at_most:g}", passed),
