@@ -43,9 +43,9 @@ FAULTS = {
 
 
 def with_faults(questions: Sequence[Question], shares: Mapping[str, float], seed: int, learned: bool = False) -> list[Question]:
-    """The questions, these shares of them with a fault (name of `FAULTS` -> share), drawn by the seed and the id of the question. Questions that
-    need no search stay as they are, and so do all where there are no three different answers. `learned`: the answers become those that are
-    right with the fault, `unknown` among them."""
+    """The questions, these shares of them with a fault (name of `FAULTS` -> share), drawn by the seed and the id of the question. Questions
+    that need no search stay as they are, and so do all where there are no three different answers. `learned`: the answers become those that
+    are right with the fault, `unknown` among them."""
     families = defaultdict[str, list[Question]](list)
     for question in questions:
         families[question.family].append(question)
@@ -68,7 +68,7 @@ def sent(query: Query, fault: Fault | None) -> Query:
 
 
 def broken(kb: str, passages: list[Passage], fault: Fault | None, k: int) -> list[Passage]:
-    """What the search finds in place of `passages`: at most k, but at least two that contradict. Ids of changed ones end in MARK and the fault."""
+    """What the search finds in place of `passages`: at most k, but two that contradict. Ids of changed ones end in MARK and the fault."""
     if fault is None or fault.kb not in ("", kb) or any(passage.error for passage in passages):
         return passages
 
