@@ -15,10 +15,8 @@ from pathlib import Path
 
 from experiments.command_line.entry_point import command
 from experiments.command_line.terminal import Console
-from experiments.config import RunConfigError
-from experiments.config.policy_files import check_policy_files
-from experiments.evaluate import expand_arguments, read_arguments
-from experiments.evaluation.evaluate_methods import measuring, prepare
+from experiments.evaluate import read_test
+from experiments.evaluation.evaluate_methods import measuring
 from experiments.evaluation.evaluator import rollout_as_measured
 from experiments.evaluation.gaps import ceiling, clusters, find_gaps, gaps_table, search_everywhere
 from experiments.report.report_page import write_report
@@ -31,12 +29,8 @@ ON_SCREEN = 12  # clusters
 @command
 def main(arguments: list[str]) -> int:
     console = Console()
-    config, policy = read_arguments(expand_arguments(arguments), "gaps")
-    check_policy_files(policy, config.rollout)
-    dataset, _ = prepare(replace(config, evaluation=replace(config.evaluation, methods=["policy"])))
-    questions = [item for item in dataset.heldout if isinstance(item, Question) and item.answers]
-    if not questions:
-        raise RunConfigError(f"data.name={config.data.name} has no held-out question with an answer, so nothing can be missing")
+    config, policy, dataset, _ = read_test(arguments, "gaps")
+    questions = [item for item in dataset.heldout if isinstance(item, Question)]
     belief = config.rollout.engine == "transformers"
     rollout = replace(rollout_as_measured(config), routing="ircot", gold_gains=belief)
     with measuring("gaps", config, policy, dataset, console) as (evaluator, retriever, folder, progress):

@@ -11,7 +11,6 @@ knowledge bases.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -19,9 +18,7 @@ import yaml
 
 from experiments.command_line.entry_point import FAILED, command
 from experiments.command_line.terminal import Console
-from experiments.config.policy_files import check_policy_files
-from experiments.evaluate import expand_arguments, read_arguments
-from experiments.evaluation.evaluate_methods import prepare
+from experiments.evaluate import read_test
 from experiments.evaluation.gate import gate, gate_table
 from experiments.report.paper_tables import markdown
 from experiments.report.report_page import write_report
@@ -35,9 +32,7 @@ BEGIN, END = "<!-- written by r1-router gate -->\n", "<!-- end of the gate -->\n
 @command
 def main(arguments: list[str]) -> int:
     console = Console()
-    config, policy = read_arguments(expand_arguments(arguments), "gate")
-    check_policy_files(policy, config.rollout)
-    dataset, (method, *_) = prepare(replace(config, evaluation=replace(config.evaluation, methods=["policy"])))
+    config, policy, dataset, method = read_test(arguments, "gate")
     folder, faults = gate(config, policy, dataset, method, console)
     found = {"date": f"{datetime.now(UTC):%Y-%m-%d}", "commit": git_commit(), "data": config.data.name, "faults": faults}
     table = gate_table(found, f"{policy}: broken knowledge bases, {config.data.name}, 95 % intervals")

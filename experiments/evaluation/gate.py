@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from experiments.command_line.terminal import Console
-from experiments.config import RunConfigError, TrainConfig
+from experiments.config import TrainConfig
 from experiments.datasets import Dataset
 from experiments.evaluation.evaluate_methods import MeasuredMethod, measure, measuring
 from experiments.evaluation.evaluator import EVALUATION_SEED
@@ -31,12 +31,9 @@ LABELS = {"wrong": "wrong answers", "obeys": "orders obeyed", "late": "over the 
 
 def gate(config: TrainConfig, policy: str, dataset: Dataset, method: MeasuredMethod, console: Console) -> tuple[Path, dict[str, Any]]:
     """(folder of the evaluation, fault -> what `judged` found). Stored question by question: a killed gate goes on where it was."""
-    questions = [item for item in dataset.heldout if isinstance(item, Question) and item.answers]
-    if not questions:
-        raise RunConfigError(f"data.name={config.data.name} has no held-out question with an answer; the gate needs some")
-    found = {}
+    questions, found = [item for item in dataset.heldout if isinstance(item, Question)], {}
     with measuring("gate", config, policy, dataset, console) as (evaluator, retriever, folder, progress):
-        healthy = measure(evaluator, method, replace(dataset, heldout=questions), retriever, folder, progress).rows
+        healthy = measure(evaluator, method, dataset, retriever, folder, progress).rows
         for kind in FAULTS:
             faulty = with_faults(questions, {kind: 1.0}, EVALUATION_SEED)
             named = replace(method, name=f"gate-{kind}", label=f"gate: {kind}")
