@@ -44,6 +44,8 @@ def main(arguments: list[str]) -> int:
         gaps = find_gaps(questions, found, episodes)
         result = {"data": config.data.name, "questions": len(questions), "belief": belief, "ceiling": ceiling(questions, gaps)}
         result |= {"clusters": clusters(gaps, retriever)}
+    if failed := sum(bool(passage.error) for passages in found.values() for passage in passages):
+        console.print(f"warning: {failed} searches failed, so some of these gaps may be none (r1-router kb status)", style="yellow")
     text = json.dumps(plain(result), indent=1, ensure_ascii=False)
     write_whole(folder / GAPS, text)
     console.print(gaps_table(result, ON_SCREEN))
