@@ -11,6 +11,7 @@ its folder hold the tables, to paste into a paper.
 import json
 import zlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from experiments.command_line.entry_point import command
@@ -18,16 +19,29 @@ from experiments.command_line.terminal import Console
 from experiments.config import RunConfigError, TrainConfig, load_policy_or_run
 from experiments.config.policy_files import check_policy_files
 from experiments.config.reading import is_setting
-from experiments.evaluation.evaluate_methods import evaluate, prepare
+from experiments.datasets import Dataset
+from experiments.evaluation.evaluate_methods import MeasuredMethod, evaluate, prepare
 from experiments.evaluation.result_tables import method_tables, print_methods
 from experiments.report.paper_tables import averages, data_set_tables, write_tables
 from experiments.tracking.run_folder import RunFolder
+from rollout.records import Question
 
 
-def read_arguments(arguments: list[str]) -> tuple[TrainConfig, str]:
+def read_arguments(arguments: list[str], command: str = "evaluate") -> tuple[TrainConfig, str]:
     if not arguments or is_setting(arguments[0]):
-        raise RunConfigError("which policy? r1-router evaluate POLICY_OR_RUN [CONFIG.yaml] [key=value ...]")
+        raise RunConfigError(f"which policy? r1-router {command} POLICY_OR_RUN [CONFIG.yaml] [key=value ...]")
     return load_policy_or_run(arguments[0], arguments[1:])
+
+
+def read_test(arguments: list[str], command: str) -> tuple[TrainConfig, str, Dataset, MeasuredMethod]:
+    """(configuration, policy, its data set with those held-out questions that have an answer, the router as a method), checked."""
+    config, policy = read_arguments(expand_arguments(arguments), command)
+    check_policy_files(policy, config.rollout)
+    dataset, (method, *_) = prepare(replace(config, evaluation=replace(config.evaluation, methods=["policy"])))
+    questions = [item for item in dataset.heldout if isinstance(item, Question) and item.answers]
+    if not questions:
+        raise RunConfigError(f"data.name={config.data.name} has no held-out question with an answer; r1-router {command} needs some")
+    return config, policy, replace(dataset, heldout=questions), method
 
 
 def each_data_set(arguments: Sequence[str]) -> list[list[str]]:

@@ -84,7 +84,7 @@ class EpisodeState:
         return self.prompts.final(self.question.text, self.pictured, history)
 
     def search(self, kb: str, text: str) -> SearchRequest:
-        return SearchRequest(kb, Query(text, self.question.image.data if self.question.image else None))
+        return SearchRequest(kb, Query(text, self.question.image.data if self.question.image else None), self.question.fault)
 
     def in_prompt_order(self, found: Sequence[Passage]) -> tuple[Passage, ...]:
         passages = list(found)

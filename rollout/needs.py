@@ -90,6 +90,11 @@ def prepare(trajectories: Iterable[Trajectory], matcher: NeedMatcher) -> None:
     matcher.prepare((exchange.query, needs) for exchange, needs in judged if exchange is not None and needs)
 
 
+def by_accident(answer: str) -> bool:
+    """Whether it stands in many texts that are about something else."""
+    return _BY_ACCIDENT.fullmatch(normalise(answer)) is not None
+
+
 def holds_answer(passage: Passage, gold: GoldStep) -> bool:
     """Whether the passage, of a gold knowledge base, has the answer of the gold step and all its entities."""
     if passage.error or passage.kb not in ("", *gold.kbs):
@@ -100,7 +105,7 @@ def holds_answer(passage: Passage, gold: GoldStep) -> bool:
 def _answers(exchange: Exchange, need: GoldStep, question: Question, history: Sequence[Exchange]) -> bool:
     """Whether the exchange gave the need's answer, which no earlier text held, and which is no common word or short number."""
     answer = normalise(exchange.answer)
-    if not answer or answer != normalise(need.answer) or _BY_ACCIDENT.fullmatch(answer):
+    if not answer or answer != normalise(need.answer) or by_accident(answer):
         return False
     earlier = history[: history.index(exchange)]
     seen = [question.text, exchange.query, *(text for e in earlier for text in (e.query, e.answer))]
@@ -115,6 +120,10 @@ def _waits(need: GoldStep, answer: str, question: str) -> bool:
 def _rewritten(gold: GoldStep, old: str, new: str, question: Question) -> GoldStep:
     if not _waits(gold, old, question.text):
         return gold
-    pattern = re.compile(rf"(?<![\w-]){re.escape(old)}(?![\w-])", re.IGNORECASE)
-    query, *names = (pattern.sub(lambda _: new, text) for text in (gold.query, *entities(gold)))
+    query, *names = (replaced(text, old, new) for text in (gold.query, *entities(gold)))
     return replace(gold, query=query, entities=tuple(names))
+
+
+def replaced(text: str, old: str, new: str) -> str:
+    """`text` with `new` wherever it has `old` as whole words, in any case."""
+    return re.sub(rf"(?<![\w-]){re.escape(old)}(?![\w-])", lambda _: new, text, flags=re.IGNORECASE)

@@ -60,6 +60,17 @@ class GoldStep:
 
 
 @dataclass(frozen=True)
+class Fault:
+    """How knowledge bases are broken for one question (faults.py)."""
+
+    kind: str  # a name of `FAULTS`
+    kb: str  # which one is broken; empty: all
+    true: tuple[str, ...]  # what stands in the passages
+    false: tuple[str, ...]  # what stands in other passages of this kind: two texts
+    query: str  # what another question asks
+
+
+@dataclass(frozen=True)
 class Question:
     id: str
     text: str
@@ -68,6 +79,7 @@ class Question:
     gold_steps: tuple[GoldStep, ...] | None = None  # the facts it needs, in one right order; None: unknown
     family: str = ""  # kind of question (`text_one_hop`, `image_table`, ...): results are reported for each
     answer_range: tuple[float, float] | None = None  # numeric questions of InfoSeek: any number in this closed range is right, too
+    fault: Fault | None = None  # its searches find what a broken knowledge base would
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,8 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any, NamedTuple, Protocol
 
 from retrieval_actors.records import Passage, Query
+from rollout.faults import broken, sent
+from rollout.records import Fault
 
 AT_ONCE = 4  # batches searched at the same time; others wait for a thread
 
@@ -22,6 +24,7 @@ class Searcher(Protocol):
 class SearchRequest(NamedTuple):
     kb: str
     query: Query
+    fault: Fault | None = None  # what is wrong with the knowledge bases, for this question
 
 
 class Searches:
@@ -36,9 +39,13 @@ class Searches:
     def begin(self) -> None:
         for k in dict.fromkeys(passages for _, _, passages in self.waiting):
             alike = [(ticket, request) for ticket, request, passages in self.waiting if passages == k]
-            answer = self._threads.submit(self._retriever.search_routed, [request for _, request in alike], k)
+            answer = self._threads.submit(self._search, [request for _, request in alike], k)
             self.under_way.append(([ticket for ticket, _ in alike], answer))
         self.waiting = []
+
+    def _search(self, requests: Sequence[SearchRequest], k: int) -> list[list[Passage]]:
+        found = self._retriever.search_routed([(kb, sent(query, fault)) for kb, query, fault in requests], k)
+        return [broken(kb, passages, fault, k) for (kb, _, fault), passages in zip(requests, found, strict=True)]
 
     def oldest(self) -> list[tuple[int, list[Passage]]]:
         """(ticket, passages) of the batch that was sent first, which is waited for. Raises what the search raised."""

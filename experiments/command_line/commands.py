@@ -47,6 +47,8 @@ COMMANDS = {
     "train": Command("experiments.train", (RUN,)),
     "evaluate": Command("experiments.evaluate", (RUN,)),
     "compare": Command("experiments.compare"),
+    "gate": Command("experiments.gate", (RUN,)),
+    "gaps": Command("experiments.gaps", (RUN,)),
     "serve": Command("experiments.serve", (("serve.", "experiments.serving.settings.ServeSettings"), RUN)),
     "kb build": Command("experiments.kb", (("", "experiments.kb.BuildSettings"),), "build"),
     "kb search": Command("experiments.kb", (("", "experiments.kb.SearchSettings"),), "search"),

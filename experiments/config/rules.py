@@ -10,6 +10,7 @@ from experiments.config.sections import TrainConfig
 from learner.config import check_overlap, check_rollout, check_shares
 from rewards.terms import composed_of
 from rollout.engines import chosen_engine
+from rollout.faults import FAULTS
 from rollout.methods import expected_names, is_method
 from rollout.need_matcher import read_calibration
 from rollout.prompts import find_prompts
@@ -54,6 +55,10 @@ def _rollout(config: TrainConfig) -> Iterator[Rule]:
     reached = config.data.name != "relay" or rollout.max_steps >= config.data.hops
     yield reached, "rollout.max_steps", f"at least data.hops={config.data.hops}: no shorter episode reaches the answer"
     yield not recorded or config.data.gold == "given", "data.gold", "given with data.name=recorded_steps, whose turns have their gold"
+    faults = config.data.faults
+    known = sum(faults.values()) <= 1 + 1e-9 and faults.keys() <= FAULTS.keys()
+    yield known, "data.faults", f"shares that add up to at most 1, of {', '.join(FAULTS)}"
+    yield not (recorded and faults), "data.faults", "{} with data.name=recorded_steps, which searches nothing"
     longest = rollout.max_new_tokens
     needed = rollout.max_prompt_tokens + 8 * math.ceil(longest / 16) * 16
     prompt = f"a prompt of rollout.max_prompt_tokens={rollout.max_prompt_tokens}"

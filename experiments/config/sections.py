@@ -99,6 +99,9 @@ class DataConfig:
     alone, once, before training (docs/16_found_steps.md); or `hidden`: those of the data set are not used."""
     gold_samples: PositiveInt = 4
     """`gold=found`: episodes sampled for each question; each searches every knowledge base."""
+    faults: dict[str, Annotated[float, Field(ge=0, le=1)]] = field(default_factory=dict)
+    """Share of the training questions whose knowledge bases are broken, for each way: `empty`, `random`, `stale`, `contradicting`, `failing`,
+    `slow`, `instructions` (rollout/faults.py). Where nothing can be found, `unknown` is the right answer."""
 
 
 @dataclass

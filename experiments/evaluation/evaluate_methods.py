@@ -4,7 +4,8 @@ of rollout/methods.py, and `sampled`: the router's sampled episodes, averaged (a
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -66,16 +67,8 @@ def evaluate(
     config: TrainConfig, policy: str, dataset: Dataset, methods: Sequence[MeasuredMethod], console: Console
 ) -> tuple[Path, dict[str, Any]]:
     """Measure the policy with every method: (the folder of the evaluation, the comparison that its summary.json holds)."""
-    with start_ray(config), Progress(console, "evaluate", 1, 0) as progress:
-        for note in dataset.notes:
-            progress.say(note, style="yellow")
-        placed = placed_or_refused(config, dataset, progress, evaluation="only")
-        progress.phase("knowledge bases")
-        retrieval = replace(placed.retrieval, folders=ensure_knowledge_bases(dataset.evaluation_kbs, progress.detail))
-        retriever = start_retrieval(retrieval, progress.detail, announce=lambda plan: progress.if_verbose(plan.line()))
-        folder = evaluation_folder(config, policy, {card.name: card.fingerprint for card in retriever.catalog}, dataset.heldout)
-        evaluator = Evaluator(policy, placed)
-        ids = [id_of(item) for item in dataset.heldout]
+    ids = [id_of(item) for item in dataset.heldout]
+    with measuring("evaluate", config, policy, dataset, console) as (evaluator, retriever, folder, progress):
         countdown = Countdown(sum(len(Results(folder, method.name).left(ids)) for method in methods))
         traced = EVALUATED * config.tracking.traces * config.tracking.mlflow
         found = {method.name: measure(evaluator, method, dataset, retriever, folder, progress, countdown, traced) for method in methods}
@@ -88,6 +81,22 @@ def evaluate(
             why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             console.print(f"not in MLflow: {why}; the same command tries again", style="yellow", soft_wrap=True)
     return folder, comparison
+
+
+@contextmanager
+def measuring(
+    command: str, config: TrainConfig, policy: str, dataset: Dataset, console: Console
+) -> Iterator[tuple[Evaluator, Retriever, Path, Progress]]:
+    """Evaluation workers, the knowledge bases of the held-out questions, and the folder of the evaluation, on a Ray of their own."""
+    with start_ray(config), Progress(console, command, 1, 0) as progress:
+        for note in dataset.notes:
+            progress.say(note, style="yellow")
+        placed = placed_or_refused(config, dataset, progress, evaluation="only")
+        progress.phase("knowledge bases")
+        retrieval = replace(placed.retrieval, folders=ensure_knowledge_bases(dataset.evaluation_kbs, progress.detail))
+        retriever = start_retrieval(retrieval, progress.detail, announce=lambda plan: progress.if_verbose(plan.line()))
+        folder = evaluation_folder(config, policy, {card.name: card.fingerprint for card in retriever.catalog}, dataset.heldout)
+        yield Evaluator(policy, placed), retriever, folder, progress
 
 
 def routable(names: Iterable[str], heldout: Iterable[Any]) -> list[str]:

@@ -30,7 +30,7 @@ from rollout.records import Trajectory
 STORED_ANSWERS = 5  # Gold answers that a line repeats; a numeric range has thousands
 SPEED_ONLY = ("threads", "batch_tokens", "tokens_in_flight", "slots", "partial")
 """Settings of the rollout that change no result where the weights stay."""
-NOT_MEASURED = ("kb_folder", "gold", "gold_samples")  # settings of the data that concern no held-out question
+NOT_MEASURED = ("kb_folder", "gold", "gold_samples", "faults")  # settings of the data that concern no held-out question
 FAILURES = ("failed_episodes", "search_errors", "unmeasured_episodes")
 
 

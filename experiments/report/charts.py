@@ -39,6 +39,7 @@ class Panel:
     x: str = "iteration"
     low: float | None = None
     high: float | None = None  # Ends of the y axis; None: from the data
+    ceiling: float | None = None  # A dashed line across: what can be reached at best
 
 
 def line_charts(panels: Sequence[Panel], name: str, columns: int = 1) -> str:
@@ -97,12 +98,16 @@ def _draw(axes: Any, panel: Panel) -> None:
             axes.plot(*zip(*points, strict=True), color=colour, linewidth=0.8, alpha=0.3)
             points = moving_mean(points)
         axes.plot(*zip(*points, strict=True), color=colour, marker="" if long else "o", markersize=3.5, label=name)
+    if panel.ceiling is not None:
+        axes.axhline(panel.ceiling, color=INK, linewidth=1.2, linestyle="--", label="ceiling of retrieval")
     axes.set(xlabel=panel.x, ylabel=panel.y, title=panel.title)
     axes.set_ylim(panel.low, panel.high)
     if all(float(x).is_integer() for x in xs):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    if len(panel.lines) > 1:
-        fits = LEGEND_WIDTH // (max(map(len, panel.lines)) + 6)  # 6: the mark and the gap
+    if len(panel.lines) > 1 or panel.ceiling is not None:
+        fits = LEGEND_WIDTH // (
+            max(map(len, [*panel.lines, *["ceiling of retrieval"] * (panel.ceiling is not None)])) + 6
+        )  # 6: the mark and the gap
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=min(4, max(1, fits)), handlelength=1.2, columnspacing=1.2)
 
 

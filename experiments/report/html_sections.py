@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from html import escape
 from typing import Any
 
 from rich.table import Table
 
+from experiments.evaluation.gaps import gaps_table
+from experiments.evaluation.gate import gate_table
 from experiments.evaluation.metrics import MALFORMED, STOP, Confusion, is_right
 from experiments.evaluation.result_tables import before_after_table, failures_of_run, family_table, routing_table
 from experiments.report.charts import Panel, Points, inline_svg, line_charts, points_of
@@ -17,6 +20,7 @@ Summary = Mapping[str, Any]  # summary.json of a run
 USE, SECONDS = "use_", "seconds_"  # Prefixes in metrics.jsonl: shares of what plan turns chose (`use_stop`), and seconds of phases
 ENTROPY = "kb_entropy_"  # Prefix in metrics.jsonl: entropy of what plan turns chose, by what they needed
 ORDER = ("text", "text_image", "table")  # Knowledge bases that have the same colours in every report; others follow
+GAPS_SHOWN = 30  # clusters
 Rows = Sequence[Mapping[str, Any]]  # Lines of metrics.jsonl
 
 
@@ -77,8 +81,25 @@ def methods_and_families(summary: Summary) -> str:
     return f"{methods}<h2>By question family</h2><p>Before → after.</p>{html_table(family_table(summary))}"
 
 
-def curves_section(rows: Rows) -> str:
-    """Empty without an iteration."""
+def gate_section(found: Mapping[str, Any]) -> str:
+    """`found`: gate.yaml; empty where the policy was never tested."""
+    if not found:
+        return ""
+    note = "Of the questions that it answers right with healthy knowledge bases. <code>r1-router gate</code> asked them again."
+    title = f"{found['data']}, {found['date']}, commit {str(found['commit'])[:10]}"
+    return f"<h2 id='gate'>With broken knowledge bases</h2><p>{note} {escape(title)}.</p>{html_table(gate_table(found, title))}"
+
+
+def gaps_section(found: Mapping[str, Any]) -> str:
+    """`found`: gaps.json; empty where `r1-router gaps` was not run."""
+    if not found:
+        return ""
+    table = gaps_table(found, GAPS_SHOWN)
+    return f"<h2 id='gaps'>What the knowledge bases lack</h2><p>{escape(str(table.title))}.</p><div class='texts'>{html_table(table)}</div>"
+
+
+def curves_section(rows: Rows, ceiling: float | None = None) -> str:
+    """Empty without an iteration. `ceiling`: share of the held-out questions that can be answered."""
 
     def panel(title: str, *metrics: str, high: float | None = None, low: float | None = 0.0, y: str = "") -> Panel:
         return Panel(title, {name: points for name in metrics if (points := points_of(rows, name))}, y=y, low=low, high=high)
@@ -92,7 +113,7 @@ def curves_section(rows: Rows) -> str:
         panel("Reward of a turn", "reward_plan", "reward_answer", "reward_final", high=1, y="mean reward"),
         panel("Turns that were right", "routing", "stop", "format", high=1, y="share"),
         panel("Retrievals per question", "retrievals_per_question", y="searches"),
-        panel("Validation questions", *validation, high=1),
+        replace(panel("Validation questions", *validation, high=1), ceiling=ceiling),
         panel("Loss", "loss", low=None),
         panel("Groups with variance, which are learned from", "varied_groups", high=1, y="share"),
         panel("All routes of a plan turn", "best_route_probability", "route_entropy", y="probability; nats"),

@@ -12,6 +12,7 @@ from experiments.config import RunConfigError
 from experiments.evaluation.metrics import confusion
 from experiments.report import browser
 from experiments.report import html_sections as results
+from experiments.tracking.gate_file import gate_of
 from experiments.tracking.run_folder import RunFolder, write_whole
 
 STYLE = (Path(__file__).parent / "page/report.css").read_text(encoding="utf-8")  # Light and dark by the reader's setting
@@ -19,7 +20,7 @@ STYLE = (Path(__file__).parent / "page/report.css").read_text(encoding="utf-8") 
 
 def write_report(folder: RunFolder) -> None:
     """Needs config.yaml; what else is missing is left out of the page."""
-    summary, rows = folder.summary(), folder.metrics()
+    summary, rows, gaps = folder.summary(), folder.metrics(), folder.gaps()
     name = str(summary.get("name", folder.path.name))
     kbs = list(dict.fromkeys([*results.ORDER, *(kb for kb in results.kb_use(rows) if kb != "stop")]))
     data = browser.browser_data(folder, kbs)
@@ -31,7 +32,9 @@ def write_report(folder: RunFolder) -> None:
             results.before_after(summary),
             results.confusion_section(before, after, data["kbs"]),
             results.methods_and_families(summary),
-            results.curves_section(rows),
+            results.gate_section(gate_of(folder.policy)),
+            results.gaps_section(gaps),
+            results.curves_section(rows, (gaps.get("ceiling") or summary.get("ceiling") or {}).get("value")),
             browser.browser_section(data),
             results.time_section(summary),
             f"<h2 id='settings'>Settings</h2><details><summary>config.yaml</summary><pre>{settings}</pre></details>",

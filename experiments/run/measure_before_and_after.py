@@ -8,13 +8,15 @@ from typing import Any
 from experiments.config import TrainConfig
 from experiments.evaluation.evaluate_methods import routable
 from experiments.evaluation.evaluator import Evaluation
-from experiments.evaluation.significance import paired_difference
+from experiments.evaluation.gaps import ceiling, find_gaps, search_everywhere
+from experiments.evaluation.significance import Interval, paired_difference
 from experiments.report.report_page import write_report
 from experiments.run.run_state import Run, Totals
 from experiments.tracking.fingerprints import git_commit, machine
 from experiments.tracking.run_folder import RunFolder
 from experiments.tracking.traces import EVALUATED, trace_line
 from learner.deadline import results
+from rollout.records import Question
 
 
 def measure_start(run: Run) -> None:
@@ -31,6 +33,7 @@ def measure_end(run: Run) -> None:
     after = measure(run, "after")
     before_counts = [row["counts"] for row in run.folder.read_trajectories("before")]
     found = {"after": after.summary(), "difference": paired_difference(before_counts, after.counts)}
+    found["ceiling"] = retrieval_ceiling(run, after)
     found["baselines"] = measure_baselines(run, "after", config.baselines)
     evaluator.weights = start
     write_summary(run, **found, start_baselines=measure_baselines(run, "before", config.start_baselines))
@@ -51,6 +54,17 @@ def measure(run: Run, when: str) -> Evaluation:
     run.tracker.trace(when, lambda: [trace_line(episode, when, finished, run.iteration, turns) for episode in few])
     run.folder.write_trajectories(when, made, evaluation.counts, turns, (), actors.evaluation_folders, calibration)
     return evaluation
+
+
+def retrieval_ceiling(run: Run, measured: Evaluation) -> Interval | None:
+    """Share of the held-out questions whose answer stands in a passage that a search finds; None in `offline` mode."""
+    questions = [item for item in run.dataset.heldout if isinstance(item, Question)]
+    if not questions:
+        return None
+    with run.timed("ceiling"):
+        run.progress.phase("ceiling of retrieval")
+        found = search_everywhere(questions, run.actors.evaluation_retriever, run.config.rollout.passages)
+    return ceiling(questions, find_gaps(questions, found, {t.question.id: t for t in measured.trajectories}))
 
 
 def measure_baselines(run: Run, when: str, routings: list[str]) -> dict[str, Any]:

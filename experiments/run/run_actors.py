@@ -19,6 +19,8 @@ from retrieval_actors.actors.memory_plan import label_of
 from retrieval_actors.actors.start_actors import start_retrieval
 from retrieval_actors.sharded_search import Retriever
 from rewards.actor import start_reward_actor
+from rollout.faults import with_faults
+from rollout.records import Question
 
 
 @dataclass(frozen=True)
@@ -85,11 +87,14 @@ def start_run_actors(
 
 
 def with_gold(config: TrainConfig, dataset: Dataset, policy: str, actors: RunActors, progress: Progress) -> Dataset:
-    """The data set with the gold steps that `data.gold` asks for; the algorithm asks its questions from now on."""
+    """The data set with the gold steps that `data.gold` asks for, and with `data.faults`; the algorithm asks its questions from now on."""
     if config.data.gold == "found":
         dataset = with_found_steps(config, policy, dataset, actors.evaluator, actors.retriever, progress)
     elif config.data.gold == "hidden":
         dataset = replace(dataset, train=without_gold(dataset))
+    if config.data.faults:
+        questions = [item for item in dataset.train if isinstance(item, Question)]
+        dataset = replace(dataset, train=with_faults(questions, config.data.faults, config.train.seed, learned=True))
     actors.algorithm.data.questions = list(dataset.train)
     return dataset
 

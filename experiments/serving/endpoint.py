@@ -22,6 +22,7 @@ from experiments.serving.http_routes import build_api
 from experiments.serving.middleware import Addresses, Admission, Metrics
 from experiments.serving.schemas import PolicyReference, Refusal, RouteJob, RouteRequest, unavailable
 from experiments.serving.settings import ServeSettings, is_loopback
+from experiments.tracking.gate_file import gate_warning
 from retrieval_actors.pictures import PictureError, TooManyPixelsError, decode
 from retrieval_actors.records import KnowledgeBaseCard
 from rollout.records import Image
@@ -39,7 +40,7 @@ class Endpoint:
         self.started, self.under_way = int(time.time()), 0
         self.room = self.settings.slots * self.settings.most_replicas + self.settings.queue
         self.status = self.progress = "starting"
-        self._policy = PolicyReference("", 0)  # until `reconfigure`
+        self._policy, self.warning = PolicyReference("", 0), ""  # until `reconfigure`
         self.catalog: tuple[KnowledgeBaseCard, ...] = ()
         self._router, self._kbs, self._reloading = router, kbs, asyncio.Lock()
         watched = {"slots_in_use": lambda: self.under_way, "slots": lambda: self.room, "policy_version": lambda: self.policy_version}
@@ -54,7 +55,8 @@ class Endpoint:
 
     async def reconfigure(self, policy: dict[str, Any]) -> None:
         """Called by Serve once, with the first policy."""
-        self._policy, self._task = PolicyReference(**policy), asyncio.create_task(self._get_ready())
+        self._use(PolicyReference(**policy))
+        self._task = asyncio.create_task(self._get_ready())
 
     async def reload(self, policy: PolicyReference) -> None:
         """All replicas load the policy, then new questions use it. Raises Refusal when it does not load; then nothing has changed."""
@@ -66,7 +68,10 @@ class Endpoint:
                 raise Refusal(422, "policy_does_not_load", f"policy {policy.folder}: {reason}", "policy") from None
             except (RayError, RayServeException, TimeoutError):
                 raise unavailable("replica_unavailable", "a router replica did not answer; nothing has changed, try again") from None
-            self._policy = policy
+            self._use(policy)
+
+    def _use(self, policy: PolicyReference) -> None:
+        self._policy, self.warning = policy, gate_warning(policy.folder)
 
     async def drain(self) -> None:
         """Refuse new questions; return when all running ones have ended, after `drain_s` seconds at most."""

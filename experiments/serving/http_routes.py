@@ -117,9 +117,10 @@ def _add_information(app: FastAPI, endpoint: Any) -> None:
 
     @app.get("/health", responses={503: {"description": "not ready"}})
     async def health(request: Request, response: Response) -> dict[str, Any]:
-        """`starting`, `loading`, `ready` (200; all others 503) or `draining`, and how far it is."""
+        """`starting`, `loading`, `ready` (200; all others 503) or `draining`, and how far it is. `warning`: the policy did not pass the gate."""
         response.status_code = 200 if endpoint.status == "ready" else 503
-        names, shown = ("status", "progress", "policy_version", "under_way"), ("name", "description", "modality", "passages", "fingerprint")
+        names = ("status", "progress", "policy_version", "under_way", "warning")
+        shown = ("name", "description", "modality", "passages", "fingerprint")
         cards = [{name: getattr(card, name) for name in shown} for card in endpoint.catalog if request.state.authorised]
         return {"model": endpoint.settings.model, "kbs": cards, **{name: getattr(endpoint, name) for name in names}}
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from experiments.datasets import Dataset  # brings FAISS
 
 FILE = "fingerprints.json"
-ONLY_IF_SET = frozenset({"answer_range", "image_first"})  # hashes from before these fields existed stay valid
+ONLY_IF_SET = frozenset({"answer_range", "fault", "image_first"})  # hashes from before these fields existed stay valid
 
 
 def fingerprint(items: Iterable[Any]) -> str:

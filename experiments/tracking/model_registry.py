@@ -10,6 +10,7 @@ from typing import Any
 
 from experiments.config import TrackingConfig
 from experiments.tracking.fingerprints import read_fingerprints
+from experiments.tracking.gate_file import CARD, GATE
 from experiments.tracking.run_folder import RunFolder, file_checksum, flat_yaml
 
 MEASURED, VALIDATED = "f1_recall", "validation"
@@ -26,7 +27,11 @@ def register_policy(client: Any, run_id: str, folder: RunFolder, tracking: Track
     """Register the policy among the run's artifacts, unless a version with the same files exists. Returns at most one `name version`."""
     summary, dataset = folder.summary(), str(flat_yaml(folder.path / "config.yaml").get("data.name"))
     name, made = model_name(tracking, dataset), []
-    files = [f"{file.name} {file_checksum(file)}\n" for file in sorted(folder.policy.glob("*")) if file.is_file()]
+    files = [
+        f"{file.name} {file_checksum(file)}\n"
+        for file in sorted(folder.policy.glob("*"))
+        if file.is_file() and file.name not in (GATE, CARD)
+    ]
     digest = hashlib.sha256("".join(files).encode()).hexdigest()[:16]
     if not any(version.run_id == run_id and version.tags.get("policy") == digest for version in _versions(client, name)):
         if not client.search_registered_models(filter_string=f"name = '{name}'"):

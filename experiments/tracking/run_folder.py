@@ -8,7 +8,8 @@ tracking.json         which MLflow run belongs to the folder (tracking/mlflow_co
 traces.jsonl          a line for each episode that is an MLflow trace (tracking/traces.py)
 trajectories/         Parquet: episodes step by step with the siblings of every turn; pictures/ of their passages (tracking/trajectory_table.py)
 checkpoints/          iteration-000020/, ...: what train.resume=auto continues from, each with the best policy until then
-policy/               the best policy, in Hugging Face format
+policy/               the best policy, in Hugging Face format; gate.yaml: what r1-router gate found about it
+gaps.json             what the knowledge bases lack (r1-router gaps)
 failures/             one file for each process or node that was lost
 report.html           all of it on one page (report/); replay.html: its episodes under another reward (r1-router replay)
 """
@@ -39,7 +40,7 @@ from rollout.need_matcher import need_matcher
 from rollout.records import ScoredTurn, Trajectory
 
 COMPLETE = "complete.json"  # written last into a checkpoint; holds its iteration and the checksums of its files
-TRACES = "traces.jsonl"
+TRACES, GAPS = "traces.jsonl", "gaps.json"
 POLICY = "policy"  # folder of the best policy, in the run folder and in every checkpoint
 
 
@@ -112,6 +113,10 @@ class RunFolder:
     def summary(self) -> dict[str, Any]:
         """Contents of summary.json; empty if it is missing."""
         return read_json(self.path / "summary.json")
+
+    def gaps(self) -> dict[str, Any]:
+        """Contents of gaps.json; empty if it is missing."""
+        return read_json(self.path / GAPS)
 
     def write_trajectories(
         self,
