@@ -25,7 +25,11 @@ class Arm:
 ARMS: Mapping[str, Arm] = {
     COLD_START: Arm("cold start only"),
     "outcome_grpo": Arm(
-        "outcome GRPO", ("reward.terms.outcome=1", "rollout.mode=chain", "learner.step_weight=0", "learner.episode_weight=1")
+        "outcome GRPO",
+        (
+            *("reward.terms.outcome=1", "rollout.mode=chain", "learner.step_weight=0", "learner.episode_weight=1"),
+            "learner.routes=sampled",
+        ),
     ),
     STEP_GRPO: Arm("Step-GRPO"),
     "all_routes": Arm("Step-GRPO, gradient over all routes", ("learner.routes=all",)),
@@ -35,7 +39,7 @@ ARMS: Mapping[str, Arm] = {
         "GiGPO",
         (
             *("reward.terms.outcome=1", "rollout.mode=chain", "learner.step_weight=1", "learner.episode_weight=1"),
-            *("learner.baseline=leave_one_out", "learner.normalisation=none"),
+            *("learner.baseline=leave_one_out", "learner.normalisation=none", "learner.routes=sampled"),
         ),
     ),
     "found_steps": Arm("Step-GRPO, found steps", ("data.gold=found", "data.gold_samples=1", "data.train_questions=96")),
