@@ -1,5 +1,7 @@
 """Provenance of results: `fingerprints.json` (hashes of questions and knowledge bases), the commit, and the machine."""
 
+from __future__ import annotations
+
 import dataclasses
 import hashlib
 import json
