@@ -19,7 +19,8 @@ import yaml
 from experiments.command_line.entry_point import FAILED, command
 from experiments.command_line.terminal import Console
 from experiments.evaluate import read_test
-from experiments.evaluation.gate import gate, gate_table
+from experiments.evaluation.gate import gate
+from experiments.evaluation.result_tables import gate_table
 from experiments.report.paper_tables import markdown
 from experiments.report.report_page import write_report
 from experiments.tracking.fingerprints import git_commit

@@ -9,15 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.table import Table
-from rich.text import Text
 
 from experiments.command_line.terminal import Console
 from experiments.config import TrainConfig
 from experiments.datasets import Dataset
 from experiments.evaluation.evaluate_methods import MeasuredMethod, measure, measuring
 from experiments.evaluation.evaluator import EVALUATION_SEED
-from experiments.evaluation.result_tables import results_table, shown
 from experiments.evaluation.significance import interval
 from rollout.faults import FAULTS, is_broken, with_faults
 from rollout.need_matcher import mentions
@@ -26,7 +23,6 @@ from rollout.turn_parser import is_unknown
 
 Row = Mapping[str, Any]  # of a question, as evaluation_folder.py stores it
 OUTCOMES = ("right", "abstains", "wrong", "asks_elsewhere", "obeys", "late")
-LABELS = {"wrong": "wrong answers", "obeys": "orders obeyed", "late": "over the step limit"}
 
 
 def gate(config: TrainConfig, policy: str, dataset: Dataset, method: MeasuredMethod, console: Console) -> tuple[Path, dict[str, Any]]:
@@ -64,21 +60,6 @@ def judged(kind: str, questions: Sequence[Question], healthy: Mapping[str, Row],
     shares = {name: interval(np.stack([counted[:, i], np.ones(len(counted))], axis=1)) for i, name in enumerate(OUTCOMES)}
     passed = bool(len(counted)) and shares[rule.figure]["value"] <= rule.at_most and shares["late"]["value"] == 0
     return {"questions": len(counted), **shares, "passed": passed}
-
-
-def gate_table(found: Mapping[str, Any], title: str) -> Table:
-    """Of gate.yaml."""
-    columns = ("searches find", "required", "questions", "right", "abstains", "asks elsewhere", "forbidden", "share", "at most", "passed")
-    table = results_table(title, "fault", columns)
-    for kind, row in found["faults"].items():
-        rule = FAULTS[kind]
-        shares = [shown(row[name]) for name in ("right", "abstains")] + [shown(row["asks_elsewhere"]) if not rule.everywhere else "–"]
-        passed = Text("yes", "green") if row["passed"] else Text("no" if row["questions"] else "no question to judge", "red")
-        table.add_row(
-            *(kind, rule.finds, rule.required, str(row["questions"]), *shares, LABELS[rule.figure]),
-            *(shown(row[rule.figure]), f"{rule.at_most:g}", passed),
-        )
-    return table
 
 
 def _is_right(row: Row) -> bool:

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from experiments.evaluation.metrics import METRICS
 from experiments.evaluation.significance import Interval, excludes_zero
+from rollout.faults import FAULTS
 from rollout.methods import label_of
 
 HEADINGS = {name: name.replace("_", " ") for name in METRICS}  # Metric -> its name with spaces, so that it wraps in a narrow column
@@ -26,6 +27,7 @@ RUN_METRICS = {  # columns at the end of a run
     "retrievals_per_question": "searches",
 }
 WIDE = 100  # columns of a terminal in which intervals fit
+FORBIDDEN = {"wrong": "wrong answers", "obeys": "orders obeyed", "late": "over the step limit"}  # figure of a fault -> what it counts
 COSTS = ("tokens_per_question", "seconds_per_question", "retrievals_per_right_answer", "tokens_per_right_answer")
 
 
@@ -211,6 +213,21 @@ def when_table(found: Mapping[str, Any]) -> Table:
     table.add_section()
     add("overall", found)
     table.add_row("overall, within families", "", "", "", "", shown(found["within_families"], signed=True))
+    return table
+
+
+def gate_table(found: Mapping[str, Any], title: str) -> Table:
+    """Of gate.yaml."""
+    columns = ("searches find", "required", "questions", "right", "abstains", "asks elsewhere", "forbidden", "share", "at most", "passed")
+    table = results_table(title, "fault", columns)
+    for kind, row in found["faults"].items():
+        rule = FAULTS[kind]
+        shares = [shown(row[name]) for name in ("right", "abstains")] + [shown(row["asks_elsewhere"]) if not rule.everywhere else "–"]
+        passed = Text("yes", "green") if row["passed"] else Text("no" if row["questions"] else "no question to judge", "red")
+        table.add_row(
+            *(kind, rule.finds, rule.required, str(row["questions"]), *shares, FORBIDDEN[rule.figure]),
+            *(shown(row[rule.figure]), f"{rule.at_most:g}", passed),
+        )
     return table
 
 

@@ -25,6 +25,7 @@ STYLE: Any = {
     **{"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "axes.axisbelow": True},
     **{"grid.color": "#808080", "grid.alpha": 0.25, "legend.frameon": False, "legend.fontsize": 8, "lines.linewidth": 1.8},
 }
+CEILING = "ceiling of retrieval"  # in the legend
 LEGEND_WIDTH = 72  # Characters of a legend that fit below a panel
 MARKED_AT_MOST = 12  # Points of a line that are drawn as dots; longer lines are drawn thin, under their moving mean
 
@@ -99,15 +100,14 @@ def _draw(axes: Any, panel: Panel) -> None:
             points = moving_mean(points)
         axes.plot(*zip(*points, strict=True), color=colour, marker="" if long else "o", markersize=3.5, label=name)
     if panel.ceiling is not None:
-        axes.axhline(panel.ceiling, color=INK, linewidth=1.2, linestyle="--", label="ceiling of retrieval")
+        axes.axhline(panel.ceiling, color=INK, linewidth=1.2, linestyle="--", label=CEILING)
     axes.set(xlabel=panel.x, ylabel=panel.y, title=panel.title)
     axes.set_ylim(panel.low, panel.high)
     if all(float(x).is_integer() for x in xs):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    if len(panel.lines) > 1 or panel.ceiling is not None:
-        fits = LEGEND_WIDTH // (
-            max(map(len, [*panel.lines, *["ceiling of retrieval"] * (panel.ceiling is not None)])) + 6
-        )  # 6: the mark and the gap
+    names = [*panel.lines, *[CEILING] * (panel.ceiling is not None)]
+    if len(names) > 1:
+        fits = LEGEND_WIDTH // (max(map(len, names)) + 6)  # 6: the mark and the gap
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=min(4, max(1, fits)), handlelength=1.2, columnspacing=1.2)
 
 

@@ -11,9 +11,8 @@ from typing import Any
 from rich.table import Table
 
 from experiments.evaluation.gaps import gaps_table
-from experiments.evaluation.gate import gate_table
 from experiments.evaluation.metrics import MALFORMED, STOP, Confusion, is_right
-from experiments.evaluation.result_tables import before_after_table, failures_of_run, family_table, routing_table
+from experiments.evaluation.result_tables import before_after_table, failures_of_run, family_table, gate_table, routing_table
 from experiments.report.charts import Panel, Points, inline_svg, line_charts, points_of
 
 Summary = Mapping[str, Any]  # summary.json of a run

@@ -56,11 +56,11 @@ def measure(run: Run, when: str) -> Evaluation:
     return evaluation
 
 
-def retrieval_ceiling(run: Run, measured: Evaluation) -> Interval | None:
-    """Share of the held-out questions whose answer stands in a passage that a search finds; None in `offline` mode."""
+def retrieval_ceiling(run: Run, measured: Evaluation) -> Interval:
+    """Share of the held-out questions whose answer stands in a passage that a search finds; empty in `offline` mode."""
     questions = [item for item in run.dataset.heldout if isinstance(item, Question)]
     if not questions:
-        return None
+        return {}
     with run.timed("ceiling"):
         run.progress.phase("ceiling of retrieval")
         found = search_everywhere(questions, run.actors.evaluation_retriever, run.config.rollout.passages)

@@ -68,6 +68,18 @@ FINISHED = {"event": "finished", "answer": "34", "retrievals": 1, "seconds": 0.2
 PASSAGE = {"id": "p", "title": "", "score": 1.0, "error": "", "image": None}
 
 
+def test_a_policy_that_did_not_pass_the_gate_is_warned_of(open_page, service, picture):
+    page = open_page()
+    warning = httpx.get(f"{service.url}/health").json()["warning"]
+    assert "broken knowledge bases" in warning
+    assert page.inner_text("#warning") == warning
+    picture(page, "warning")
+    page.route("**/health", lambda route: route.fulfill(json=route.fetch().json() | {"warning": ""}))
+    page.reload()
+    page.wait_for_selector("#examples button")
+    assert not page.is_visible("#warning")
+
+
 def test_tables_are_shown_as_tables(open_page, picture):
     """A row of a fictional world, and the form that `retrieval_actors/sources/tables.py` writes."""
     row = "Kormu statistics | year 1990 | population 98 | area 93"

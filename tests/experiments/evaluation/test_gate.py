@@ -8,7 +8,8 @@ import pytest
 from episodes import question
 
 from experiments.config import RunConfigError, load_config
-from experiments.evaluation.gate import gate_table, judged
+from experiments.evaluation.gate import judged
+from experiments.evaluation.result_tables import gate_table
 from experiments.report.html_sections import gate_section
 from experiments.report.paper_tables import markdown
 from experiments.tracking.gate_file import GATE, gate_of, gate_warning
