@@ -1,5 +1,5 @@
-"""A search: queries go to the embedder, their vectors to all shards, and the answers are merged here. Calls to several actors have one deadline, and
-each is answered by one of the replicas of its actor."""
+"""A search: queries go to the embedder, their vectors to all shards, and the answers are merged here. Its calls have one deadline, and each
+is answered by one of the replicas of its actor."""
 
 import random
 import time
