@@ -30,6 +30,7 @@ class Term:
     needs_chain: bool = False  # it uses the search or the outcome after a turn, which `branch` mode knows for one sibling only
     needs_values: bool = False  # it uses `rollout.values`
     of_route: bool = False  # naming the knowledge base earns it: it is credited to the tokens of the name
+    needs_gold: bool = False  # it judges plan and answer turns only where gold steps are known
     name: str = ""
     weights: Mapping[str, float] = field(default_factory=dict)  # of `reward.terms`, by kind of turn
 
@@ -140,11 +141,11 @@ def _differing_values(turn: JudgedTurn) -> PlanValues | None:
 
 VALUED = "route regret (docs/17_route_regret.md); nearest: VinePPO (arXiv 2410.01679), IG-Search (arXiv 2604.15148)"
 TERMS = {
-    "step": Term(step_reward, ALL, "R1-Router (arXiv 2505.22095), section Rewards"),
-    "routing": Term(routing, PLAN, "R1-Router (arXiv 2505.22095): the retriever's part of the plan reward"),
-    "guarded_query": Term(guarded_query, PLAN, "R1-Router (arXiv 2505.22095): the query's part, guarded against gaming"),
+    "step": Term(step_reward, ALL, "R1-Router (arXiv 2505.22095), section Rewards", needs_gold=True),
+    "routing": Term(routing, PLAN, "R1-Router (arXiv 2505.22095): the retriever's part of the plan reward", needs_gold=True),
+    "guarded_query": Term(guarded_query, PLAN, "R1-Router (arXiv 2505.22095): the query's part, guarded against gaming", needs_gold=True),
     "outcome": Term(lambda turn: turn.outcome, ALL, "GRPO with outcome rewards, as in Search-R1 (arXiv 2503.09516)", needs_chain=True),
-    "new_evidence": Term(new_evidence, PLAN, "StepSearch (arXiv 2505.15107): information gain", needs_chain=True),
+    "new_evidence": Term(new_evidence, PLAN, "StepSearch (arXiv 2505.15107): information gain", needs_chain=True, needs_gold=True),
     "redundancy": Term(redundancy, PLAN, "StepSearch (arXiv 2505.15107): redundancy penalty", -1.0, needs_chain=True),
     "information_gain": Term(lambda turn: turn.gain, ANSWER, "IGPO (arXiv 2510.14967): gain in p(gold answer) per turn", -1.0),
     "retrieval_cost": Term(retrieval_cost, PLAN, "fewer calls, as R1-Searcher++ (arXiv 2505.17005) rewards them", -1.0),
@@ -161,6 +162,12 @@ class RewardError(ValueError):
 def composed_of(terms: Mapping[str, Any]) -> tuple[Term, ...]:
     """Raises RewardError for an unknown reward or kind of turn, and for a weight that is no number."""
     return tuple(_weighted(name, weight) for name, weight in terms.items())
+
+
+def unjudged_without_gold(terms: Mapping[str, Any]) -> list[str]:
+    """Kinds of turns that nothing judges where gold steps are not known."""
+    judging = [term.weights for term in composed_of(terms) if not term.needs_gold]
+    return [kind for kind in ("plan", "answer") if not any(kind in weights for weights in judging)]
 
 
 def composed_reward(turn: JudgedTurn, terms: tuple[Term, ...]) -> TurnReward | None:

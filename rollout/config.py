@@ -32,6 +32,8 @@ class RolloutConfig:
     """Siblings sampled from each state (`branch`, `offline`), or episodes a question (`chain`)."""
     plan_siblings: NonNegativeInt = 0
     """`branch`: siblings of plan turns; 0: `group_size`."""
+    unjudged_without_gold: list[str] = field(default_factory=list)
+    """Set by `reward.terms`. `branch`: kinds of turns of which a question without gold steps has no siblings, as nothing judges them."""
     max_steps: PositiveInt = 3
     """Most searches of an episode; then it has to answer."""
     passages: PositiveInt = 3

@@ -63,9 +63,10 @@ class _Running:
     @property
     def width(self) -> int:
         """Siblings of the last turn."""
-        config = self.state.config
-        plans = isinstance(self.asked, State) and self.asked.kind == "plan"
-        return 1 if config.mode == "chain" else (config.plan_siblings if plans else 0) or config.group_size
+        config, kind = self.state.config, self.asked.kind if isinstance(self.asked, State) else ""
+        if config.mode == "chain" or (kind in config.unjudged_without_gold and self.state.question.gold_steps is None):
+            return 1
+        return (config.plan_siblings if kind == "plan" else 0) or config.group_size
 
 
 class EpisodePool:

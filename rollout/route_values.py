@@ -90,7 +90,9 @@ def _values(ep: EpisodeState, queries: Sequence[str], seed: int) -> Generator[Br
 
 def _copy(ep: EpisodeState, history: History, siblings: int, seed: int, temperature: float | None = None) -> EpisodeState:
     """An episode that has come as far as `history`, to go on from there alone."""
-    config = replace(ep.config, mode="branch", group_size=siblings, plan_siblings=0, gold_gains=False, record_routes=False)
+    config = replace(
+        ep.config, mode="branch", group_size=siblings, plan_siblings=0, gold_gains=False, record_routes=False, unjudged_without_gold=[]
+    )
     config = replace(config, values=ValueConfig(), temperature=config.temperature if temperature is None else temperature)
     return EpisodeState(ep.question, ep.policy, ep.cards, config, random.Random(seed), history=history)
 

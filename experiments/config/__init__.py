@@ -12,6 +12,7 @@ from experiments.config import reading
 from experiments.config.reading import RunConfigError, is_setting, wrong_value
 from experiments.config.rules import check
 from experiments.config.sections import ClusterConfig, DataConfig, EvaluationConfig, LoopConfig, TrackingConfig, TrainConfig
+from rewards.terms import unjudged_without_gold
 
 __all__ = ["ClusterConfig", "DataConfig", "EvaluationConfig", "LoopConfig", "RunConfigError", "TrackingConfig", "TrainConfig"]
 REPOSITORY = Path(__file__).parents[2]
@@ -54,7 +55,8 @@ def with_derived(config: TrainConfig) -> TrainConfig:
     )
     routes = config.rollout.record_routes or config.learner.routes == "all" or "route_regret" in config.reward.terms
     rollout = replace(config.rollout, prompts=prompts, need_calibration=config.reward.need_calibration, gold_gains=gains)
-    return replace(config, rollout=replace(rollout, record_routes=routes, values=values_config))
+    unjudged = unjudged_without_gold(config.reward.terms or {"step": 1.0})
+    return replace(config, rollout=replace(rollout, record_routes=routes, values=values_config, unjudged_without_gold=unjudged))
 
 
 def resolved_yaml(config: TrainConfig) -> str:

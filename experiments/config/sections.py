@@ -21,6 +21,8 @@ class LoopConfig:
     """Minutes of training (without evaluations) after which no iteration starts; 0: no limit."""
     turns: NonNegativeInt = 0
     """Sampled turns after which no iteration starts, to compare methods at equal numbers; 0: no limit."""
+    tokens: NonNegativeInt = 0
+    """Sampled tokens after which no iteration starts, with those of route values and found steps; 0: no limit."""
     questions_per_iteration: PositiveInt = 16
     """Questions (offline: recorded turns) of one iteration, over all workers."""
     num_rollout_workers: PositiveInt = 2
@@ -92,9 +94,9 @@ class DataConfig:
     """`relay`: knowledge bases over which the relations are spread."""
     doubled: Annotated[float, Field(ge=0, le=1)] = 0.4
     """`relay`: share of facts that stand in two knowledge bases."""
-    gold: Literal["given", "found"] = "given"
-    """Gold steps of the training questions: `given` by the data set, if it has any; or `found` by the initial policy from questions and answers
-    alone, once, before training (docs/16_found_steps.md)."""
+    gold: Literal["given", "found", "hidden"] = "given"
+    """Gold steps of the training questions: `given` by the data set, if it has any; `found` by the initial policy from questions and answers
+    alone, once, before training (docs/16_found_steps.md); or `hidden`: those of the data set are not used."""
     gold_samples: PositiveInt = 4
     """`gold=found`: episodes sampled for each question; each searches every knowledge base."""
 

@@ -53,6 +53,7 @@ class Dataset:
     training_kbs: tuple[KnowledgeBaseSource, ...] = ()
     evaluation_kbs: tuple[KnowledgeBaseSource, ...] = ()
     gold_passages: dict[str, tuple[str, ...]] = field(default_factory=dict)  # Question id -> ids of passages that hold its answer
+    gold_tokens: int = 0  # Sampled to find the gold steps (`data.gold=found`)
     notes: tuple[str, ...] = ()  # One line each: what the user should know before anything starts, such as missing pictures
 
 

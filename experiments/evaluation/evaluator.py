@@ -135,5 +135,5 @@ class Evaluator:
 def rollout_as_measured(config: TrainConfig) -> RolloutConfig:
     """The rollout settings of a measurement: one answer a question, no time limit, nothing that only a reward needs."""
     measured = replace(config.rollout, group_size=1, temperature=config.evaluation.temperature, episode_s=0.0)
-    measured = replace(measured, gold_gains=False, record_routes=False, values=ValueConfig(), plan_siblings=0)
+    measured = replace(measured, gold_gains=False, record_routes=False, values=ValueConfig(), plan_siblings=0, unjudged_without_gold=[])
     return measured if measured.mode == "offline" else replace(measured, mode="chain")

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import scipy.stats
 
 from experiments.evaluation.metrics import KB, METRICS, Counts, averaged
 from rollout.nan_check import refuse_numbers
@@ -151,6 +152,14 @@ def over_seeds(counts: Sequence[Sequence[Counts]], name: str, minus: Sequence[Se
         first, second = (np.stack([columns(side, name) for side in sides]) for sides in zip(*both, strict=True))
     each = ratio(first.sum(1)) - (0.0 if second is None else ratio(second.sum(1)))
     return {**interval(first, second), "seeds": each.tolist()}
+
+
+def student(values: Sequence[float]) -> Interval:
+    """Mean of one value a seed, its 95 % interval by Student's t (NaN for one seed), and `seeds`: the values."""
+    mean, half = float(np.mean(values)), np.nan
+    if len(values) > 1:
+        half = float(scipy.stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5)
+    return {"value": mean, "low": mean - half, "high": mean + half, "seeds": list(values)}
 
 
 def seeds_p(counts: Sequence[Sequence[Counts]], minus: Sequence[Sequence[Counts]], name: str) -> float:

@@ -40,6 +40,7 @@ from rewards.config import RewardConfig
 from rewards.found_steps import WHY, Candidate, candidate_of, found_steps
 from rollout.config import RolloutConfig
 from rollout.records import GoldStep, Question, RecordedTurn
+from rollout.trajectory_summary import summary_of
 
 QUESTIONS_AT_ONCE, TURNS_AT_ONCE = 16, 128  # that a worker gets in one call
 CALLS_PER_WORKER = 4  # before rows are written; a killed search repeats at most these
@@ -61,7 +62,7 @@ def with_found_steps(
     config: TrainConfig, policy: str, dataset: Dataset, evaluator: Evaluator, retriever: Retriever, progress: Progress
 ) -> Dataset:
     """The data set, whose training questions have the gold steps that were found, or none (None). Finds those that the folder does not have yet."""
-    questions = [replace(question, gold_steps=None) for question in dataset.train if isinstance(question, Question)]
+    questions = without_gold(dataset)
     keys = [fingerprint([question]) for question in questions]
     keyed = dict(zip(keys, questions, strict=True))
     folder = steps_folder(config, policy, {card.name: card.fingerprint for card in retriever.catalog})
@@ -79,7 +80,12 @@ def with_found_steps(
     train = [replace(question, gold_steps=_read(rows[key]["gold_steps"])) for key, question in zip(keys, questions, strict=True)]
     if not any(question.gold_steps for question in train):
         progress.say("warning: no question has found steps, so no plan turn is judged; can this policy ask and read?", style="yellow")
-    return replace(dataset, train=train)
+    return replace(dataset, train=train, gold_tokens=sum(rows[key]["tokens"] for key in keys))
+
+
+def without_gold(dataset: Dataset) -> list[Question]:
+    """The training questions without the gold steps that the data set brings."""
+    return [replace(question, gold_steps=None) for question in dataset.train if isinstance(question, Question)]
 
 
 def find(
@@ -98,25 +104,34 @@ def find(
         some = keys[start : start + together]
         episodes: dict[str, list[Candidate | str]] = {key: [] for key in some}
         failed: Counter[str] = Counter()
+        tokens: Counter[str] = Counter()
         for first, _, trajectories in evaluator.parts([left[key] for key in some], retriever, rollout, QUESTIONS_AT_ONCE):
             for number, trajectory in enumerate(trajectories):
                 key = some[first + number // rollout.group_size]
                 episodes[key].append(candidate_of(trajectory, rollout, reward, cards))
                 failed[key] += trajectory.search_errors
-        candidates = [found for of_question in episodes.values() for found in of_question if isinstance(found, Candidate)]
-        said = answered([turn for candidate in candidates for turn in candidate.asked], evaluator, retriever, rollout)
-        results.add([_row(key, left[key], found_steps(episodes[key], said, reward), failed[key]) for key in some])
+                tokens[key] += summary_of(trajectory).counts["sampled_tokens"]
+        asked = {key: [turn for found in episodes[key] if isinstance(found, Candidate) for turn in found.asked] for key in some}
+        said, spent = answered([turn for turns in asked.values() for turn in turns], evaluator, retriever, rollout)
+        for key, turns in asked.items():
+            tokens[key] += sum(spent.get(turn, 0) for turn in dict.fromkeys(turns))
+        results.add([_row(key, left[key], found_steps(episodes[key], said, reward), failed[key], tokens[key]) for key in some])
         progress.detail(f"{countdown.after(len(some))}, questions", start + len(some), len(keys))
 
 
-def answered(turns: Sequence[RecordedTurn], evaluator: Evaluator, retriever: Retriever, rollout: RolloutConfig) -> dict[RecordedTurn, str]:
-    """What the policy says, greedily; a prompt that several episodes share is asked once."""
+def answered(
+    turns: Sequence[RecordedTurn], evaluator: Evaluator, retriever: Retriever, rollout: RolloutConfig
+) -> tuple[dict[RecordedTurn, str], dict[RecordedTurn, int]]:
+    """What the policy says, greedily, and in how many tokens; a prompt that several episodes share is asked once."""
     distinct = list(dict.fromkeys(turns))
     said: dict[RecordedTurn, str] = {}
+    tokens: dict[RecordedTurn, int] = {}
     numbered = [replace(turn, question=replace(turn.question, id=str(number))) for number, turn in enumerate(distinct)]
     for _, _, found in evaluator.parts(numbered, retriever, replace(rollout, group_size=1, temperature=0.0), TURNS_AT_ONCE):
-        said |= {distinct[int(trajectory.question.id)]: trajectory.groups[0].chosen.text for trajectory in found}
-    return said
+        for trajectory in found:
+            turn, response = distinct[int(trajectory.question.id)], trajectory.groups[0].chosen
+            said[turn], tokens[turn] = response.text, len(response.response_ids)
+    return said, tokens
 
 
 def steps_rollout(config: TrainConfig) -> RolloutConfig:
@@ -163,9 +178,9 @@ def _stored(folder: Path) -> dict[str, dict[str, Any]]:
     return {row["id"]: row for row in map(json.loads, whole.splitlines())}
 
 
-def _row(key: str, question: Question, found: tuple[GoldStep, ...] | str, search_errors: int) -> dict[str, Any]:
-    """A question without steps whose searches failed is asked again by the next command (`search_errors`)."""
-    row: dict[str, Any] = {"id": key, "question": question.id, "family": question.family}
+def _row(key: str, question: Question, found: tuple[GoldStep, ...] | str, search_errors: int, tokens: int) -> dict[str, Any]:
+    """A question without steps whose searches failed is asked again by the next command (`search_errors`). `tokens`: sampled for it."""
+    row: dict[str, Any] = {"id": key, "question": question.id, "family": question.family, "tokens": tokens}
     if isinstance(found, str):
         return row | {"gold_steps": None, "why": found} | ({"search_errors": search_errors} if search_errors else {})
     return row | {"gold_steps": [{"query": step.query, "kbs": step.kbs, "answer": step.answer} for step in found], "why": ""}

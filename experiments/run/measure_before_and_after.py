@@ -69,7 +69,7 @@ def write_summary(run: Run, **measured: Any) -> None:
     totals = run.totals
     known = {key: value for key, value in run.folder.summary().items() if key in ("before", "start_baselines")}
     counted = {name: getattr(totals, name) for name in ("best", "warnings", "failed_saves", "search_errors")}
-    facts = run_facts(run.config, totals, run.iteration, run.actors.algorithm.policy_version)
+    facts = run_facts(run.config, totals, run.iteration, run.actors.algorithm.policy_version) | {"gold_tokens": run.dataset.gold_tokens}
     run.folder.write_summary({**facts, **known, **measured, **counted, "tracking_failures": run.tracker.failures})
 
 

@@ -12,7 +12,7 @@ from experiments.command_line.progress import Progress
 from experiments.config import TrainConfig
 from experiments.datasets import Dataset, ensure_knowledge_bases
 from experiments.evaluation.evaluator import Evaluator
-from experiments.run.found_steps import with_found_steps
+from experiments.run.found_steps import with_found_steps, without_gold
 from learner.question_ledger import ShuffledQuestions
 from learner.step_grpo import StepGRPO
 from retrieval_actors.actors.memory_plan import label_of
@@ -88,7 +88,9 @@ def with_gold(config: TrainConfig, dataset: Dataset, policy: str, actors: RunAct
     """The data set with the gold steps that `data.gold` asks for; the algorithm asks its questions from now on."""
     if config.data.gold == "found":
         dataset = with_found_steps(config, policy, dataset, actors.evaluator, actors.retriever, progress)
-        actors.algorithm.data.questions = list(dataset.train)
+    elif config.data.gold == "hidden":
+        dataset = replace(dataset, train=without_gold(dataset))
+    actors.algorithm.data.questions = list(dataset.train)
     return dataset
 
 

@@ -80,9 +80,14 @@ def trace_first_episodes(run: Run) -> None:
 
 
 def over(run: Run) -> bool:
-    """Whether the run has made its iterations, trained for its minutes, or sampled its turns."""
-    settings, trained_s = run.config.train, run.totals.seconds.get("train", 0.0)
-    bounds = [(run.iteration, settings.iterations), (trained_s, settings.minutes * 60), (run.totals.turns, settings.turns)]
+    """Whether the run has made its iterations, trained for its minutes, or sampled its turns or tokens."""
+    settings, totals = run.config.train, run.totals
+    bounds = [
+        (run.iteration, settings.iterations),
+        (totals.seconds.get("train", 0.0), settings.minutes * 60),
+        (totals.turns, settings.turns),
+    ]
+    bounds.append((totals.sampled_tokens + run.dataset.gold_tokens, settings.tokens))
     return any(bound and reached >= bound for reached, bound in bounds)
 
 

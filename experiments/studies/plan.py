@@ -31,6 +31,22 @@ ARMS: Mapping[str, Arm] = {
     "all_routes": Arm("Step-GRPO, gradient over all routes", ("learner.routes=all",)),
     "all_routes_mpo": Arm("Step-GRPO, all routes, towards p exp(reward / .05)", ("learner.routes=all", "learner.routes_temperature=0.05")),
     "retrieval_cost": Arm("Step-GRPO, retrieval cost", ("reward.terms.step=1", "reward.terms.retrieval_cost=0.1")),
+    "gigpo": Arm(
+        "GiGPO",
+        (
+            *("reward.terms.outcome=1", "rollout.mode=chain", "learner.step_weight=1", "learner.episode_weight=1"),
+            *("learner.baseline=leave_one_out", "learner.normalisation=none"),
+        ),
+    ),
+    "found_steps": Arm("Step-GRPO, found steps", ("data.gold=found", "data.gold_samples=1", "data.train_questions=256")),
+    "route_regret": Arm(
+        "route regret",
+        (
+            *("data.gold=hidden", "reward.terms.query_value.plan=1", "reward.terms.route_regret.plan=1"),
+            *("reward.terms.step.answer=1", "reward.terms.step.final=1"),
+            *("rollout.plan_siblings=4", "learner.routes=all", "learner.normalisation=batch_std"),
+        ),
+    ),
     "one_step_off": Arm("Step-GRPO, one step off", ("train.overlap=1", "learner.sampler_correction=truncate")),
 }
 POINTS: Mapping[str, Arm] = {  # One factor at a time. The default has three seeds: differences smaller than between seeds prove nothing.
@@ -52,12 +68,15 @@ POINTS: Mapping[str, Arm] = {  # One factor at a time. The default has three see
 class StudySettings:
     """Settings `study.KEY=VALUE` of the command."""
 
-    arms: list[str] = field(default_factory=lambda: list(ARMS))
-    """Arms of `studies/plan.py`; all are compared with `cold_start` and `step_grpo`."""
+    arms: list[str] = field(default_factory=lambda: [COLD_START, "outcome_grpo", STEP_GRPO, "retrieval_cost", "one_step_off"])
+    """Arms of `studies/plan.py`; there are also all_routes, all_routes_mpo, gigpo, found_steps and route_regret. All are compared with `cold_start`
+    and `step_grpo`."""
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     """Every arm is trained and measured once with each seed."""
     turns: int = 12_000
     """Sampled turns after which a training ends (with the current iteration); in the sweep half as many."""
+    tokens: int = 0
+    """Sampled tokens after which a training ends, with those of route values and found steps, instead of `turns`; 0: `turns` decides."""
     sweep: list[str] = field(default_factory=lambda: list(POINTS))
     """Points of `studies/plan.py`, trained by Ray Tune; empty: none."""
     render_only: bool = False
@@ -78,8 +97,9 @@ class Training:
     @property
     def finished(self) -> bool:
         settings, found = self.config.train, self.folder.summary()
-        enough = found.get("turns", 0) >= settings.turns or found.get("iterations", 0) >= settings.iterations
-        return bool(found) and enough and self.folder.policy.is_dir()
+        sampled = found.get("sampled_tokens", 0) + found.get("gold_tokens", 0)
+        reached = [(found.get("turns", 0), settings.turns), (sampled, settings.tokens), (found.get("iterations", 0), settings.iterations)]
+        return bool(found) and any(bound and count >= bound for count, bound in reached) and self.folder.policy.is_dir()
 
 
 @dataclass(frozen=True)
@@ -104,8 +124,8 @@ def read_study(arguments: Sequence[str]) -> Study:
     for key, found, known in (("arms", settings.arms, ARMS), ("sweep", settings.sweep, POINTS)):
         if unknown := set(found) - set(known):
             raise RunConfigError(f"study.{key} names {', '.join(sorted(unknown))}; expected some of {', '.join(known)}")
-    if not settings.seeds or settings.turns < 2:
-        raise RunConfigError("study.seeds or study.turns: nothing to train; expected a seed, and at least 2 turns")
+    if not settings.seeds or (settings.turns < 2 and not settings.tokens):
+        raise RunConfigError("study.seeds or study.turns: nothing to train; expected a seed, and at least 2 turns (or study.tokens)")
     base = load_config(rest)
     if base.rollout.mode == "offline":
         raise RunConfigError("rollout.mode is offline; a study compares ways to retrieve, expected branch or chain")
@@ -115,11 +135,15 @@ def read_study(arguments: Sequence[str]) -> Study:
         return Training(name, arm, seed, load_config([*rest, *changed, f"name={name}", f"train.seed={seed}", "train.resume=auto"]))
 
     def trained(arm: str, seed: int) -> Training:
-        return training(f"{arm}-seed{seed}", arm, seed, *ARMS[arm].settings, folder, parent, f"train.turns={settings.turns}")
+        return training(f"{arm}-seed{seed}", arm, seed, *ARMS[arm].settings, folder, parent, *length())
+
+    def length(divisor: int = 1) -> list[str]:
+        sampled = {"tokens": settings.tokens // divisor, "turns": 0 if settings.tokens else settings.turns // divisor}
+        return [f"train.{key}={value}" for key, value in sampled.items()]
 
     def swept(name: str) -> Training:
-        point, turns = POINTS[name], f"train.turns={settings.turns // 2}"
-        return training(name, name, point.seed, *point.settings, f"{folder}/sweep", f"{parent}-sweep", turns)
+        point = POINTS[name]
+        return training(name, name, point.seed, *point.settings, f"{folder}/sweep", f"{parent}-sweep", *length(2))
 
     arms = [arm for arm in settings.arms if arm != COLD_START]
     return Study(settings, base, tuple(trained(arm, seed) for seed in settings.seeds for arm in arms), tuple(map(swept, settings.sweep)))

@@ -16,8 +16,8 @@ from experiments.datasets import Dataset
 from experiments.evaluation.evaluate_methods import measured_methods
 from experiments.evaluation.evaluation_folder import Results
 from experiments.evaluation.metrics import Counts, confusion
-from experiments.evaluation.result_tables import difference_table, metric_table
-from experiments.evaluation.significance import holm, over_seeds, seeds_p
+from experiments.evaluation.result_tables import difference_cell, difference_table, metric_table, results_table, shown
+from experiments.evaluation.significance import Interval, holm, over_seeds, seeds_p, student
 from experiments.report.charts import Panel, line_charts, points_of
 from experiments.studies.plan import ARMS, COLD_START, POINTS, STEP_GRPO, Study, Training
 from experiments.tracking.fingerprints import git_commit, machine
@@ -30,6 +30,7 @@ COMPARED = (
 )
 LEARNING = ("routing", "validation_f1_recall", "validation_routing_accuracy", "validation_retrievals_per_question")
 """Metrics of iterations that are drawn, and averaged over a training: the mean shows how fast it learned."""
+AREAS = ("routing_accuracy", "f1_recall")  # metrics whose validation curves have an area in the table
 ROUTED = 0.9  # share of sampled plan turns that name the right knowledge base
 BySeed = Mapping[int, list[Counts]]  # Seed -> counts of every held-out question
 
@@ -56,7 +57,7 @@ def study_results(study: Study, dataset: Dataset) -> dict[str, Any]:
         "commit": git_commit(),
         "date": time.strftime("%d %B %Y", time.gmtime()),
         "data": {"name": study.base.data.name, "questions": len(ids), "validation_questions": len(dataset.validation)},
-        "settings": {"seeds": settings.seeds, "turns": settings.turns},
+        "settings": {"seeds": settings.seeds, "turns": settings.turns, "tokens": settings.tokens},
         "arms": {arm: {"label": ARMS[arm].label, "settings": ARMS[arm].settings} for arm in settings.arms},
         "methods": {method.name: {"label": method.label, "isolates": method.isolates} for method in methods},
         "missing": [
@@ -80,6 +81,7 @@ def study_results(study: Study, dataset: Dataset) -> dict[str, Any]:
         "curves": {
             t.name: {metric: _curve(t, metric) for metric in LEARNING} | {"arm": t.arm} for t in study.trainings if t.folder.metrics()
         },
+        "areas": _areas(study, routers),
         "sweep": {point: _swept(*found, swept.get("default")) for point, found in swept.items()},
         "trainings": {t.name: _training(t) for t in study.trainings if t.finished},
     }
@@ -124,16 +126,52 @@ def _confusion(study: Study, arm: str, seeds: Iterable[int]) -> dict[str, dict[s
 
 
 def _curve(training: Training, metric: str) -> list[tuple[float, float]]:
-    """(turns sampled so far, value)."""
-    rows = training.folder.metrics()
-    turns = dict(zip((row["iteration"] for row in rows), np.cumsum([row["turns"] for row in rows]).tolist(), strict=True))
-    return [(turns[iteration], round(value, 4)) for iteration, value in points_of(rows, metric)]
+    """(tokens sampled so far, those of found steps included; value)."""
+    rows, before = training.folder.metrics(), training.folder.summary().get("gold_tokens", 0)
+    tokens = dict(zip((row["iteration"] for row in rows), (before + _tokens(rows)).tolist(), strict=True))
+    return [(tokens[iteration], round(value, 4)) for iteration, value in points_of(rows, metric)]
+
+
+def _tokens(rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    """(iterations,): tokens sampled so far."""
+    return np.cumsum([row["sampled_tokens"] for row in rows])
+
+
+def area(curve: Sequence[tuple[float, float]], start: float, before: float, end: float) -> float:
+    """Mean of a learning curve over [0, end] tokens, by trapezoids: `start` up to `before` tokens, the last value after the last point."""
+    xs, ys = np.array([(0.0, start), (before, start), *curve], float).T
+    grid = np.unique([*xs[xs < end], end])
+    return float(np.trapezoid(np.interp(grid, xs, ys), grid) / end)
+
+
+def _areas(study: Study, routers: Mapping[str, BySeed]) -> dict[str, dict[str, Interval]]:
+    """Arm -> metric -> area under its validation curve up to `study.tokens`, with intervals over seeds; `minus_ARM` is the paired difference of the
+    areas under routing. Every curve starts with what the cold start reaches on the held-out questions."""
+    end, start = study.settings.tokens, routers.get(COLD_START)
+    if not end or not start:
+        return {}
+    areas: dict[str, dict[str, dict[int, float]]] = {}
+    for metric in AREAS:
+        before = over_seeds(list(start.values()), metric)["value"]
+        for t in (t for t in study.trainings if t.finished):
+            value = area(_curve(t, f"validation_{metric}"), before, t.folder.summary().get("gold_tokens", 0), end)
+            areas.setdefault(t.arm, {}).setdefault(metric, {})[t.seed] = value
+    routing = {arm: of["routing_accuracy"] for arm, of in areas.items()}
+    pairs = {
+        arm: {other: [(routing[arm][s], routing[other][s]) for s in routing[arm] if s in routing[other]] for other in areas}
+        for arm in areas
+    }
+    return {
+        arm: {metric: student(list(by_seed.values())) for metric, by_seed in of.items()}
+        | {f"minus_{other}": student([x - y for x, y in both]) for other, both in pairs[arm].items() if other != arm and both}
+        for arm, of in areas.items()
+    }
 
 
 def _training(training: Training) -> dict[str, Any]:
     """Cost of the training, in all and until sampled plan turns first route right (None: never); and the mean of each `LEARNING` metric over it."""
     found, rows = training.folder.summary(), training.folder.metrics()
-    tokens = np.cumsum([row["sampled_tokens"] for row in rows])
+    tokens = found.get("gold_tokens", 0) + _tokens(rows)
     routed = np.flatnonzero([row.get("routing", 0.0) >= ROUTED for row in rows])
     courses = {metric: [value for _, value in points_of(rows, metric)] for metric in LEARNING}
     return {
@@ -161,7 +199,7 @@ def write_results(results: Mapping[str, Any], folder: Path) -> Path:
     parts = [*missing, *(markdown(table) for table in tables(results) if table.row_count)]
     (folder / "tables.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     panels = [
-        Panel(metric, {ARMS[arm].label: _mean_curve(results, arm, metric) for arm in results["arms"]}, x="sampled turns")
+        Panel(metric, {ARMS[arm].label: _mean_curve(results, arm, metric) for arm in results["arms"]}, x="sampled tokens")
         for metric in LEARNING
     ]
     if chart := line_charts(panels, "learning", columns=2):
@@ -170,7 +208,7 @@ def write_results(results: Mapping[str, Any], folder: Path) -> Path:
 
 
 def _mean_curve(results: Mapping[str, Any], arm: str, metric: str) -> list[tuple[float, float]]:
-    """Mean over seeds, up to the turns that all of them reached."""
+    """Mean over seeds, up to the tokens that all of them reached."""
     curves = [np.array(curve[metric], dtype=float) for curve in results["curves"].values() if curve["arm"] == arm and curve[metric]]
     if not curves:
         return []
@@ -186,6 +224,8 @@ def tables(results: Mapping[str, Any]) -> list[Table]:
     for other in (COLD_START, STEP_GRPO):
         rows = [(arms[arm], of) for arm, of in results.get(f"minus_{other}", {}).items()]
         found.append(difference_table(f"Router minus that of {ARMS[other].label}, paired", "arm", COMPARED, rows))
+    if results["areas"]:
+        found.append(_area_table(results))
     methods = {name: method["label"] for name, method in results["methods"].items()}
     f1 = [(label, {arm: of[name]["f1_recall"] for arm, of in metrics.items() if name in of}) for name, label in methods.items()]
     found.append(metric_table("f1_recall of every method with every policy", list(metrics), f1))
@@ -196,6 +236,17 @@ def tables(results: Mapping[str, Any]) -> list[Table]:
     found.append(metric_table("Sweep", COMPARED, [(name, point["metrics"]) for name, point in points.items()], "point"))
     differing = [(name, point["minus_default"]) for name, point in points.items() if "minus_default" in point]
     return [*found, difference_table("Sweep, minus the default, paired", "point", COMPARED, differing)]
+
+
+def _area_table(results: Mapping[str, Any]) -> Table:
+    """A row for each trained arm: its areas, and what that of its routing has over those of the other arms."""
+    areas, end = results["areas"], results["settings"]["tokens"]
+    title = f"Area under the validation curves over {end:,} sampled tokens; differences are of routing"
+    table = results_table(title, "arm", (*AREAS, *(f"minus {arm}" for arm in areas)))
+    for arm, of in areas.items():
+        differences = (difference_cell("routing_accuracy", of.get(f"minus_{other}")) for other in areas)
+        table.add_row(arm, *(shown(of.get(metric)) for metric in AREAS), *differences)
+    return table
 
 
 def markdown(table: Table) -> str:

@@ -22,7 +22,7 @@ from rollout.episode_pool import EpisodePool
 from rollout.needs import askable_needs
 from rollout.policies import load_policy
 from rollout.record_files import read_rollouts, write_rollouts
-from rollout.records import Question
+from rollout.records import GoldStep, Question
 from rollout.roll_out import roll_out
 from rollout.route_values import is_right, taken
 from rollout.trajectory_summary import summary_of
@@ -224,3 +224,24 @@ def test_on_the_atlas_the_best_value_is_a_gold_knowledge_base_and_costs_at_most_
                 best += max(values[kb] for kb in needs) == max(values.values())
     assert right >= 5
     assert best >= 0.9 * right
+
+
+def test_turns_that_nothing_judges_have_no_siblings(fresh_policy):
+    """Without gold steps; a term of any kind of turn, or gold steps, bring them back."""
+
+    def widths(*settings: str, question: Question = QUESTION) -> dict[str, set[int]]:
+        config = load_config(["rollout.group_size=3", "rollout.plan_siblings=2", *settings]).rollout
+        pool = EpisodePool(OneByOne(fresh_policy, traveller()), Shelves())
+        pool.add(question, config, seed=0)
+        found: dict[str, set[int]] = {}
+        while pool.unfinished:
+            for event in pool.advance():
+                for group in event.trajectory.groups if event.trajectory else ():
+                    found.setdefault(group.state.kind, set()).add(len(group.turns))
+        return found
+
+    assert widths() == {"plan": {1}, "answer": {1}, "final": {3}}
+    assert widths("reward.terms.format=0.1") == {"plan": {2}, "answer": {3}, "final": {3}}
+    assert widths("reward.terms.route_regret.plan=1", "reward.terms.step=1") == {"plan": {2}, "answer": {1}, "final": {3}}
+    known = replace(QUESTION, gold_steps=(GoldStep(CAPITAL, "text", "Tasla"), GoldStep(RIVER, "text", "Arun")))
+    assert widths(question=known) == {"plan": {2}, "answer": {3}, "final": {3}}

@@ -21,7 +21,7 @@ from experiments.run.stop_signal import Stop
 from experiments.run.training_loop import over
 from experiments.studies.plan import ARMS, COLD_START, POINTS, STEP_GRPO, check_earlier, read_study
 from experiments.studies.run_study import ATTEMPTS, finish, retried
-from experiments.studies.study_results import measured_folder, study_results, write_results
+from experiments.studies.study_results import area, measured_folder, study_results, write_results
 from experiments.study import main
 from experiments.tracking.run_folder import RunFolder
 from learner.deadline import DeadlineError
@@ -30,7 +30,16 @@ QUESTIONS = [question(number) for number in range(12)]
 DATA = Dataset(
     [], [], QUESTIONS, evaluation_kbs=(KnowledgeBaseSource("text", Path("kbs/text")), KnowledgeBaseSource("table", Path("kbs/table")))
 )
-INDIFFERENT = {"rollout.record_routes", "name", "runs_folder", "train.resume", "train.seed", "train.turns", "tracking.parent"}
+INDIFFERENT = {
+    "rollout.record_routes",
+    "rollout.unjudged_without_gold",
+    "name",
+    "runs_folder",
+    "train.resume",
+    "train.seed",
+    "train.turns",
+    "tracking.parent",
+}
 
 
 def study(tmp_path: Path, *settings: str):
@@ -44,7 +53,9 @@ def planned():
 
 
 def test_all_arms_sample_as_many_turns_from_the_same_policy_and_data_with_the_same_seeds(planned):
-    assert {(t.arm, t.seed) for t in planned.trainings} == {(arm, seed) for arm in ARMS if arm != COLD_START for seed in (0, 1, 2)}
+    assert {(t.arm, t.seed) for t in planned.trainings} == {
+        (arm, seed) for arm in planned.settings.arms if arm != COLD_START for seed in (0, 1, 2)
+    }
     assert {t.config.train.turns for t in planned.trainings} == {planned.settings.turns}
     assert {t.config.train.turns for t in planned.sweep} == {planned.settings.turns // 2}
     base = flat(planned.base)
@@ -78,7 +89,7 @@ def test_training_ends_with_the_iteration_in_which_the_turns_are_sampled(tmp_pat
     config = study(tmp_path, "study.seeds=[0]", "study.arms=[step_grpo]").trainings[0].config
 
     def enough(turns: int) -> bool:
-        return over(SimpleNamespace(config=config, totals=Totals(turns=turns), iteration=5))
+        return over(SimpleNamespace(config=config, totals=Totals(turns=turns), dataset=DATA, iteration=5))
 
     assert (enough(999), enough(1000), enough(1700)) == (False, True, True)
 
@@ -113,6 +124,7 @@ def trained(training, turns: int = 1100) -> None:
                 "sampled_tokens": 3000,
                 "routing": 0.4 * number - 0.2,
                 "validation_f1_recall": 0.2 * number,
+                "validation_routing_accuracy": 0.3 * number,
                 "use_text": 0.5,
                 "use_text_image": 0.2,
                 "use_table": 0.2,
@@ -181,7 +193,32 @@ def test_results_are_written_as_json_tables_and_a_chart_and_the_same_again(unfin
     write_results(json.loads(first[0]), unfinished.folder)
     assert [(unfinished.folder / name).read_bytes() for name in names] == first
     assert b"The router of each arm" in first[1]
-    assert b"sampled turns" in first[2]
+    assert b"sampled tokens" in first[2]
+
+
+def test_the_area_under_a_curve_counts_the_tokens_of_found_steps_and_what_is_left_after_the_last_point():
+    assert area([(100, 1.0)], start=0.0, before=0, end=100) == pytest.approx(0.5)
+    assert area([(100, 1.0)], start=0.0, before=0, end=200) == pytest.approx(0.75)
+    assert area([(150, 1.0)], start=0.2, before=50, end=200) == pytest.approx((50 * 0.2 + 100 * 0.6 + 50 * 1.0) / 200)
+    assert area([(100, 1.0), (300, 0.0)], start=1.0, before=0, end=200) == pytest.approx((100 + 75) / 200)
+
+
+def test_areas_are_compared_seed_by_seed_with_a_budget_of_tokens(tmp_path):
+    arms = "study.arms=[cold_start,step_grpo,found_steps]"
+    found = study(tmp_path, "study.tokens=9000", "study.seeds=[0,1]", "study.sweep=[]", arms)
+    found.folder.mkdir(parents=True)
+    for training in found.trainings:
+        assert (training.config.train.tokens, training.config.train.turns) == (9000, 0)
+        assert not training.finished
+        trained(training)
+        assert training.finished
+    for seed in (0, 1):
+        asked(found, COLD_START, seed, "policy", lambda number: number < 3)
+    results = study_results(found, DATA)
+    f1 = results["areas"][STEP_GRPO]["f1_recall"]
+    assert f1["seeds"] == pytest.approx([((0.25 + 0.2) / 2 + 0.3 + 0.5) / 3] * 2)
+    assert results["areas"][STEP_GRPO]["minus_found_steps"]["seeds"] == [0.0, 0.0]
+    assert "Area under the validation curves over 9,000 sampled tokens" in write_results(results, found.folder).read_text()
 
 
 def test_a_study_that_has_only_begun_has_results_too(tmp_path):
