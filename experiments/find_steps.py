@@ -16,7 +16,7 @@ from experiments.config import find_policy, load_config
 from experiments.config.policy_files import check_policy_files
 from experiments.config.reading import is_setting
 from experiments.datasets import training_dataset
-from experiments.run.found_steps import find_steps
+from experiments.run.found_steps_folder import find_steps
 
 
 @command

@@ -50,9 +50,11 @@ def read_replay(config: TrainConfig, arguments: Sequence[str]) -> ReplaySettings
         raise RunConfigError("replay with what? Expected reward.terms.NAME=WEIGHT, another reward.KEY, or retrieval.folders.NAME=FOLDER")
     reward = dataclasses.asdict(config.reward) | ({"terms": {}} if "terms" in given.get("reward", {}) else {})
     settings = typed(ReplaySettings, merged({"reward": reward}, given))
-    composed_of(settings.reward.terms)
+    terms = composed_of(settings.reward.terms)
     if "information_gain" in settings.reward.terms:
         raise RunConfigError("reward.terms.information_gain: it asks the policy, which a replay does not load; expected other terms")
+    if (valued := [term.name for term in terms if term.needs_values]) and not config.rollout.values.measured:
+        raise RunConfigError(f"reward.terms.{valued[0]}: the run measured no values of routes; expected other terms")
     return settings
 
 

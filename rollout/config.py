@@ -16,12 +16,20 @@ class ValueConfig:
     """Final turns, and continuations, that are sampled from every distinct state."""
     price: NonNegativeFloat = 0.02
     """Of every search, in right answers. With 0, the maximum over noisy values favours asking."""
+    prices: dict[str, NonNegativeFloat] = field(default_factory=dict)
+    """Knowledge base -> price of a search in it, where that is not `price`."""
+    leaf: Literal["sampled", "belief"] = "sampled"
+    """How much a state is worth without further searches: `sampled`: how many of `samples` final turns are right; `belief`: the policy's
+    probability of the gold answer after an empty thought, which needs no samples."""
     best_trunk: Annotated[float, Field(ge=0, le=1)] = 0.5
     """Share of plan turns after which the episode continues with the best route: later steps are then seen behind a whole chain."""
     asks_again: bool = False
     """Whether a continuation may ask again what was asked. With true, a step to spare mends every wrong route, and all values are alike."""
     spare_answer_tokens: Annotated[int, Field(ge=-1)] = 3
     """Set by `reward.spare_answer_tokens`."""
+
+    def price_of(self, kb: str) -> float:
+        return self.prices.get(kb, self.price)
 
 
 @dataclass

@@ -29,14 +29,18 @@ def information_gains(
     return tuple(probability[sub_answer] - known for sub_answer, _ in after)
 
 
-def gold_probabilities(policy: Policy, messages: Sequence[Message], image: Image | None, answers: Sequence[str]) -> list[float]:
-    """For each message, the highest probability of an answer after it, in [0, 1]: the geometric mean over the tokens of the answer."""
+def gold_probabilities(
+    policy: Policy, messages: Sequence[Message], image: Image | None, answers: Sequence[str], per_token: bool = True
+) -> list[float]:
+    """For each message, the highest probability of an answer after it, in [0, 1]: the product over the tokens of the answer, or, `per_token`, their
+    geometric mean."""
     tokenized = [_tokenized(policy, answer) for answer in answers]
     prompts = [(policy.encode(message, image), image if message.image else None) for message in messages]
     rows = [(*prompt, *answer) for prompt in prompts for answer in tokenized]
     at_once = max(1, TOKENS // max(len(prompt) + len(tokens) for prompt, _, tokens, _, _ in rows))
     parts = [rows[start : start + at_once] for start in range(0, len(rows), at_once)]
-    probabilities = [math.exp(mean) for part in parts for mean in _mean_logprobs(policy, part)]
+    means = [mean for part in parts for mean in _mean_logprobs(policy, part)]
+    probabilities = [math.exp(mean * (1 if per_token else last - first)) for mean, (*_, first, last) in zip(means, rows, strict=True)]
     return [largest(probabilities[start : start + len(tokenized)]) for start in range(0, len(probabilities), len(tokenized))]
 
 

@@ -41,9 +41,9 @@ def never_stop(ep: EpisodeState, action: Action) -> Action:
     return Action(ep.question.text, min(ep.cards, key=lambda kb: searched[kb]))
 
 
-def interleaved(ep: EpisodeState, asks_again: bool = True) -> Episode:
+def interleaved(ep: EpisodeState, asks_again: bool = True, concludes: bool = True) -> Episode:
     """In the manner of IRCoT (Trivedi et al. 2023, arXiv 2212.10509): every query goes to every knowledge base, the policy says when to stop.
-    Without `asks_again` a query that was asked before is a stop, too."""
+    Without `asks_again` a query that was asked before is a stop, too; without `concludes` there is no final turn."""
     while len(ep.history) < ep.config.max_steps:
         action = yield from plan(ep)
         asked = () if asks_again else {normalise(exchange.query) for exchange in ep.history}
@@ -57,7 +57,7 @@ def interleaved(ep: EpisodeState, asks_again: bool = True) -> Episode:
             if kb != action.kb:  # a search that no plan turn asked for
                 ep.steps.append(Step(None, Action(action.query, kb), tuple(passages), None, Exchange(action.query, kb, "")))
         yield from answer(ep, action, found, kbs=list(ep.cards))
-    return (yield from conclude(ep))
+    return (yield from conclude(ep)) if concludes else ep.trajectory()
 
 
 def read_at_once(ep: EpisodeState, kbs: Sequence[str] = ()) -> Episode:

@@ -1,8 +1,8 @@
 """Route regret: what every knowledge base would have brought for the query of a plan turn (docs/17_route_regret.md). With h the exchanges so far,
 u a query, a_k its greedy reading from the passages of knowledge base k, and M `rollout.values.samples`:
 
-    S(h)   = mean over M final turns of whether they are right
-    V(h')  = max(S(h'), mean over M continuations of whether they end right, less the price of their searches)
+    S(h)   = mean over M final turns of whether they are right; or, `leaf=belief`, the policy's probability of the gold answer
+    V(h')  = max(S(h'), mean over M continuations of S where they end, less the price of their searches)
     Q(u,k) = V(h + (u, a_k)) - price,   Q(stop) = S(h)
 
 A continuation is an episode of `methods.interleaved`: the policy plans, and every query reads all knowledge bases, but pays for one, as the router
@@ -21,6 +21,7 @@ from typing import Any
 from retrieval_actors.records import Passage
 from rollout.config import ValueConfig
 from rollout.episode import Branch, Branches, EpisodeState, Requests, answer, conclude, derive_seed
+from rollout.information_gain import gold_probabilities
 from rollout.methods import interleaved
 from rollout.records import UNKNOWN, Action, Exchange, PlanValues, QueryValues
 from rollout.turn_parser import is_unknown, normalise, parse_answer, parse_plan
@@ -74,14 +75,18 @@ def _values(ep: EpisodeState, queries: Sequence[str], seed: int) -> Generator[Br
 
     histories = [ep.history, *(after(query, found) for query in known for found in (UNKNOWN, *known[query]))]
     sampled, finals = yield from _measure(ep, "final", histories, seed)
-    # Where every final turn is right, no continuation can be better.
-    open_ends = [history for history in histories[1:] if len(history) < ep.config.max_steps and ep.valued[_shown(history), "final"] != 1.0]
+    # A continuation that asks is worth at most 1 less its first search.
+    enough = 1.0 - min(map(config.price_of, kbs))
+    open_ends = [
+        history for history in histories[1:] if len(history) < ep.config.max_steps and (ep.valued[_shown(history), "final"] or 0.0) < enough
+    ]
     _, continuations = yield from _measure(ep, "on", open_ends, seed)
     stop, values = ep.valued[_shown(ep.history), "final"], []
     for query, sub_answers in known.items():
         reached = [value for found in (UNKNOWN, *sub_answers) if (value := _value(ep, after(query, found))) is not None]
         if stop is not None and len(reached) == 1 + len(kbs):
-            values.append(QueryValues(query, tuple(sub_answers), tuple(value - config.price for value in reached[1:]), reached[0]))
+            routes = tuple(value - config.price_of(kb) for kb, value in zip(kbs, reached[1:], strict=True))
+            values.append(QueryValues(query, tuple(sub_answers), routes, reached[0]))
     total, failed = 1 + len(queries) * (1 + len(kbs)), (len(queries) - len(known)) * (1 + len(kbs))
     run = [*branches, *finals, *continuations]
     tokens = sum(len(turn.response_ids) for branch in run for group in branch.state.groups for turn in group.turns)
@@ -120,7 +125,10 @@ def _measure(ep: EpisodeState, what: str, histories: Sequence[History], seed: in
     """Fills `ep.valued` by `final` turns, or by continuations (`on`); returns how many states were not known yet, and all branches."""
     config, seeds = ep.config.values, [derive_seed(seed, what, copy) for copy in range(ep.config.values.samples)]
     missing = {_shown(history): history for history in histories if (_shown(history), what) not in ep.valued}
-    run = partial(interleaved, asks_again=config.asks_again)
+    if what == "final" and config.leaf == "belief":
+        ep.valued |= {(shown, what): belief for shown, belief in zip(missing, _beliefs(ep, [*missing.values()]), strict=True)}
+        return len(missing), []
+    run = partial(interleaved, asks_again=config.asks_again, concludes=config.leaf == "sampled")
 
     def branches_of(history: History) -> list[Branch]:
         if what == "final":  # siblings of one turn
@@ -139,13 +147,20 @@ def _score(ep: EpisodeState, config: ValueConfig, history: History, branches: Se
     """The mean over all final turns; None if a branch or one of its searches failed."""
     if any(end is None or end.search_errors for end in ends):
         return None
-    scores = [
-        is_right(parse_answer(turn.text) or "", ep.question.answers, config.spare_answer_tokens)
-        - config.price * (len(branch.state.history) - len(history))
-        for branch, end in zip(branches, ends, strict=True)
-        for turn in end.groups[-1].turns
-    ]
+    answers = ep.question.answers
+    if config.leaf == "belief":
+        leaves = [[belief] for belief in _beliefs(ep, [branch.state.history for branch in branches])]
+    else:
+        said = [[parse_answer(turn.text) or "" for turn in end.groups[-1].turns] for end in ends]
+        leaves = [[float(is_right(given, answers, config.spare_answer_tokens)) for given in of_branch] for of_branch in said]
+    paid = [sum(config.price_of(exchange.kb) for exchange in branch.state.history[len(history) :]) for branch in branches]
+    scores = [leaf - price for of_branch, price in zip(leaves, paid, strict=True) for leaf in of_branch]
     return sum(scores) / len(scores)
+
+
+def _beliefs(ep: EpisodeState, histories: Sequence[History]) -> list[float]:
+    messages, image = [ep.final_message(history) for history in histories], ep.question.image
+    return gold_probabilities(ep.policy, messages, image, ep.question.answers, per_token=False) if messages else []
 
 
 def _value(ep: EpisodeState, history: History) -> float | None:

@@ -6,10 +6,13 @@ import os
 import subprocess
 
 import pytest
+from hypothesis import settings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+settings.register_profile("busy machine", deadline=None)
+settings.load_profile("busy machine")
 
 
 SHARING = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,22 @@ from experiments.tracking.run_folder import RunFolder
 from learner.config import LearnerConfig
 from learner.objective.advantages import turn_advantages
 from retrieval_actors.records import Passage
-from rollout.records import Action, Exchange, GoldStep, Image, Question, ScoredTurn, State, Step, Trajectory, Turn, TurnGroup, TurnReward
+from rollout.records import (
+    Action,
+    Exchange,
+    GoldStep,
+    Image,
+    PlanValues,
+    QueryValues,
+    Question,
+    ScoredTurn,
+    State,
+    Step,
+    Trajectory,
+    Turn,
+    TurnGroup,
+    TurnReward,
+)
 
 KBS = {"text": "Text Retriever", "text_image": "Text Image Retriever", "table": "Table Retriever"}
 WORDS = (
@@ -73,7 +89,9 @@ class World:
             other = f"<think>Perhaps.</think><sub-question>{self.words(3)}?</sub-question><ret>Table Retriever</ret>"
             read = f"<think>{self.words(10)}</think><answer>{answer}</answer>"
             passages = tuple(self.passages[asked][i] for i in self.random.integers(0, 700, 3))
-            groups.append(self.group(question, "plan", plan, other, siblings))
+            brought = [(answer, 0.96) if kb in need.kbs else ("unknown", -0.02) for kb in KBS]
+            routes = PlanValues(tuple(KBS), (QueryValues(need.query, *zip(*brought, strict=True), 0.0),), 0.0, 5, 2, 3, 0, 90)
+            groups.append(replace(self.group(question, "plan", plan, other, siblings), values=routes if siblings > 1 else None))
             groups.append(self.group(question, "answer", read, "<think></think><answer>unknown</answer>", siblings))
             exchange = Exchange(need.query, asked, answer)
             steps.append(Step(groups[-2].chosen, Action(need.query, asked), passages, groups[-1].chosen, exchange))

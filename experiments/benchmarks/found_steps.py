@@ -8,7 +8,7 @@ from experiments.benchmarks.bench_results import FOLDER, BenchResult
 from experiments.command_line.terminal import Console
 from experiments.config import find_policy, load_config
 from experiments.datasets import training_dataset
-from experiments.run.found_steps import find_steps
+from experiments.run.found_steps_folder import find_steps
 from experiments.worlds.atlas import FAMILIES
 from rollout.needs import asked_need
 from rollout.records import GoldStep, Question

@@ -58,7 +58,8 @@ def _rollout(config: TrainConfig) -> Iterator[Rule]:
     prompt = f"a prompt of rollout.max_prompt_tokens={rollout.max_prompt_tokens}"
     yield rollout.batch_tokens >= needed, "rollout.batch_tokens", f"at least {needed}: {prompt} and 8 responses of {longest} tokens"
     gains = "information_gain" in config.reward.terms
-    yield not gains or rollout.engine == "transformers", "rollout.engine", "transformers with reward.terms.information_gain"
+    scores = "reward.terms.information_gain" if gains else "rollout.values.leaf=belief" if rollout.values.leaf == "belief" else ""
+    yield not scores or rollout.engine == "transformers", "rollout.engine", f"transformers with {scores}"
     for term in composed_of(config.reward.terms):
         suits = not term.needs_chain or rollout.mode == "chain"
         yield suits, "rollout.mode", f"chain with reward.terms.{term.name}, which needs the outcome of every sibling"

@@ -64,6 +64,9 @@ def training_dataset(config: TrainConfig) -> Dataset:
         raise RunConfigError(f"retrieval.folders is empty; data.name={config.data.name} brings no knowledge base: name a folder for each")
     for source in (*dataset.training_kbs, *dataset.evaluation_kbs):
         source.check()
+    names = [source.name for source in dataset.training_kbs]
+    if unknown := [kb for kb in config.rollout.values.prices if kb not in names]:
+        raise RunConfigError(f"rollout.values.prices.{unknown[0]}: no such knowledge base; expected some of {', '.join(names)}")
     return dataset
 
 

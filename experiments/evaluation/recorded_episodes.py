@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 
+from experiments.tracking.trajectory_table import read_values
 from retrieval_actors.records import Passage
 from rollout.records import Action, Exchange, GoldStep, Image, Question, State, Step, Trajectory, Turn, TurnGroup, TurnKind
 from rollout.turn_parser import PLAN
@@ -40,7 +42,8 @@ def recorded_episode(stored: str, row: Row, trunk_only: bool) -> RecordedEpisode
             step, exchange = searched[number]
             state = replace(state, query=exchange.query, kb=exchange.kb, passages=step.passages)
         kept = [group["siblings"][group["trunk"]] | {"times": 1}] if trunk_only else group["siblings"]
-        groups.append(TurnGroup(state, tuple(_turn(kind, sibling["text"]) for sibling in kept), 0 if trunk_only else group["trunk"]))
+        turns, trunk = tuple(_turn(kind, sibling["text"]) for sibling in kept), 0 if trunk_only else group["trunk"]
+        groups.append(TurnGroup(state, turns, trunk, values=read_values(group)))
         siblings.append(tuple(kept))
     final = _turn("final", row["final"]) if row["final"] else None
     failed = sum(any(passage.error for passage in step.passages) for step in steps)
@@ -49,12 +52,16 @@ def recorded_episode(stored: str, row: Row, trunk_only: bool) -> RecordedEpisode
 
 
 def retriever_names(rows: Iterable[Row], kbs: Sequence[str], usual: Mapping[str, str]) -> dict[str, str]:
-    """Retriever name -> knowledge base, of a run with the knowledge bases `kbs`: as the trunks wrote it, else the `usual` one."""
-    found = {kb: name for name, kb in usual.items() if not kbs or kb in kbs}
-    for step in (step for row in rows for step in row["steps"] if step["kb"]):
-        if plan := PLAN.fullmatch(step["plan"]):
-            found[step["kb"]] = plan[2].strip()
-    return {name: kb for kb, name in found.items()}
+    """Retriever name -> knowledge base, of a run with the knowledge bases `kbs`: as most trunks wrote it, else the `usual` one. Not all:
+    after a valued plan turn an episode may continue elsewhere than its text says."""
+    written = Counter({(kb, name): 0 for name, kb in usual.items() if not kbs or kb in kbs})
+    plans = ((step["kb"], PLAN.fullmatch(step["plan"])) for row in rows for step in row["steps"] if step["kb"])
+    written.update((kb, plan[2].strip()) for kb, plan in plans if plan)
+    found: dict[str, str] = {}
+    for (kb, name), _ in written.most_common():
+        if name not in found and kb not in found.values():
+            found[name] = kb
+    return found
 
 
 def _gold_step(stored: Row) -> GoldStep:

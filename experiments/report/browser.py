@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.evaluation.metrics import MALFORMED, chosen
+from experiments.evaluation.recorded_episodes import retriever_names
 from experiments.tracking.run_folder import RunFolder
 from retrieval_actors.pictures import data_url, small_picture
 from rewards.actor import RETRIEVERS
@@ -54,9 +55,12 @@ def browser_data(folder: RunFolder, kbs: Sequence[str]) -> dict[str, Any]:
     """What browser.js reads; its head lists the keys. Held-out trajectories come first, then the latest iterations."""
     found = [(name, row) for name in folder.trajectory_names() for row in folder.read_trajectories(name)]
     rows = found[:SHOWN_AT_MOST]
-    data = _Data(folder.read_pictures(), _retrievers(rows), list(dict.fromkeys([*LABELS, *(name for name, _ in found)])))
+    retrievers = {name.lower(): kb for name, kb in retriever_names((row for _, row in rows), [], RETRIEVERS).items()}
+    data = _Data(folder.read_pictures(), retrievers, list(dict.fromkeys([*LABELS, *(name for name, _ in found)])))
     trajectories = [data.trajectory(name, row) for name, row in rows]
-    used = dict.fromkeys([*kbs, *(step["kb"] for _, row in rows for step in row["steps"] if step["kb"])])
+    valued = (query for _, row in rows for group in row["groups"] if "values" in group for query in group["values"]["queries"])
+    tried = (kb for *_, routes in valued for kb, _, _ in routes)
+    used = dict.fromkeys([*kbs, *(step["kb"] for _, row in rows for step in row["steps"] if step["kb"]), *tried])
     return {
         "kbs": list(used),
         "sets": [LABELS.get(name) or f"training iteration {int(name.removeprefix('iteration-'))}" for name in data.sets],
@@ -175,9 +179,3 @@ def _gold(step: Mapping[str, Any]) -> list[Any]:
 
 def _thought(text: str) -> str:
     return found[1].strip() if (found := THINK.match(text)) else ""
-
-
-def _retrievers(rows: Sequence[tuple[str, Row]]) -> dict[str, str]:
-    """Retriever name in lower case -> knowledge base, as found in the trunks of the trajectories."""
-    steps = [(PLAN.fullmatch(step["plan"]), step["kb"]) for _, row in rows for step in row["steps"] if step["kb"]]
-    return {name.lower(): kb for name, kb in RETRIEVERS.items()} | {plan[2].strip().lower(): kb for plan, kb in steps if plan}

@@ -13,9 +13,11 @@ from experiments.evaluation.score_again import ReplayedTurn, SearchedAgain, corr
 from experiments.report.browser import security_policy
 from experiments.report.html_sections import html_table
 from experiments.report.report_page import STYLE
+from rollout.turn_parser import PLAN, STOP, parse_answer
 
 SHOWN = 100  # turns, and searches, on the page
 KINDS = ("plan", "answer", "final")
+EXPLAINED = "paid: what the run paid for a turn; would be paid: what these settings pay for it. Means are over the turns that both judge."
 
 
 def rewards_table(turns: Sequence[ReplayedTurn]) -> Table:
@@ -55,16 +57,21 @@ def disagreements_table(turns: Sequence[ReplayedTurn], at_most: int) -> Table:
     for turn in disagreements(turns, at_most):
         assert turn.paid is not None
         assert turn.again is not None
-        paid, again = (
-            f"{total:.3f}{_parts(parts)}" for total, parts in ((turn.paid, turn.paid_parts), (turn.again.total, turn.again.parts))
-        )
-        table.add_row(turn.question.text, turn.kind, paid, again, turn.text)
+        paid, again = (_reward(*told) for told in ((turn.paid, turn.paid_parts), (turn.again.total, turn.again.parts)))
+        table.add_row(turn.question.text, turn.kind, paid, again, _decision(turn.text))
     return _left(table)
 
 
-def _parts(parts: Mapping[str, float]) -> str:
+def _decision(text: str) -> str:
+    """The decision or the answer, without the thought; a malformed turn as it is."""
+    if plan := PLAN.fullmatch(text):
+        return "stop" if plan[2].strip() == STOP else f"{plan[1].strip()} → {plan[2].strip()}"
+    return parse_answer(text) or text
+
+
+def _reward(total: float, parts: Mapping[str, float]) -> str:
     told = ", ".join(f"{name} {value:.2f}" for name, value in parts.items() if value)
-    return f" ({told})" if told else ""
+    return f"{total:.3f} ({told})" if told and total else f"{total:.3f}"
 
 
 def changed_searches_table(searches: Sequence[SearchedAgain], at_most: int) -> Table:
@@ -89,11 +96,11 @@ def _left(table: Table) -> Table:
 
 def replay_page(name: str, said: Sequence[str], tables: Sequence[Table]) -> str:
     """`said`: lines about what was replayed. Tables without a row are left out."""
-    told = "".join(f"<p class='soft'>{escape(line)}</p>" for line in said)
+    told = "".join(f"<p class='soft'>{escape(line)}</p>" for line in (*said, EXPLAINED))
     body = "".join(f"<h2>{escape(str(table.title))}</h2>{html_table(table)}" for table in tables if table.row_count)
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
         f'<meta http-equiv="Content-Security-Policy" content="{security_policy()}"><meta name="color-scheme" content="light dark">'
-        f"<title>{escape(name)}: replay</title><style>{STYLE} td {{ white-space: normal; text-align: left; vertical-align: top; }}</style></head>"
-        f"<body><main><h1>{escape(name)}: replay</h1>{told}{body}</main></body></html>\n"
+        f"<title>{escape(name)}: replay</title><style>{STYLE} th, td {{ white-space: normal; text-align: left; vertical-align: top; }}</style>"
+        f"</head><body><main><h1>{escape(name)}: replay</h1>{told}{body}</main></body></html>\n"
     )

@@ -12,7 +12,7 @@ from experiments.command_line.progress import Progress
 from experiments.config import TrainConfig
 from experiments.datasets import Dataset, ensure_knowledge_bases
 from experiments.evaluation.evaluator import Evaluator
-from experiments.run.found_steps import with_found_steps, without_gold
+from experiments.run.found_steps_folder import with_found_steps, without_gold
 from learner.question_ledger import ShuffledQuestions
 from learner.step_grpo import StepGRPO
 from retrieval_actors.actors.memory_plan import label_of

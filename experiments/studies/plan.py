@@ -25,7 +25,11 @@ class Arm:
 ARMS: Mapping[str, Arm] = {
     COLD_START: Arm("cold start only"),
     "outcome_grpo": Arm(
-        "outcome GRPO", ("reward.terms.outcome=1", "rollout.mode=chain", "learner.step_weight=0", "learner.episode_weight=1")
+        "outcome GRPO",
+        (
+            *("reward.terms.outcome=1", "rollout.mode=chain", "learner.step_weight=0", "learner.episode_weight=1"),
+            "learner.routes=sampled",
+        ),
     ),
     STEP_GRPO: Arm("Step-GRPO"),
     "all_routes": Arm("Step-GRPO, gradient over all routes", ("learner.routes=all",)),
@@ -35,10 +39,10 @@ ARMS: Mapping[str, Arm] = {
         "GiGPO",
         (
             *("reward.terms.outcome=1", "rollout.mode=chain", "learner.step_weight=1", "learner.episode_weight=1"),
-            *("learner.baseline=leave_one_out", "learner.normalisation=none"),
+            *("learner.baseline=leave_one_out", "learner.normalisation=none", "learner.routes=sampled"),
         ),
     ),
-    "found_steps": Arm("Step-GRPO, found steps", ("data.gold=found", "data.gold_samples=1", "data.train_questions=256")),
+    "found_steps": Arm("Step-GRPO, found steps", ("data.gold=found", "data.gold_samples=1", "data.train_questions=96")),
     "route_regret": Arm(
         "route regret",
         (
@@ -116,8 +120,9 @@ class Study:
 
 def read_study(arguments: Sequence[str]) -> Study:
     """The study of `[CONFIG.yaml] [study.key=value ...] [key=value ...]`. Raises RunConfigError."""
-    own = [argument.removeprefix("study.") for argument in arguments if argument.startswith("study.")]
-    rest = [argument for argument in arguments if not argument.startswith("study.")]
+    ours = [argument for argument in arguments if argument.startswith("study.") and is_setting(argument)]  # not study.yaml
+    own = [argument.removeprefix("study.") for argument in ours]
+    rest = [argument for argument in arguments if argument not in ours]
     settings = read_settings(StudySettings, own)
     if all(is_setting(argument) for argument in rest):
         rest.insert(0, "study.yaml")

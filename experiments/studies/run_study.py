@@ -94,6 +94,7 @@ def finish(training: Training, dataset: Dataset, policy: str, services: SharedSe
     """Run the training unless it is finished. Returns whether it is finished now: `stop` ends it early."""
     check_earlier(training)
     if not training.finished:
+        dataset = replace(dataset, train=dataset.train[: training.config.data.train_questions])  # an arm may train on fewer
         whole_run(training.config, dataset, policy, console, stop, services)
     return training.finished
 

@@ -16,7 +16,7 @@ from retrieval_actors.pictures import small_picture
 from retrieval_actors.records import Passage
 from rollout.need_matcher import NeedMatcher
 from rollout.needs import askable_needs, right_kbs
-from rollout.records import Exchange, Image, ScoredTurn, Trajectory, TurnGroup
+from rollout.records import Exchange, Image, PlanValues, QueryValues, ScoredTurn, Trajectory, TurnGroup
 from rollout.turn_parser import parse_answer
 
 TEXTS = ("question_id", "family", "text", "gold", "steps", "final", "answer", "groups", "error", "counts")
@@ -139,6 +139,15 @@ def _values(group: TurnGroup) -> dict[str, Any]:
     routes = [[*zip(values.kbs, each.answers, map(_short, each.values), strict=True)] for each in values.queries]
     queries = [[each.query, _short(each.unknown), found] for each, found in zip(values.queries, routes, strict=True)]
     return {"values": {"stop": _short(values.stop), "queries": queries}}
+
+
+def read_values(group: Mapping[str, Any]) -> PlanValues | None:
+    """Those of a stored group, without the counts of what was measured."""
+    if "values" not in group:
+        return None
+    queries = [(query, unknown, list(zip(*routes, strict=True))) for query, unknown, routes in group["values"]["queries"]]
+    found = tuple(QueryValues(query, answers, values, unknown) for query, unknown, (_, answers, values) in queries)
+    return PlanValues(queries[0][2][0], found, group["values"]["stop"], 0, 0, 0, 0, 0)
 
 
 def _short(number: float) -> float:

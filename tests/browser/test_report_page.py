@@ -11,9 +11,12 @@ import pytest
 from many_episodes import ATTACK, World, large_run, scored
 
 from experiments.config import TrainConfig
+from experiments.evaluation.score_again import ReplayedTurn
+from experiments.report.replay_page import disagreements_table, replay_page, rewards_table
 from experiments.report.report_page import write_report
 from experiments.tracking.run_folder import RunFolder
 from experiments.tracking.trajectory_table import TRAJECTORY_SCHEMA
+from rollout.records import Question, TurnReward
 
 pytestmark = pytest.mark.slow
 MEGABYTES = 2**20
@@ -138,6 +141,13 @@ def test_a_trajectory_is_shown_with_its_steps_its_rewards_and_its_siblings(repor
         assert shown_group.locator(".sibling").count() == len(siblings)
         assert shown_group.locator(".sibling.trunk").count() == 1
         assert "advantage" in shown_group.inner_text()
+        routes = card.locator("details.routes")
+        (_, _, brought), best = step["plan"]["values"]["queries"][0], routes.locator("li.best")
+        assert [best.locator(".chip").inner_text(), "0.96"] == [
+            next(kb for kb, _, v in brought if v == 0.96).replace("_", "-"),
+            best.locator("b").inner_text(),
+        ]
+        assert routes.locator("li:has(.here) .chip").inner_text() == step["choice"].replace("_", "-")
     page.locator("#detail").evaluate("box => { box.scrollTop = 0; }")
     picture(page, "report", "#browser")
     steps.nth(0).locator("details.passages summary").click()
@@ -259,3 +269,24 @@ def test_a_browser_that_cannot_unpack_is_told_where_the_trajectories_are(report,
 def test_light_and_dark_follow_the_reader(report, shown):
     papers = [shown(report, dark=dark).evaluate("getComputedStyle(document.body).backgroundColor") for dark in (False, True)]
     assert papers == ["rgb(247, 247, 245)", "rgb(20, 22, 26)"]
+
+
+def test_the_page_of_a_replay_shows_what_was_said_as_text_and_both_rewards(tmp_path, browser):
+    question, stop = Question("q", ATTACK, ()), "<think>x</think><sub-question>None</sub-question><ret>None</ret>"
+    turns = [
+        ReplayedTurn("after", "plan", question, (0, 0), text, 1, paid, {"routing": paid}, TurnReward(1 - paid, {}, {"outcome": 1 - paid}))
+        for text, paid in ((ATTACK, 0.25), (stop, 0.75))
+    ]
+    file = tmp_path / "replay.html"
+    file.write_text(replay_page("run", ["r1-router replay run"], [rewards_table(turns), disagreements_table(turns, 5)]))
+    page = browser.new_page()
+    page.goto(file.as_uri())
+    cells = page.locator("table >> nth=1").locator("td").all_inner_texts()
+    assert sorted([cells[:5], cells[5:]], key=lambda row: row[2]) == [
+        [ATTACK, "plan", "0.250 (routing 0.25)", "0.750 (outcome 0.75)", ATTACK],
+        [ATTACK, "plan", "0.750 (routing 0.75)", "0.250 (outcome 0.25)", "stop"],
+    ]
+    assert page.evaluate("window.hacked") is None
+    assert page.locator("img").count() == 0
+    assert {*page.evaluate("[...document.querySelectorAll('th, td')].map(cell => getComputedStyle(cell).textAlign)")} == {"left"}
+    page.close()

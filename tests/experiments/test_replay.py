@@ -21,7 +21,7 @@ from retrieval_actors.records import Passage
 from rewards.actor import RETRIEVERS as NAMES
 from rewards.actor import batched_similarity, score_trajectory, texts_to_compare
 from rewards.config import RewardConfig
-from rollout.records import State, Trajectory, TurnGroup
+from rollout.records import PlanValues, QueryValues, State, Trajectory, TurnGroup
 
 ELSEWHERE = f"<think>x</think><sub-question>{CAPITAL.query}</sub-question><ret>Table Retriever</ret>"
 
@@ -107,8 +107,8 @@ def test_another_reward_prefers_another_sibling_and_the_page_says_which(run, cap
     assert "Where the two disagree most" in told
     page = (run.path / "replay.html").read_text()
     assert "retrieval_cost -1.00" in page
-    assert "&lt;sub-question&gt;" in page
-    assert "<sub-question>" not in page
+    assert "What is the capital of Kormu? → Table Retriever" in page
+    assert "sub-question" not in page
     assert "<b>" not in page
 
 
@@ -117,6 +117,18 @@ def test_terms_that_need_the_rest_of_the_episode_are_scored_along_its_trunk(run,
     plans = next(line for line in capsys.readouterr().out.splitlines() if "iteration-000001" in line and "plan" in line)
     cells = [cell.strip() for cell in plans.split("│")]
     assert "0.400" in cells  # of five plan turns two led to the right answer
+
+
+def test_what_routes_would_have_brought_is_stored_and_paid_again(tmp_path, embedding):
+    made = with_groups(episode(question(0), step("text", "Tasla"), stop(), answer="Tasla"), 0, (ELSEWHERE, STOP))
+    query = QueryValues(CAPITAL.query, ("Tasla", "unknown"), (0.96, -0.02), 0.0)
+    valued = dataclasses.replace(made.groups[0], values=PlanValues(("text", "table"), (query,), 0.0, 4, 1, 3, 0, 50))
+    made = dataclasses.replace(made, groups=(valued, *made.groups[1:]))
+    config, folder = RewardConfig(terms={"query_value": 1.0, "route_regret": 1.0}), begun(config_in(tmp_path, "valued"))
+    folder.write_trajectories("iteration-000001", [made], (), scored([made], embedding, config))
+    again = list(score_again(recorded(folder, "iteration-000001"), config, NAMES, embedding))
+    assert [turn.paid for turn in again[:3]] == pytest.approx([0.96, 0.0, -0.02])
+    assert [turn.both == (turn.paid, pytest.approx(turn.paid)) for turn in again[:3]] == [True] * 3
 
 
 def knowledge_base(folder: Path, *texts: str) -> str:
@@ -162,6 +174,8 @@ def test_a_retriever_name_is_that_of_the_run(run):
     assert retriever_names([], [], NAMES) == {name: kb for kb, name in RETRIEVERS.items()}
     mine = [{"steps": [{"kb": "laws", "plan": "<think>x</think><sub-question>y</sub-question><ret> The Laws </ret>"}]}]
     assert retriever_names(mine, ["laws"], NAMES) == {"The Laws": "laws"}
+    moved = rows[0] | {"steps": [rows[0]["steps"][0] | {"kb": "table"}]}  # after its values: the best route, which the text does not name
+    assert retriever_names([moved, *rows], [], NAMES) == NAMES
 
 
 @pytest.mark.parametrize(
@@ -170,6 +184,7 @@ def test_a_retriever_name_is_that_of_the_run(run):
         ([], "replay with what? Expected reward.terms.NAME=WEIGHT"),
         (["reward.terms.kindness=1"], "reward.terms.kindness: no such reward; expected MODULE:FUNCTION or one of step, routing"),
         (["reward.terms.information_gain=1"], "reward.terms.information_gain: it asks the policy, which a replay does not load"),
+        (["reward.terms.route_regret=1"], "reward.terms.route_regret: the run measured no values of routes"),
         (["rewards.terms.routing=1"], "unknown key rewards; did you mean reward?"),
         (["reward.terms.routing=1", "episodes=[befor]"], "episodes is 'befor'; expected some of after, iteration-000001"),
         (["retrieval.folders.laws=kbs/laws"], "retrieval.folders.laws: no recorded search went there; the run searched table, text"),

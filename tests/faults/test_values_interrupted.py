@@ -1,4 +1,4 @@
-"""A rollout worker is killed while it values routes: the iteration is complete, and the same as if nothing had happened."""
+"""Values of routes, interrupted: a rollout worker is killed while it measures them, and a run goes on from a checkpoint; both change nothing."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest
 import ray
 from test_rollout_worker_killed import process_ids, train_and_kill
 from tiny_training import offline_config
+from tiny_turns import weights_of
 
 from experiments.worlds.atlas import KNOWLEDGE_BASES, Atlas
 from learner.config import LearnerConfig
@@ -58,9 +59,8 @@ def measured(trajectories) -> list:
     ]
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_a_worker_that_dies_while_it_values_routes_costs_nothing_but_time(ray_cluster):
+@pytest.fixture(scope="module")
+def algorithm(ray_cluster):
     atlas = Atlas("train", seed=5, worlds=1, countries=6)
     questions = [replace(question, gold_steps=None) for question in atlas.questions(40) if question.image is None][:8]
     reward = RewardConfig(terms={"query_value": 1.0, "route_regret": 1.0, "step": {"final": 1.0}})
@@ -74,20 +74,42 @@ def test_a_worker_that_dies_while_it_values_routes_costs_nothing_but_time(ray_cl
         reward_actors=[actor],
         data=ShuffledQuestions(questions, seed=1),
     ).build_algo()
-    try:
-        algorithm.push_weights()
-        ahead = copy.deepcopy(algorithm.data).next(6)
-        seed = derive_seed(algorithm.config.sampling_seed, algorithm.policy_version)
-        expected = measured(algorithm.roll_out(ahead, seed=seed))
-        assert any(values for _, _, values, _ in expected)
-        result = train_and_kill(algorithm, [process_ids(algorithm)[1]])["rollout"]
-        assert (result["lost_workers"], result["requeued_chunks"]) == (1, 1)
-        assert result["asked_questions"] == result["returned_questions"] == 6
-        assert result["values_asked"] == result["values_reused"] + result["values_sampled"] + result["values_failed"] > 0
-        assert result["value_tokens"] < result["sampled_tokens"]
-        assert measured(algorithm.trajectories) == expected
-        plans = [turn for turn in algorithm.turns if turn.turn.kind == "plan"]  # judged without gold steps
-        assert plans
-        assert all(turn.reward.components.keys() >= {"query_value", "route_regret"} for turn in plans)
-    finally:
-        algorithm.cleanup()
+    yield algorithm
+    algorithm.cleanup()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_worker_that_dies_while_it_values_routes_costs_nothing_but_time(algorithm):
+    algorithm.push_weights()
+    ahead = copy.deepcopy(algorithm.data).next(6)
+    seed = derive_seed(algorithm.config.sampling_seed, algorithm.policy_version)
+    expected = measured(algorithm.roll_out(ahead, seed=seed))
+    assert any(values for _, _, values, _ in expected)
+    result = train_and_kill(algorithm, [process_ids(algorithm)[1]])["rollout"]
+    assert (result["lost_workers"], result["requeued_chunks"]) == (1, 1)
+    assert result["asked_questions"] == result["returned_questions"] == 6
+    assert result["values_asked"] == result["values_reused"] + result["values_sampled"] + result["values_failed"] > 0
+    assert result["value_tokens"] < result["sampled_tokens"]
+    assert measured(algorithm.trajectories) == expected
+    plans = [turn for turn in algorithm.turns if turn.turn.kind == "plan"]  # judged without gold steps
+    assert plans
+    assert all(turn.reward.components.keys() >= {"query_value", "route_regret"} for turn in plans)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_run_with_route_values_goes_on_from_a_checkpoint_bit_for_bit(algorithm, tmp_path):
+    def two_more() -> tuple:
+        seen = []
+        for _ in range(2):
+            algorithm.train()
+            seen.append(measured(algorithm.trajectories))
+        return seen, weights_of(algorithm.learner_group).checksum
+
+    algorithm.train()
+    algorithm.save_to_path(tmp_path / "checkpoint")
+    expected = two_more()
+    assert any(values for iteration in expected[0] for _, _, values, _ in iteration)
+    algorithm.restore_from_path(tmp_path / "checkpoint")
+    assert two_more() == expected

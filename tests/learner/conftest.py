@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import settings
 from tiny_turns import group, picture, save_tiny_policy
 
 from learner.config import LearnerConfig
 from learner.learner_group import LearnerGroup
 from rollout.policies import Policy, load_policy
 from rollout.records import ScoredTurn
-
-settings.register_profile("busy machine", deadline=None)
-settings.load_profile("busy machine")
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ from scripted import Card, OneByOne, Script
 from valued_atlas import AtlasLibrary
 
 from experiments.config import RunConfigError, load_config
+from experiments.datasets import training_dataset
 from experiments.evaluation.evaluator import rollout_as_measured
 from experiments.worlds.atlas import Atlas
 from experiments.worlds.teacher import answer_response, plan_response
@@ -19,8 +20,10 @@ from retrieval_actors.records import Passage
 from rollout.config import RolloutConfig, ValueConfig
 from rollout.engines.transformers_engine import TransformersEngine
 from rollout.episode_pool import EpisodePool
+from rollout.information_gain import gold_probabilities
 from rollout.needs import askable_needs
 from rollout.policies import load_policy
+from rollout.prompts import find_prompts
 from rollout.record_files import read_rollouts, write_rollouts
 from rollout.records import GoldStep, Question
 from rollout.roll_out import roll_out
@@ -156,6 +159,29 @@ def test_an_episode_that_is_cancelled_takes_its_branches_with_it(fresh_policy):
     assert [event.kind for event in pool.advance()] == ["failed"]
     assert (pool.unfinished, engine.unfinished) == (0, 0)
     pool.close()
+
+
+def test_a_search_costs_what_its_knowledge_base_costs(fresh_policy):
+    values = valued(fresh_policy, replace(CONFIG, values=replace(MEASURED, prices={"twin": 0.2}))).groups[0].values
+    assert values.queries[0].values == pytest.approx((0.96, 0.78, -0.02))  # the continuation asks `text`
+    with pytest.raises(
+        RunConfigError, match=r"rollout.values.prices.laws: no such knowledge base; expected some of text, text_image, table"
+    ):
+        training_dataset(load_config(["smoke.yaml", "rollout.values.prices.laws=0.1"]))
+
+
+def test_with_the_belief_leaf_a_state_is_worth_the_probability_of_the_gold_answer_and_no_final_turn_is_sampled(fresh_policy):
+    sampled = valued(fresh_policy).groups[0].values
+    values = valued(fresh_policy, replace(CONFIG, values=replace(MEASURED, leaf="belief"))).groups[0].values
+    message = find_prompts(CONFIG.prompts).final(QUESTION.text, False, ())
+    product, mean = (gold_probabilities(fresh_policy, [message], None, QUESTION.answers, each)[0] for each in (False, True))
+    assert values.stop == pytest.approx(product, rel=1e-4)
+    assert 0 < product < mean
+    (query,) = values.queries
+    assert query.values[0] == query.values[1]
+    assert query.unknown >= 0.0
+    assert (values.asked, values.sampled, values.reused, values.failed) == (5, 3, 2, 0)
+    assert 0 < values.tokens < sampled.tokens
 
 
 def test_a_guess_that_stands_in_no_passage_or_is_long_counts_as_unknown():

@@ -150,7 +150,7 @@ function step(s) {
   if (s.thought) card.append(el("p", "thought", s.thought));
   if (s.raw) card.append(el("p", "raw", s.raw));
   if (asked) card.append(el("p", "query", s.query));
-  card.append(group(s.plan) || "", routes(s.plan) || "");
+  card.append(routes(s) || "", group(s.plan) || "");
   if (s.passages.length) {
     const list = el("details", "passages", null, el("summary", "", s.passages.length + (s.passages.length === 1 ? " passage" : " passages")));
     list.addEventListener("toggle", () => { if (list.childElementCount === 1) list.append(el("ul", "", null, ...s.passages.map(passage))); });
@@ -200,13 +200,23 @@ function group(g) {
   fill();
   return box;
 }
-function routes(g) {
-  if (!g || !g.values) return null;
-  const brought = ([kb, answer, value]) => el("li", "", null, chip(kb), " " + answer + " ", el("b", "", number(value)));
-  return el("details", "passages", null, el("summary", "", "what each route would have brought"),
-    ...g.values.queries.map(([query, unknown, found]) => el("div", "", null, el("p", "query", query), el("ul", "", null, ...found.map(brought),
-      el("li", "meta", "answered unknown: " + number(unknown))))),
-    el("p", "meta", "stopping here: " + number(g.values.stop)));
+function routes(s) {
+  const found = s.plan && s.plan.values;
+  if (!found) return null;
+  const values = [found.stop, ...found.queries.flatMap(([, , routes]) => routes.map(route => route[2]))], best = Math.max(...values);
+  const line = (first, read, value, taken, isRoute = true) => {
+    const meter = el("i", "meter", null, el("i", ""));
+    meter.firstChild.style.width = Math.max(0, Math.min(1, value)) * 100 + "%";
+    return el("li", isRoute && value === best ? "best" : "", null, first, el("span", "", read), meter, el("b", "", number(value)), taken && el("span", "here", "went on"));
+  };
+  const box = el("details", "routes", null, el("summary", "", "what each route would have brought: " + number(Math.min(...values)) + " to " + number(best)),
+    ...found.queries.map(([query, unknown, routes]) => el("ul", "", null, query !== s.query && el("li", "asked", query),
+      ...routes.map(([kb, answer, value]) => line(chip(kb), answer, value, s.choice === kb && s.query === query)),
+      line(el("span", "meta", "no answer"), "", unknown, false, false))),
+    el("ul", "", null, line(chip("stop"), "", found.stop, s.choice === "stop")),
+    el("p", "meta", "share of right final answers from there on, less the price of the searches"));
+  box.open = siblings || best - Math.min(...values) >= 0.1;
+  return box;
 }
 function oneOf([thought, said, kb, times, earned, advantage, parts], isTrunk) {
   const card = el("div", "sibling" + (isTrunk ? " trunk" : ""));

@@ -49,6 +49,7 @@ def study(tmp_path: Path, *settings: str):
 @pytest.fixture(scope="module")
 def planned():
     """What `make study` does."""
+    assert read_study(["study.yaml"]) == read_study([])
     return read_study([])
 
 

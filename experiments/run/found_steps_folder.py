@@ -37,7 +37,7 @@ from retrieval_actors.actors.start_actors import start_retrieval
 from retrieval_actors.folder_lock import hold
 from retrieval_actors.sharded_search import Retriever
 from rewards.config import RewardConfig
-from rewards.found_steps import WHY, Candidate, candidate_of, found_steps
+from rewards.necessity_check import WHY, Candidate, candidate_of, found_steps
 from rollout.config import RolloutConfig
 from rollout.records import GoldStep, Question, RecordedTurn
 from rollout.trajectory_summary import summary_of

@@ -19,8 +19,8 @@ from experiments.command_line.progress import Progress
 from experiments.command_line.terminal import Console
 from experiments.config import RunConfigError, load_config
 from experiments.datasets import Dataset, load_dataset
-from experiments.run import found_steps
-from experiments.run.found_steps import steps_folder, with_found_steps
+from experiments.run import found_steps_folder
+from experiments.run.found_steps_folder import steps_folder, with_found_steps
 from experiments.tracking.fingerprints import fingerprint
 from experiments.worlds.teacher import answer_response, plan_response
 from retrieval_actors.records import Passage
@@ -136,8 +136,8 @@ def test_steps_are_found_from_questions_and_answers_alone(start):
 
 
 def test_a_stopped_search_goes_on_where_it_was_and_a_finished_one_asks_nothing(start, policy, monkeypatch, tmp_path):
-    monkeypatch.setattr(found_steps, "QUESTIONS_AT_ONCE", 1)
-    monkeypatch.setattr(found_steps, "CALLS_PER_WORKER", 1)  # two questions are written at a time
+    monkeypatch.setattr(found_steps_folder, "QUESTIONS_AT_ONCE", 1)
+    monkeypatch.setattr(found_steps_folder, "CALLS_PER_WORKER", 1)  # two questions are written at a time
     with pytest.raises(KeyboardInterrupt):
         start(QUESTIONS, Workers(policy, dies_after=7))
     (file,) = tmp_path.glob("kbs/found_steps/*/steps.jsonl")

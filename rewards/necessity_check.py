@@ -1,6 +1,6 @@
 """Found steps: gold steps from a question and its answer alone. An episode that searched every knowledge base shows what the question needs if its
-final answer is right, and wrong as soon as any one of its sub-answers is replaced by `unknown` (the necessity check). Pure functions: they say what
-the policy has to be asked, and judge what it said."""
+final answer is right, and wrong as soon as any one of its sub-answers had not been found (the necessity check). Pure functions: they say what the
+policy has to be asked, and judge what it said."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from retrieval_actors.records import Passage
 from rewards.config import RewardConfig
 from rewards.step_rewards import answer_reward
 from rollout.config import RolloutConfig
+from rollout.need_matcher import mentions
 from rollout.needs import holds_answer
 from rollout.prompts import find_prompts
 from rollout.records import UNKNOWN, Exchange, GoldStep, Message, Question, RecordedTurn, Trajectory, TurnKind
@@ -33,7 +34,7 @@ class Candidate:
 
     question: Question
     exchanges: tuple[Exchange, ...]
-    without: tuple[RecordedTurn, ...]  # for each exchange: the final turn with its answer replaced by `unknown`
+    without: tuple[RecordedTurn, ...]  # for each exchange: the final turn as it would be had this one found nothing
     readings: tuple[Mapping[str, RecordedTurn], ...]
     """For each exchange: knowledge base whose passages hold its answer -> the answer turn that reads these passages alone."""
 
@@ -62,9 +63,21 @@ def candidate_of(episode: Trajectory, rollout: RolloutConfig, reward: RewardConf
             shown = pictured and (prompts.pictures_in_answers or "image" in cards[kb].modality)
             of_kb = [passage for passage in passages if passage.kb == kb]
             readings[-1][kb] = _turn("answer", question, prompts.answer(exchange.query, of_kb, shown, rollout.max_passage_chars))
-    without = [[replace(e, answer=UNKNOWN) if e is one else e for e in history] for one in history]
+    without = [_without(history, place, question) for place in range(len(history))]
     finals = tuple(_turn("final", question, prompts.final(question.text, pictured, exchanges)) for exchanges in without)
     return Candidate(question, tuple(history), finals, tuple(readings))
+
+
+def _without(history: Sequence[Exchange], place: int, question: Question) -> list[Exchange]:
+    """The exchanges as they would be had this one found nothing. Later ones whose query has its answer, and not from the question, would not have
+    been asked: in a chain of hops the last answer alone gives the final one."""
+    kept, lost = [*history[:place], replace(history[place], answer=UNKNOWN)], [history[place].answer]
+    for later in history[place + 1 :]:
+        if all(mentions(question.text, (answer,)) >= mentions(later.query, (answer,)) for answer in lost):
+            kept.append(later)
+        else:
+            lost.append(later.answer)
+    return kept
 
 
 def found_steps(episodes: Sequence[Candidate | str], said: Said, reward: RewardConfig) -> tuple[GoldStep, ...] | str:

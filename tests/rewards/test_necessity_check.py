@@ -12,7 +12,7 @@ from scripted import Card
 
 from retrieval_actors.records import Passage
 from rewards.config import RewardConfig
-from rewards.found_steps import FAILED, GUESSED, NEEDLESS, UNREAD, WRONG, candidate_of, found_steps
+from rewards.necessity_check import FAILED, GUESSED, NEEDLESS, UNREAD, WRONG, candidate_of, found_steps
 from rollout.config import RolloutConfig
 from rollout.records import Action, Exchange, GoldStep, Image, Question, RecordedTurn, Step, Trajectory, Turn
 
@@ -107,6 +107,19 @@ def test_nothing_has_to_be_looked_up_only_where_most_episodes_were_right_without
     assert found(policy([]), right, right, searched) == ()  # which was right without its sub-answer, too
     assert found(policy([]), right, wrong) == GUESSED
     assert found(policy(["a0"]), right, right, searched) == (GoldStep("what is fact 0 ?", ("text",), "a0"),)
+
+
+def test_of_a_chain_each_sub_answer_is_needed_though_the_last_one_gives_the_answer():
+    """The policy repeats the last sub-answer, whatever came before."""
+    first, second = looked_up(0, "Tasla", ("text",)), looked_up(1, "right", ("table",))
+    asked = Action("what is fact 1 of Tasla ?", "text")
+    chained = [replace(step, action=asked, exchange=replace(step.exchange, query=asked.query)) for step in second]
+    chained[-1] = replace(chained[-1], passages=tuple(replace(p, text=f"{p.text} of Tasla") for p in chained[-1].passages))
+    steps = found(policy(["right"]), episode([first, chained], "right"))
+    assert [(step.query, step.answer) for step in steps] == [("what is fact 0 ?", "Tasla"), (asked.query, "right")]
+    assert found(policy(["right"]), episode([first, second], "right")) == NEEDLESS  # nobody asked for what the first one found
+    named = replace(QUESTION, text="What is fact 1 of Tasla?")
+    assert found(policy(["right"]), episode([first, chained], "right", named)) == NEEDLESS
 
 
 def test_a_question_without_answers_and_an_episode_with_a_failed_search_show_nothing():
