@@ -166,12 +166,8 @@ def composed_of(terms: Mapping[str, Any]) -> tuple[Term, ...]:
 
 def unjudged_without_gold(terms: Mapping[str, Any]) -> list[str]:
     """Kinds of turns that nothing judges where gold steps are not known."""
-    judged: set[str] = set()
-    for name, weight in terms.items():
-        kinds = TERMS[name].kinds if name in TERMS else ALL
-        if name not in TERMS or not TERMS[name].needs_gold:
-            judged |= set(kinds) & set(weight if isinstance(weight, Mapping) else ALL)
-    return [kind for kind in ("plan", "answer") if kind not in judged]
+    judging = [set(term.kinds) & term.weights.keys() for term in composed_of(terms) if not term.needs_gold]
+    return [kind for kind in ("plan", "answer") if not any(kind in kinds for kinds in judging)]
 
 
 def composed_reward(turn: JudgedTurn, terms: tuple[Term, ...]) -> TurnReward | None:

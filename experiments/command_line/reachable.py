@@ -57,7 +57,7 @@ def holder_of(port: int) -> str:
         for connection in psutil.net_connections("tcp"):
             if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid:
                 process = psutil.Process(connection.pid)
-                above = [one for one in (process, *process.parents()) if one.pid > 1 and one.name() != "raylet"]
+                above = (one for one in (process, *process.parents()) if one.pid > 1 and one.name() != "raylet")
                 process = next((one for one in above if not command_of(one).startswith("ray::")), process)
                 return f"process {process.pid} ({command_of(process)})"
     return "an unknown process: a service that is starting, or one of another user"

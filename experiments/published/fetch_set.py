@@ -14,8 +14,7 @@ from urllib.parse import urlsplit
 from rich.filesize import decimal
 
 from experiments.config.reading import RunConfigError, check_keys, from_yaml, typed, wrong_value
-from experiments.published.archives import BROKEN, seven_zip, unpacked
-from experiments.published.convert import CONVERTERS
+from experiments.published.archives import BROKEN, CONVERTERS, seven_zip, unpacked
 from experiments.published.download import NotFetched, Report, checksum, download
 
 TABLE = Path(__file__).with_name("sets.yaml")

@@ -9,13 +9,13 @@ import numpy as np
 import psutil
 import pyarrow as pa
 
-from retrieval_actors.actors.call_replicas import Unanswered
 from retrieval_actors.actors.query_cache import QueryCache
 from retrieval_actors.embedders.registry import build_embedder
 from retrieval_actors.embedders.text import Reranker
 from retrieval_actors.index.bm25 import BM25Index
 from retrieval_actors.knowledge_base import LEXICAL, KnowledgeBase, KnowledgeBaseError, Shard
 from retrieval_actors.records import LEXICAL_SHARD, Query, ShardHits
+from retrieval_actors.sharded_search import Unanswered
 
 THREADS = 1  # CPU threads of a shard actor
 

@@ -187,15 +187,12 @@ def _parquet_rows(file: Path) -> Iterator[Located]:
         columns = [name for name in table.schema_arrow.names if not name.startswith("__index_level_")]
         if len(set(columns)) < len(columns):
             raise DataError(f"{file}: two columns have one name ({', '.join(columns)}); rename one")
-        number = 0
-        for batch in table.iter_batches(batch_size=256):  # rows may hold pictures
-            for row in range(batch.num_rows):
-                number += 1
-                try:
-                    (record,) = batch.select(columns).slice(row, 1).to_pylist()
-                    yield str(number), _without_nan(record)
-                except UnicodeDecodeError as error:
-                    yield str(number), ValueError(f"a text is not UTF-8 (byte {error.object[error.start]:#04x}); expected UTF-8")
+        batches = (batch.select(columns) for batch in table.iter_batches(batch_size=256))  # rows may hold pictures
+        for number, row in enumerate((batch.slice(place, 1) for batch in batches for place in range(batch.num_rows)), 1):
+            try:
+                yield str(number), _without_nan(row.to_pylist()[0])
+            except UnicodeDecodeError as error:
+                yield str(number), ValueError(f"a text is not UTF-8 (byte {error.object[error.start]:#04x}); expected UTF-8")
 
 
 def _table_rows(file: Path, delimiter: str) -> Iterator[Located]:

@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 import ray
 
-from retrieval_actors.actors.call_replicas import Call, call_replicas
 from retrieval_actors.actors.circuit_breaker import CircuitBreaker
 from retrieval_actors.actors.search_log import SearchLog
 from retrieval_actors.records import KnowledgeBaseCard, Query, ShardHits
-from retrieval_actors.sharded_search import Retriever
+from retrieval_actors.sharded_search import Call, Retriever, call_replicas
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the processes of Ray cannot import what lies beside a test
 
