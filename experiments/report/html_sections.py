@@ -86,7 +86,8 @@ def gate_section(found: Mapping[str, Any]) -> str:
         return ""
     note = "Of the questions that it answers right with healthy knowledge bases. <code>r1-router gate</code> asked them again."
     title = f"{found['data']}, {found['date']}, commit {str(found['commit'])[:10]}"
-    return f"<h2 id='gate'>With broken knowledge bases</h2><p>{note} {escape(title)}.</p>{html_table(gate_table(found, title))}"
+    table = html_table(gate_table(found, title))
+    return f"<h2 id='gate'>With broken knowledge bases</h2><p>{note} {escape(title)}.</p><div class='texts'>{table}</div>"
 
 
 def gaps_section(found: Mapping[str, Any]) -> str:
