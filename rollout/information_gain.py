@@ -4,7 +4,7 @@ geometric mean over the tokens of the answer, teacher-forced after the prompt of
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,13 +20,14 @@ OPENING, CLOSING = "<think></think><answer>", "</answer>"
 
 
 def information_gains(
-    policy: Policy, before: Message, after: Sequence[tuple[str, Message]], image: Image | None, answers: Sequence[str]
+    policy: Policy, before: Message, after: Sequence[tuple[Hashable, Message]], image: Image | None, answers: Sequence[str]
 ) -> tuple[float, ...]:
-    """p(gold | after) - p(gold | before), in [-1, 1], for each (sub-answer, final prompt with it). Equal sub-answers are scored once."""
+    """p(gold | after) - p(gold | before), in [-1, 1], for each (key, prompt): such as the sub-answer, and the final prompt with it. Prompts with
+    equal keys are scored once."""
     distinct = dict(after)
     known, *with_answer = gold_probabilities(policy, [before, *distinct.values()], image, answers)
     probability = dict(zip(distinct, with_answer, strict=True))
-    return tuple(probability[sub_answer] - known for sub_answer, _ in after)
+    return tuple(probability[key] - known for key, _ in after)
 
 
 def gold_probabilities(policy: Policy, messages: Sequence[Message], image: Image | None, answers: Sequence[str]) -> list[float]:

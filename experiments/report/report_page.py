@@ -31,6 +31,7 @@ def write_report(folder: RunFolder) -> None:
             results.before_after(summary),
             results.confusion_section(before, after, data["kbs"]),
             results.methods_and_families(summary),
+            results.confidence_section(summary),
             results.curves_section(rows),
             browser.browser_section(data),
             results.time_section(summary),

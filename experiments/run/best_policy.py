@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from experiments.evaluation.confidence import fitted
 from experiments.evaluation.evaluation_folder import failures_of
 from experiments.evaluation.result_tables import failure_warnings
 from experiments.evaluation.significance import Interval, summarise
 from experiments.run.checkpoints import note_failed_save
 from experiments.run.run_state import Run
+from rollout.confidence import write_calibration
 from rollout.weight_buckets import PublishedWeights
 
 CHOSEN_BY = ("f1_recall", "routing_accuracy", "format_rate")  # the first of them that was measured decides
@@ -14,7 +16,7 @@ CHOSEN_BY = ("f1_recall", "routing_accuracy", "format_rate")  # the first of the
 
 def keep_if_best(run: Run) -> dict[str, float]:
     """Measure the current policy, and save it to `policy/` unless an earlier one was better. Returns the `validation_...` metrics."""
-    figures, measured = dict[str, Interval](), 1.0
+    figures, measured, evaluation = dict[str, Interval](), 1.0, None
     if run.dataset.validation:
         run.progress.phase("validate")
         learner, evaluator = run.actors.algorithm.learner_group, run.actors.evaluator
@@ -35,5 +37,7 @@ def keep_if_best(run: Run) -> dict[str, float]:
         except OSError as error:
             note_failed_save(run, f"the policy of iteration {run.iteration}", error)
         else:
+            if calibration := fitted(evaluation.trajectories, evaluation.counts) if evaluation else None:
+                write_calibration(run.folder.policy, calibration)
             run.totals.best = {"iteration": run.iteration, "policy_version": run.actors.algorithm.policy_version, "score": score}
     return {f"validation_{name}": value for name, value in known.items()} | ({"validation_measured": measured} if measured < 1 else {})
