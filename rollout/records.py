@@ -221,8 +221,8 @@ class Trajectory:
     seconds: float = 0.0
     search_errors: int = 0
     error: str = ""  # why the episode failed (prompt too long, deadline); empty: it did not. The turns sampled until then are kept.
-    confidence: float | None = None  # probability that the answer is right (rollout/confidence.py); None: not calibrated
     ends: tuple[float, ...] = field(default=(), compare=False)  # seconds from its start to the end of each turn and search, in their order
+    confidence: float | None = None  # probability that the answer is right (rollout/confidence.py); None: not calibrated
 
     @property
     def whole(self) -> bool:

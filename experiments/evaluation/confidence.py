@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from experiments.evaluation.metrics import Counts
-from experiments.evaluation.significance import Interval, interval
+from experiments.evaluation.significance import SMALLEST_STD, Interval, interval
 from rollout.confidence import Calibration, is_refusal, signals
 from rollout.fit_needs import logistic_weights
 from rollout.records import Trajectory
@@ -41,9 +41,11 @@ def fitted(trajectories: Sequence[Trajectory], counts: Sequence[Counts]) -> Cali
     known = [(signals(trajectory), truth[0] > 0) for trajectory, truth in given if truth]
     if not known:
         return None
-    rows, right = zip(*known, strict=True)
-    *weights, bias = logistic_weights(np.array([list(row.values()) for row in rows]), np.array(right), SHRINKAGE)
-    return Calibration(dict(zip(rows[0], weights, strict=True)), bias)
+    found, right = zip(*known, strict=True)
+    rows = np.array([list(each.values()) for each in found])
+    scale = np.where(rows.std(0) > SMALLEST_STD, rows.std(0), 1.0)  # so that the penalty is the same for all signals
+    *weights, bias = logistic_weights(rows / scale, np.array(right), SHRINKAGE)
+    return Calibration(dict(zip(found[0], (weights / scale).tolist(), strict=True)), bias)
 
 
 def confidence_summary(answers: np.ndarray, min_confidence: float) -> dict[str, Any]:
