@@ -19,8 +19,7 @@ from rollout.records import Step, Trajectory, Turn
 from rollout.turn_parser import is_unknown, normalise
 
 FILE = "confidence.json"
-CITED = 0.05  # a passage is cited if leaving it out lowers the probability of the sub-answer by this much
-CONTRADICTS = -0.2  # and contradicts the sub-answer if leaving it out raises the probability by this much
+CITED = 0.1  # a passage is cited if leaving it out lowers the probability of the answer turn by this much
 NOTHING_FOUND, DISAGREE, NOT_CONFIDENT = "nothing found", "sources disagree", "not read with confidence"
 
 
@@ -98,8 +97,6 @@ def _named(step: Step) -> float:
 
 
 def _disagree(trajectory: Trajectory) -> bool:
-    """Whether a query was answered in two ways, or a passage contradicts the sub-answer that was read beside it."""
-    steps, answers = _answered(trajectory), dict[str, set[str]]()
-    for exchange in [step.exchange for step in steps if step.exchange]:
-        answers.setdefault(normalise(exchange.query), set()).add(normalise(exchange.answer))
-    return any(len(found) > 1 for found in answers.values()) or any(min(step.support, default=0.0) <= CONTRADICTS for step in steps)
+    """Whether a query was answered in two ways."""
+    found = {(normalise(e.query), normalise(e.answer)) for step in _answered(trajectory) if (e := step.exchange)}
+    return len({query for query, _ in found}) < len(found)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from retrieval_actors.records import Passage, Query
 from rollout.config import RolloutConfig
-from rollout.information_gain import information_gains
+from rollout.information_gain import information_gains, passage_support
 from rollout.prompts import find_prompts
 from rollout.records import UNKNOWN, Action, Exchange, Message, Question, State, Step, Trajectory, Turn, TurnGroup, TurnKind
 from rollout.route_names import with_routes
@@ -168,9 +168,8 @@ def answer(ep: EpisodeState, action: Action, found: list[Passage], kbs: Sequence
         group = replace(group, gains=information_gains(ep.policy, before, after, ep.question.image, ep.question.answers))
     support: tuple[float, ...] = ()
     if config.support and not failed and not is_unknown(exchange.answer):
-        left_out = [(i, message(passages[:i] + passages[i + 1 :])) for i in range(len(passages))]
-        gains = information_gains(ep.policy, message(passages), left_out, ep.question.image, [exchange.answer])
-        support = tuple(-gain for gain in gains)
+        left_out = [message(passages[:i] + passages[i + 1 :]) for i in range(len(passages))]
+        support = passage_support(ep.policy, group.chosen, message(passages), left_out, ep.question.image)
     ep.groups.append(group)
     ep.steps.append(Step(ep.plan, action, passages, group.chosen, exchange, support))
     ep.history += (exchange,)

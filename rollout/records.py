@@ -206,7 +206,7 @@ class Step:
     answer: Turn | None = None
     exchange: Exchange | None = None
     support: tuple[float, ...] = ()
-    """For each passage, by how much leaving it out lowers the policy's probability of the sub-answer; empty: not measured, or `unknown`."""
+    """For each passage, by how much leaving it out lowers the policy's probability of the answer turn; empty: not measured, or `unknown`."""
 
 
 @dataclass(frozen=True)

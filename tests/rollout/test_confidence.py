@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from scripted import Library, Script
 
 from experiments.worlds.teacher import answer_response, plan_response
@@ -24,7 +26,7 @@ from rollout.confidence import (
     write_calibration,
 )
 from rollout.config import RolloutConfig
-from rollout.information_gain import gold_probabilities
+from rollout.information_gain import passage_support
 from rollout.prompts import SHORT
 from rollout.records import Action, Exchange, Question, Step, Trajectory, Turn
 from rollout.roll_out import roll_out
@@ -56,12 +58,23 @@ def test_a_passage_adds_what_leaving_it_out_takes_from_the_sub_answer(fresh_poli
             return plan_response("t", ("Where?", "Who?", "None")[asked], "Text Retriever" if asked < 2 else "None")
         return answer_response("t", "unknown" if "Who?" in prompt else "Tasla")
 
+    def probability(passages) -> float:
+        """Through the model's own forward pass."""
+        prompt = fresh_policy.encode(SHORT.answer("Where?", passages, False, 400), None)
+        ids = torch.tensor(np.concatenate([prompt, read.answer.response_ids])[None].astype(np.int64))
+        with torch.no_grad():
+            logprobs = fresh_policy.model(input_ids=ids).logits[0].float().log_softmax(-1)
+        return math.exp(np.mean([float(logprobs[place - 1, ids[0, place]]) for place in range(len(prompt), ids.shape[1])]))
+
     config = RolloutConfig(mode="chain", group_size=1, support=True, shuffle_passages=False)
     (trajectory,) = roll_out([Question("q", "What is it?", ())], Script(fresh_policy, say), Library(), config, seed=0)
     read, unread, _ = trajectory.steps
-    kept = [read.passages, *(read.passages[:i] + read.passages[i + 1 :] for i in range(3))]
-    whole, *left_out = gold_probabilities(fresh_policy, [SHORT.answer("Where?", each, False, 400) for each in kept], None, ["Tasla"])
-    assert read.support == pytest.approx([whole - each for each in left_out], abs=1e-6)
+    left_out = [probability(read.passages[:i] + read.passages[i + 1 :]) for i in range(3)]
+    sampled = math.exp(-0.5)  # what the script says of every token
+    assert read.support == pytest.approx([sampled - each for each in left_out], abs=1e-6)
+    drawn, message = replace(read.answer, temperature=0.7), SHORT.answer("Where?", read.passages, False, 400)
+    (support,) = passage_support(fresh_policy, drawn, message, [SHORT.answer("Where?", read.passages[1:], False, 400)], None)
+    assert support == pytest.approx(probability(read.passages) - left_out[0], abs=1e-6)  # at 0.7 the sampled log-probs are others
     assert unread.support == ()  # `unknown` cites nothing
     (other,) = roll_out([Question("q", "What is it?", ())], Script(fresh_policy, say), Library(), replace(config, support=False), seed=0)
     assert [each.support for each in other.steps] == [(), (), ()]
@@ -89,7 +102,6 @@ def test_a_refusal_says_why():
     assert why_refused(episode(step("unknown", "", ()))) == NOTHING_FOUND
     assert why_refused(episode(of_another_country)) == NOTHING_FOUND
     assert why_refused(episode(GOOD, step("Runo", "The capital of Kormu is Runo."))) == DISAGREE
-    assert why_refused(episode(replace(GOOD, support=(0.5, -0.4)))) == DISAGREE
     assert why_refused(episode(GOOD)) == NOT_CONFIDENT
 
 
