@@ -46,8 +46,10 @@ def read_calibration(folder: str | Path) -> Calibration | None:
         raise ValueError(f"{file}: {' '.join(str(error).split())}; remove it, and fit another one with r1-router evaluate") from None
 
 
-def write_calibration(folder: str | Path, calibration: Calibration) -> None:
-    (Path(folder) / FILE).write_bytes(TypeAdapter(Calibration).dump_json(calibration, indent=2))
+def write_calibration(folder: str | Path, calibration: Calibration | None) -> None:
+    """None: removes an earlier one, of other weights."""
+    file = Path(folder) / FILE
+    file.write_bytes(TypeAdapter(Calibration).dump_json(calibration, indent=2)) if calibration else file.unlink(missing_ok=True)
 
 
 def is_refusal(answer: str) -> bool:

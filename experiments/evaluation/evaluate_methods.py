@@ -204,7 +204,8 @@ def compare_methods(results: Mapping[str, Results], methods: Sequence[MeasuredMe
         for method in methods
     }
     both = {POLICY, DIRECT} <= counts.keys()
-    answers = judged([results[POLICY].rows[id].get("confidence") for id in ids], counts[POLICY]) if POLICY in counts else []
+    asked = ids if POLICY in counts else []
+    answers = judged([results[POLICY].rows[id].get("confidence") for id in asked], counts.get(POLICY, []))
     return {
         "questions": len(ids),
         "methods": measured,
