@@ -20,6 +20,9 @@ from rollout.turn_parser import is_unknown, normalise
 
 FILE = "confidence.json"
 CITED = 0.1  # a passage is cited if leaving it out lowers the probability of the answer turn by this much
+ASKING = frozenset(
+    "what which who whom whose when where why how many much is are was were did does do has have had of in on at by for from to with".split()
+)
 NOTHING_FOUND, DISAGREE, NOT_CONFIDENT = "nothing found", "sources disagree", "not read with confidence"
 
 
@@ -65,6 +68,7 @@ def signals(trajectory: Trajectory) -> dict[str, float]:
         "read": min((_logprob(step.answer) for step in steps), default=0.0),
         "support": min((max(step.support, default=0.0) for step in steps), default=0.0),
         "named": min(map(_named, steps), default=0.0),
+        "missing": max(map(_missing, steps), default=0.0),
         "nothing": float(not steps),
         "disagree": float(_disagree(trajectory)),
     }
@@ -90,12 +94,22 @@ def _logprob(turn: Turn | None) -> float:
     return float(turn.logprobs.mean()) if turn and len(turn.logprobs) else 0.0
 
 
+def _holding(step: Step) -> list[str]:
+    """The passages that hold the sub-answer."""
+    texts = [f"{passage.title} {passage.text}" for passage in step.passages]
+    return [text for text in texts if step.exchange and mentions(text, (step.exchange.answer,))]
+
+
 def _named(step: Step) -> float:
     """The largest share of the query's names and numbers in a passage that holds the sub-answer; 0 if none does."""
-    assert step.exchange is not None
-    texts = [f"{passage.title} {passage.text}" for passage in step.passages]
-    names = names_in(step.exchange.query)
-    return max((mentions(text, names) for text in texts if mentions(text, (step.exchange.answer,))), default=0.0)
+    names = names_in(step.exchange.query if step.exchange else "")
+    return max((mentions(text, names) for text in _holding(step)), default=0.0)
+
+
+def _missing(step: Step) -> float:
+    """How many words of the query, `ASKING` ones apart, are not in the passage that holds the sub-answer and most of them."""
+    words = set(normalise(step.exchange.query if step.exchange else "").split()) - ASKING
+    return float(min((len(words - set(normalise(text).split())) for text in _holding(step)), default=len(words)))
 
 
 def _disagree(trajectory: Trajectory) -> bool:
