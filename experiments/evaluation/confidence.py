@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 
 from experiments.evaluation.metrics import Counts
-from experiments.evaluation.significance import SMALLEST_STD, Interval, interval
+from experiments.evaluation.significance import Interval, interval
 from rollout.confidence import Calibration, is_refusal, signals
 from rollout.fit_needs import logistic_weights
 from rollout.records import Trajectory
 
 BINS = 10  # of the calibration error: equal in width
 SHRINKAGE = 1e-3
+SMALLEST_SPREAD = 0.01  # of a signal, as a standard deviation; a smaller one says nothing
 RESAMPLES = 1000
 POINTS = 40  # of the curve
 
@@ -43,7 +44,7 @@ def fitted(trajectories: Sequence[Trajectory], counts: Sequence[Counts]) -> Cali
         return None
     found, right = zip(*known, strict=True)
     rows = np.array([list(each.values()) for each in found])
-    scale = np.where(rows.std(0) > SMALLEST_STD, rows.std(0), 1.0)  # so that the penalty is the same for all signals
+    scale = np.maximum(rows.std(0), SMALLEST_SPREAD)  # so that the penalty is the same for all signals
     *weights, bias = logistic_weights(rows / scale, np.array(right), SHRINKAGE)
     return Calibration(dict(zip(found[0], (weights / scale).tolist(), strict=True)), bias)
 
