@@ -22,6 +22,7 @@ from experiments.config.reading import is_setting
 from experiments.datasets import Dataset
 from experiments.evaluation.evaluate_methods import MeasuredMethod, evaluate, prepare
 from experiments.evaluation.result_tables import method_tables, print_methods
+from experiments.report.html_sections import risk_coverage
 from experiments.report.paper_tables import averages, data_set_tables, write_tables
 from experiments.tracking.run_folder import RunFolder
 from rollout.records import Question
@@ -75,7 +76,10 @@ def main(arguments: list[str]) -> int:
         folder, comparison = found[config.data.name] = evaluate(config, policy, dataset, methods, console)
         title = f"{policy}: {len(dataset.heldout)} held-out questions of {config.data.name}, 95 % intervals"
         print_methods(console, comparison, title)
-        say_written(console, write_tables(folder, method_tables(comparison, title)), f"question by question: {folder}")
+        files = write_tables(folder, method_tables(comparison, title))
+        if "confidence" in comparison:
+            (folder / "risk_coverage.svg").write_text(risk_coverage({"the router": comparison["confidence"]}), encoding="utf-8")
+        say_written(console, files, f"question by question: {folder}")
     if len(found) > 1:
         comparisons = {name: comparison for name, (_, comparison) in found.items()}
         tables, folders = data_set_tables(comparisons), {name: str(folder) for name, (folder, _) in found.items()}

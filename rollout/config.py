@@ -77,6 +77,8 @@ class RolloutConfig:
     """Bound on the tokens of all running episodes of one worker; the next episode begins when there is room."""
     gold_gains: bool = False
     """Measure information gains (information_gain.py); set by `reward.terms.information_gain`."""
+    support: bool = False
+    """Measure what each passage adds to the sub-answer (rollout/confidence.py); set by evaluations and the service."""
     record_routes: bool = False
     """Record the tokens that plan turns would have with each knowledge base's name (route_names.py); set by `learner.routes`."""
     values: ValueConfig = field(default_factory=ValueConfig)

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from retrieval_actors.records import Passage, Query
 from rollout.config import RolloutConfig
-from rollout.information_gain import information_gains
+from rollout.information_gain import information_gains, passage_support
 from rollout.prompts import find_prompts
 from rollout.records import UNKNOWN, Action, Exchange, Message, Question, State, Step, Trajectory, Turn, TurnGroup, TurnKind
 from rollout.route_names import with_routes
 from rollout.searches import SearchRequest
-from rollout.turn_parser import parse_answer, parse_plan
+from rollout.turn_parser import is_unknown, parse_answer, parse_plan
 
 if TYPE_CHECKING:
     from rollout.policies import Policy  # see rollout/nan_check.py
@@ -153,8 +153,11 @@ def answer(ep: EpisodeState, action: Action, found: list[Passage], kbs: Sequence
     config, kb = ep.config, action.kb or ""
     passages = ep.in_prompt_order(found)
     reads_pictures = ep.prompts.pictures_in_answers or any("image" in ep.cards[name].modality for name in kbs or (kb,))
-    message = ep.prompts.answer(action.query, passages, ep.pictured and reads_pictures, config.max_passage_chars)
-    state = ep.turn_state("answer", message, query=action.query, kb=kb, passages=passages)
+
+    def message(shown: Sequence[Passage]) -> Message:
+        return ep.prompts.answer(action.query, shown, ep.pictured and reads_pictures, config.max_passage_chars)
+
+    state = ep.turn_state("answer", message(passages), query=action.query, kb=kb, passages=passages)
     group, sub_answer = choose_trunk((yield state), ep.rng, parse_answer)
     failed = any(passage.error for passage in passages)
     exchange = Exchange(action.query, kb, sub_answer or UNKNOWN, failed)
@@ -163,8 +166,12 @@ def answer(ep: EpisodeState, action: Action, found: list[Passage], kbs: Sequence
         after = [(each, ep.final_message((*ep.history, replace(exchange, answer=each)))) for each in sub_answers]
         before = ep.final_message(ep.history)
         group = replace(group, gains=information_gains(ep.policy, before, after, ep.question.image, ep.question.answers))
+    support: tuple[float, ...] = ()
+    if config.support and not failed and not is_unknown(exchange.answer):
+        left_out = [message(passages[:i] + passages[i + 1 :]) for i in range(len(passages))]
+        support = passage_support(ep.policy, group.chosen, message(passages), left_out, ep.question.image)
     ep.groups.append(group)
-    ep.steps.append(Step(ep.plan, action, passages, group.chosen, exchange))
+    ep.steps.append(Step(ep.plan, action, passages, group.chosen, exchange, support))
     ep.history += (exchange,)
     ep.search_errors += failed
 

@@ -58,21 +58,25 @@ def without_paraphrases(calibration: Calibration) -> Calibration:
 
 def fitted(embedder: str, file: Path = PARAPHRASES) -> Calibration:
     """Logistic regression on the `fit` relations; then gamma is set so that `FALSE_MATCHES` of their hard negatives are accepted."""
-    from scipy.optimize import minimize
-
     unfitted = Calibration(embedder, 0.0, 0.0, 0.0, 0.0, relations_listed(file=file))
     matcher, found = NeedMatcher(without_paraphrases(unfitted)), list(pairs("fit", file))
     matcher.prepare((query, [need]) for query, need, _ in found)
     rows, same = np.array([matcher.features(query, need) for query, need, _ in found]), np.array([same for _, _, same in found])
+    *weights, _ = logistic_weights(rows, same, SHRINKAGE)
+    gamma = -float(np.quantile((rows @ np.array(weights))[~same], 1 - FALSE_MATCHES))
+    alpha, beta, delta = (round(weight, 3) for weight in weights)
+    return Calibration(embedder, alpha, beta, delta, round(gamma, 3), unfitted.relations)
+
+
+def logistic_weights(rows: np.ndarray, true: np.ndarray, shrinkage: float) -> list[float]:
+    """Logistic regression of `true` (rows,) bool on `rows` (rows, features): the weights, and the bias."""
+    from scipy.optimize import minimize
 
     def loss(weights: np.ndarray) -> float:
         scores = rows @ weights[:-1] + weights[-1]
-        return float(np.logaddexp(0, np.where(same, -scores, scores)).mean() + SHRINKAGE * (weights @ weights))
+        return float(np.logaddexp(0, np.where(true, -scores, scores)).mean() + shrinkage * (weights @ weights))
 
-    *weights, _ = minimize(loss, np.zeros(4)).x
-    gamma = -float(np.quantile((rows @ np.array(weights))[~same], 1 - FALSE_MATCHES))
-    alpha, beta, delta = (round(float(weight), 3) for weight in weights)
-    return Calibration(embedder, alpha, beta, delta, round(gamma, 3), unfitted.relations)
+    return minimize(loss, np.zeros(rows.shape[1] + 1)).x.tolist()
 
 
 def recognised(matcher: NeedMatcher, section: str, file: Path = PARAPHRASES) -> tuple[float, float]:

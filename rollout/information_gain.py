@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rollout.nan_check import largest
-from rollout.records import Image, Message
+from rollout.records import Image, Message, Turn
 
 if TYPE_CHECKING:
     from rollout.policies import Policy  # see rollout/nan_check.py
 
 TOKENS = 16384  # of one forward pass: a question may have hundreds of right answers
+Row = tuple[np.ndarray, Image | None, np.ndarray, int, int]  # prompt, picture, response, and which of its tokens count: first, last + 1
 OPENING, CLOSING = "<think></think><answer>", "</answer>"
 
 
@@ -29,6 +30,18 @@ def information_gains(
     return tuple(probability[sub_answer] - known for sub_answer, _ in after)
 
 
+def passage_support(policy: Policy, turn: Turn, prompt: Message, left_out: Sequence[Message], image: Image | None) -> tuple[float, ...]:
+    """By how much the policy's probability of its answer turn, the geometric mean over the tokens, falls from `prompt` to each of `left_out`, which
+    lacks one passage: in [-1, 1]. That after `prompt` is known from sampling, unless the turn was sampled from another distribution."""
+    sampled_otherwise = turn.temperature != 1.0 or turn.allowed is not None
+    messages = [*left_out, *([prompt] if sampled_otherwise else [])]
+    ids = turn.response_ids
+    rows = [(policy.encode(each, image), image if each.image else None, ids, 0, len(ids)) for each in messages]
+    found = _probabilities(policy, rows) if rows else []
+    whole = found.pop() if sampled_otherwise else math.exp(float(turn.logprobs.mean()))
+    return tuple(whole - each for each in found)
+
+
 def gold_probabilities(
     policy: Policy, messages: Sequence[Message], image: Image | None, answers: Sequence[str], per_token: bool = True
 ) -> list[float]:
@@ -36,11 +49,7 @@ def gold_probabilities(
     geometric mean."""
     tokenized = [_tokenized(policy, answer) for answer in answers]
     prompts = [(policy.encode(message, image), image if message.image else None) for message in messages]
-    rows = [(*prompt, *answer) for prompt in prompts for answer in tokenized]
-    at_once = max(1, TOKENS // max(len(prompt) + len(tokens) for prompt, _, tokens, _, _ in rows))
-    parts = [rows[start : start + at_once] for start in range(0, len(rows), at_once)]
-    means = [mean for part in parts for mean in _mean_logprobs(policy, part)]
-    probabilities = [math.exp(mean * (1 if per_token else last - first)) for mean, (*_, first, last) in zip(means, rows, strict=True)]
+    probabilities = _probabilities(policy, [(*prompt, *answer) for prompt in prompts for answer in tokenized], per_token)
     return [largest(probabilities[start : start + len(tokenized)]) for start in range(0, len(probabilities), len(tokenized))]
 
 
@@ -51,8 +60,16 @@ def _tokenized(policy: Policy, answer: str) -> tuple[np.ndarray, int, int]:
     return np.array(whole, np.int32), len(opening), max(len(opening) + 1, len(whole) - len(closing))
 
 
-def _mean_logprobs(policy: Policy, rows: Sequence[tuple[np.ndarray, Image | None, np.ndarray, int, int]]) -> list[float]:
-    """Mean log-prob, in nats, of the tokens [first, last) after each (prompt, picture), all rows in one batch."""
+def _probabilities(policy: Policy, rows: Sequence[Row], per_token: bool = True) -> list[float]:
+    """The product over the tokens of each row, or, `per_token`, their geometric mean."""
+    at_once = max(1, TOKENS // max(len(prompt) + len(tokens) for prompt, _, tokens, _, _ in rows))
+    parts = [rows[start : start + at_once] for start in range(0, len(rows), at_once)]
+    means = [mean for part in parts for mean in _mean_logprobs(policy, part)]
+    return [math.exp(mean * (1 if per_token else last - first)) for mean, (*_, first, last) in zip(means, rows, strict=True)]
+
+
+def _mean_logprobs(policy: Policy, rows: Sequence[Row]) -> list[float]:
+    """Mean log-prob, in nats, of the tokens of each row, all rows in one batch."""
     import torch
 
     means = []

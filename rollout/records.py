@@ -21,6 +21,7 @@ from retrieval_actors.records import Passage
 TurnKind = Literal["plan", "answer", "final"]
 FinishReason = Literal["stop", "length"]
 UNKNOWN = "unknown"  # what an answer turn says when the passages do not hold the answer
+OUTSIDE = "outside"  # family of questions whose answer is in no knowledge base: only abstaining is right
 
 
 @dataclass(frozen=True)
@@ -223,6 +224,8 @@ class Step:
     passages: tuple[Passage, ...] = ()
     answer: Turn | None = None
     exchange: Exchange | None = None
+    support: tuple[float, ...] = ()
+    """For each passage, by how much leaving it out lowers the policy's probability of the answer turn; empty: not measured, or `unknown`."""
 
 
 @dataclass(frozen=True)
@@ -238,6 +241,7 @@ class Trajectory:
     search_errors: int = 0
     error: str = ""  # why the episode failed (prompt too long, deadline); empty: it did not. The turns sampled until then are kept.
     ends: tuple[float, ...] = field(default=(), compare=False)  # seconds from its start to the end of each turn and search, in their order
+    confidence: float | None = None  # probability that the answer is right (rollout/confidence.py); None: not calibrated
 
     @property
     def whole(self) -> bool:

@@ -114,6 +114,8 @@ class EvaluationConfig:
     """Questions that choose the best policy."""
     temperature: NonNegativeFloat = 0.0
     """Sampling temperature; 0: greedy."""
+    min_confidence: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Answers with less confidence count as no answer, for abstention alone."""
     baselines: list[str] = field(default_factory=lambda: ["random", "all", "oracle"])
     """Methods measured with the trained policy beside its own routing: `random`, `all` (every knowledge base), `oracle`, ... of rollout/methods."""
     start_baselines: list[str] = field(default_factory=lambda: ["oracle"])

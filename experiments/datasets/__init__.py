@@ -15,7 +15,7 @@ from experiments.datasets.real_atlas import load_atlas_2wiki, load_real_atlas
 from experiments.datasets.relay import load_relay
 from experiments.datasets.table_sets import load_ottqa, load_wikitables
 from experiments.datasets.two_wiki import load_two_wiki
-from experiments.worlds.atlas import KNOWLEDGE_BASES, Atlas
+from experiments.worlds.atlas import KNOWLEDGE_BASES, Atlas, questions_outside
 from retrieval_actors.build.from_passages import EMBEDDERS
 from retrieval_actors.records import Passage
 
@@ -23,11 +23,16 @@ __all__ = ["EMBEDDERS", "Dataset", "KnowledgeBaseSource", "ensure_knowledge_base
 
 
 def load_atlas(data: DataConfig, evaluation: EvaluationConfig) -> Dataset:
-    """Validation and held-out worlds share knowledge bases; training worlds have their own, and no name in common with them."""
+    """Validation and held-out worlds share knowledge bases; training worlds have their own, and no name in common with them. One in ten questions
+    of an evaluation is `OUTSIDE`, behind the others."""
     train, heldout = (Atlas(split, data.seed, data.worlds, data.countries) for split in ("train", "heldout"))
     validation = Atlas("validation", data.seed, data.worlds, data.countries, beside=heldout)
     counts = {train: data.train_questions, validation: evaluation.validation_questions, heldout: evaluation.questions}
     first, second, third = (atlas.questions(count, data.seed) for atlas, count in counts.items())
+    second, third = (
+        questions + questions_outside(split, validation, round(len(questions) / 9), data.seed)
+        for split, questions in (("validation", second), ("heldout", third))
+    )
     return Dataset(first, second, third, _atlas_sources("train", (train,), data), _atlas_sources("evaluation", (validation, heldout), data))
 
 

@@ -18,6 +18,7 @@ from experiments.command_line.progress import Countdown, Progress
 from experiments.command_line.terminal import Console
 from experiments.config import RunConfigError, TrainConfig
 from experiments.datasets import Dataset, ensure_knowledge_bases, load_dataset
+from experiments.evaluation.confidence import confidence_summary, fitted, judged
 from experiments.evaluation.evaluation_folder import Results, evaluation_folder, result_row
 from experiments.evaluation.evaluator import Evaluator, rollout_as_measured
 from experiments.evaluation.metrics import count
@@ -30,6 +31,7 @@ from experiments.tracking.traces import EVALUATED, append, trace_line
 from retrieval_actors.actors.start_actors import start_retrieval
 from retrieval_actors.sharded_search import Retriever
 from rewards.actor import names_of
+from rollout.confidence import Calibration, read_calibration, write_calibration
 from rollout.config import RolloutConfig
 from rollout.methods import METHODS, expected_names, is_method, label_of
 from rollout.need_matcher import need_matcher
@@ -50,6 +52,7 @@ class MeasuredMethod:
     label: str
     isolates: str  # What its difference to the router shows
     rollout: RolloutConfig  # `group_size`: independent episodes for each question
+    min_confidence: float = 0.0
 
 
 def prepare(config: TrainConfig) -> tuple[Dataset, list[MeasuredMethod]]:
@@ -69,6 +72,7 @@ def evaluate(
     """Measure the policy with every method: (the folder of the evaluation, the comparison that its summary.json holds)."""
     ids = [id_of(item) for item in dataset.heldout]
     with measuring("evaluate", config, policy, dataset, console) as (evaluator, retriever, folder, progress):
+        evaluator.calibration = evaluator.calibration or _calibration(evaluator, dataset, retriever, folder, progress)
         countdown = Countdown(sum(len(Results(folder, method.name).left(ids)) for method in methods))
         traced = EVALUATED * config.tracking.traces * config.tracking.mlflow
         found = {method.name: measure(evaluator, method, dataset, retriever, folder, progress, countdown, traced) for method in methods}
@@ -97,6 +101,16 @@ def measuring(
         retriever = start_retrieval(retrieval, progress.detail, announce=lambda plan: progress.if_verbose(plan.line()))
         folder = evaluation_folder(config, policy, {card.name: card.fingerprint for card in retriever.catalog}, dataset.heldout)
         yield Evaluator(policy, placed), retriever, folder, progress
+
+
+def _calibration(evaluator: Evaluator, dataset: Dataset, retriever: Retriever, folder: Path, progress: Progress) -> Calibration | None:
+    """Of a policy without one: fitted on the validation questions, and stored in the folder of the evaluation."""
+    if (found := read_calibration(folder)) is None and dataset.validation:
+        progress.phase("validation questions, for the confidence of answers")
+        evaluation = evaluator.run(dataset.validation, retriever, progress=progress.detail)
+        if found := fitted(evaluation.trajectories, evaluation.counts):
+            write_calibration(folder, found)
+    return found
 
 
 def routable(names: Iterable[str], heldout: Iterable[Any]) -> list[str]:
@@ -133,11 +147,12 @@ def measured_methods(config: TrainConfig, dataset: Dataset) -> list[MeasuredMeth
 
 def _measured_method(name: str, config: TrainConfig) -> MeasuredMethod:
     once, samples, temperature = rollout_as_measured(config), config.evaluation.samples, config.rollout.temperature
+    least = config.evaluation.min_confidence
     if name != SAMPLED:
-        return MeasuredMethod(name, label_of(name), METHODS[name.partition(":")[0]].isolates, replace(once, routing=name))
+        return MeasuredMethod(name, label_of(name), METHODS[name.partition(":")[0]].isolates, replace(once, routing=name), least)
     isolates = "how well the most probable episode represents what was trained: sampled episodes, averaged"
     sampled = replace(once, routing="policy", group_size=samples, temperature=temperature)
-    return MeasuredMethod(name, f"the router, sampled at {temperature:g}, avg@{samples}", isolates, sampled)
+    return MeasuredMethod(name, f"the router, sampled at {temperature:g}, avg@{samples}", isolates, sampled, least)
 
 
 def measure(
@@ -165,7 +180,8 @@ def measure(
             episodes.setdefault(trajectory.question.id, []).append(trajectory)
         rows, lines, now = [], [], time.time()
         for id in map(id_of, items):
-            counts = [count(episode, retrievers, dataset.gold_passages.get(id, ()), matcher) for episode in episodes.get(id, [])]
+            gold = dataset.gold_passages.get(id, ())
+            counts = [count(episode, retrievers, gold, matcher, method.min_confidence) for episode in episodes.get(id, [])]
             rows.append(result_row(episodes[id], counts, matcher) if counts else {"id": id, **LEFT_OUT})
             if counts and id in shown:
                 routed, asked = counts[0].get("routing_accuracy", (0, 0))
@@ -183,7 +199,8 @@ def id_of(item: Any) -> str:
 
 def compare_methods(results: Mapping[str, Results], methods: Sequence[MeasuredMethod], ids: Sequence[str]) -> dict[str, Any]:
     """For summary.json: every metric of each method, and the paired difference of the first method to each of the others with p values. With the
-    policy and the method without retrieval, also `when`: whether the policy searches less for what it knows."""
+    policy and the method without retrieval, also `when`: whether the policy searches less for what it knows. `confidence`: that of the policy's
+    answers, if it is calibrated."""
     counts = {method.name: results[method.name].counts(ids) for method in methods}
     first, *others = counts
     families = [results[first].rows[id]["family"] for id in ids]
@@ -196,10 +213,13 @@ def compare_methods(results: Mapping[str, Results], methods: Sequence[MeasuredMe
         for method in methods
     }
     both = {POLICY, DIRECT} <= counts.keys()
+    asked = ids if POLICY in counts else []
+    answers = judged([results[POLICY].rows[id].get("confidence") for id in asked], counts.get(POLICY, []))
     return {
         "questions": len(ids),
         "methods": measured,
         "against": first,
+        **({"confidence": confidence_summary(answers, methods[0].min_confidence)} if len(answers) else {}),
         **({"when": searches_by_knowledge(counts[DIRECT], counts[POLICY], families)} if both else {}),
         "differences": tested_differences({name: (counts[name], counts[first]) for name in others}, TESTED),
     }

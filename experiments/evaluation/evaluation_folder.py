@@ -23,6 +23,7 @@ from experiments.config import TrainConfig
 from experiments.evaluation.metrics import Counts, averaged, needs_by_step
 from experiments.tracking.fingerprints import fingerprint
 from retrieval_actors.folder_lock import hold
+from rollout.confidence import cited
 from rollout.need_matcher import NeedMatcher
 from rollout.needs import right_kbs
 from rollout.records import Trajectory
@@ -31,6 +32,7 @@ STORED_ANSWERS = 5  # Gold answers that a line repeats; a numeric range has thou
 SPEED_ONLY = ("threads", "batch_tokens", "tokens_in_flight", "slots", "partial")
 """Settings of the rollout that change no result where the weights stay."""
 NOT_MEASURED = ("kb_folder", "gold", "gold_samples", "faults")  # settings of the data that concern no held-out question
+DECISIVE = ("questions", "validation_questions", "temperature", "samples", "min_confidence")  # Settings of the evaluation
 FAILURES = ("failed_episodes", "search_errors", "unmeasured_episodes")
 
 
@@ -47,7 +49,7 @@ def evaluation_folder(config: TrainConfig, policy: str, fingerprints: Mapping[st
         "retrieval": {key: tree["retrieval"][key] for key in ("hybrid", "reranker")},
         "dtype": tree["learner"]["dtype"],
         "heldout": fingerprint(questions),
-        "evaluation": {key: tree["evaluation"][key] for key in ("questions", "validation_questions", "temperature", "samples")},
+        "evaluation": {key: value for key, value in tree["evaluation"].items() if key in DECISIVE},
         "knowledge_bases": dict(sorted(fingerprints.items())),
     }
     settings = yaml.safe_dump(decisive, allow_unicode=True, sort_keys=False)
@@ -108,6 +110,7 @@ def result_row(trajectories: Sequence[Trajectory], counts: Sequence[Counts], mat
             "query": step.action.query if step.action else "",
             "answer": step.exchange.answer if step.exchange else "",
             "passages": [passage.id for passage in step.passages],
+            "cited": [passage.id for passage in cited(step)],
         }
         for step, needs in zip(first.steps, needs_by_step(first, matcher), strict=True)
     ]
@@ -116,6 +119,7 @@ def result_row(trajectories: Sequence[Trajectory], counts: Sequence[Counts], mat
         **{"id": asked.id, "family": asked.family, "question": asked.text},
         "answers": list(asked.answers[:STORED_ANSWERS]),
         "answer": first.answer,
+        "confidence": first.confidence,
         "steps": steps,
         "counts": {name: list(values) for name, values in averaged(counts).items()},
         **{name: value for name, value in failures.items() if value},

@@ -13,12 +13,14 @@ from ray.exceptions import RayError
 
 from experiments.cluster.placement import CPUS_PER_ROLLOUT_WORKER, on_nodes_with
 from experiments.config import TrainConfig
+from experiments.evaluation.confidence import confidence_summary, judged
 from experiments.evaluation.evaluation_folder import failures_of
 from experiments.evaluation.metrics import Counts, count
 from experiments.evaluation.significance import evaluation_summary
 from learner.deadline import DeadlineError, refuse_lost_sender, results
 from retrieval_actors.sharded_search import Retriever
 from rewards.actor import names_of
+from rollout.confidence import read_calibration
 from rollout.config import RolloutConfig, ValueConfig
 from rollout.measurement import EvaluationWorker, Weights
 from rollout.need_matcher import need_matcher
@@ -39,10 +41,14 @@ class Evaluation:
 
     trajectories: list[Trajectory]  # In the order of the questions, as `counts`
     counts: list[Counts]
+    min_confidence: float = 0.0
 
     def summary(self) -> dict[str, Any]:
-        """For summary.json: failures, and every metric with its interval, overall and by family."""
-        return failures_of(self.trajectories) | evaluation_summary(self.counts, [t.question.family for t in self.trajectories])
+        """For summary.json: failures, every metric with its interval, overall and by family, and `confidence` where there is any."""
+        answers = judged([trajectory.confidence for trajectory in self.trajectories], self.counts)
+        confidence = {"confidence": confidence_summary(answers, self.min_confidence)} if len(answers) else {}
+        metrics = evaluation_summary(self.counts, [trajectory.question.family for trajectory in self.trajectories])
+        return failures_of(self.trajectories) | metrics | confidence
 
 
 class Evaluator:
@@ -51,6 +57,7 @@ class Evaluator:
     def __init__(self, policy: str, config: TrainConfig, rollout_workers: RolloutWorkers | None = None):
         self._config, self._borrowed = config, rollout_workers
         self.weights: Weights = policy  # The policy that is measured
+        self.calibration = read_calibration(policy)  # None: its answers have no confidence
         self.seed = EVALUATION_SEED
         self.own_workers: list[Any] = []
         if rollout_workers is None:
@@ -66,12 +73,13 @@ class Evaluator:
 
     @contextmanager
     def holding(self, weights: Weights) -> Iterator[None]:
-        """Measure these weights in the block; after it, no reference keeps them in the object store."""
-        before, self.weights = self.weights, weights
+        """Measure these weights in the block, a folder with its calibration; after it, no reference keeps them in the object store."""
+        before, self.weights = (self.weights, self.calibration), weights
+        self.calibration = read_calibration(weights) if isinstance(weights, str) else None
         try:
             yield
         finally:
-            self.weights = before
+            self.weights, self.calibration = before
 
     def run(
         self,
@@ -91,7 +99,8 @@ class Evaluator:
         trajectories = [trajectory for start in sorted(found) for trajectory in found[start]]
         retrievers, gold, matcher = names_of(retriever), gold_passages or {}, need_matcher(config.need_calibration)
         prepare(trajectories, matcher)
-        return Evaluation(trajectories, [count(t, retrievers, gold.get(t.question.id, ()), matcher) for t in trajectories])
+        least = self._config.evaluation.min_confidence
+        return Evaluation(trajectories, [count(t, retrievers, gold.get(t.question.id, ()), matcher, least) for t in trajectories], least)
 
     def parts(
         self, items: Sequence[Any], retriever: Retriever, config: RolloutConfig, at_once: int = QUESTIONS_AT_ONCE
@@ -116,7 +125,10 @@ class Evaluator:
                 )
             start, part, worker = running.pop(done[0])
             idle.append(worker)
-            yield start, part, self._trajectories(done[0])
+            trajectories = self._trajectories(done[0])
+            if self.calibration and config.routing == "policy":  # other methods leave other signals
+                trajectories = [replace(t, confidence=self.calibration.confidence(t)) for t in trajectories]
+            yield start, part, trajectories
 
     def _trajectories(self, done: ray.ObjectRef) -> list[Trajectory]:
         try:
@@ -136,4 +148,5 @@ def rollout_as_measured(config: TrainConfig) -> RolloutConfig:
     """The rollout settings of a measurement: one answer a question, no time limit, nothing that only a reward needs."""
     measured = replace(config.rollout, group_size=1, temperature=config.evaluation.temperature, episode_s=0.0)
     measured = replace(measured, gold_gains=False, record_routes=False, values=ValueConfig(), plan_siblings=0, unjudged_without_gold=[])
+    measured = replace(measured, support=measured.engine != "vllm")  # its weights are in another process
     return measured if measured.mode == "offline" else replace(measured, mode="chain")

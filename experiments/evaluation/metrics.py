@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 
+from retrieval_actors.records import Passage
 from rewards.answer_metrics import exact_match, f1, f1_recall
 from rewards.config import RewardConfig
 from rewards.step_rewards import plan_needs
+from rollout.confidence import cited, is_refusal
 from rollout.need_matcher import NeedMatcher
 from rollout.needs import askable_needs, holds_answer, right_kbs
-from rollout.records import Exchange, GoldStep, Trajectory, TurnGroup
+from rollout.records import OUTSIDE, Exchange, GoldStep, Trajectory, TurnGroup
 from rollout.turn_parser import parse_answer, parse_plan
 
 KB = "kb/"  # Prefix of the share of searches that went to one knowledge base: `kb/text`
@@ -28,6 +30,10 @@ METRICS = {  # Name of each metric -> what it is the share or mean of
     "unjudged_rate": "plan turns, of questions with gold steps, where it is in doubt whether a need is open",
     "retrievals_per_question": "searches per episode",
     "hit_at_k": "pieces of gold evidence that were among the top k passages of some search",
+    "citation_precision": "cited passages that are gold evidence",
+    "citation_recall": "pieces of gold evidence in the passages that were read for a sub-answer, of which one was cited",
+    "abstention_precision": "questions without an answer (`unknown`, or too little confidence) that are outside all knowledge bases",
+    "abstention_recall": "questions outside all knowledge bases that got no answer",
     "format_rate": "well-formed turns",
     "tokens_per_question": "tokens read and written, turn by turn",
     "seconds_per_question": "seconds from the first turn to the answer, beside the other questions of the batch",
@@ -40,16 +46,24 @@ Confusion = Mapping[tuple[str, str], int]  # (right, chosen) -> plan turns; righ
 
 
 def count(
-    trajectory: Trajectory, retrievers: Mapping[str, str], gold_passages: Sequence[str] = (), matcher: NeedMatcher | None = None
+    trajectory: Trajectory,
+    retrievers: Mapping[str, str],
+    gold_passages: Sequence[str] = (),
+    matcher: NeedMatcher | None = None,
+    min_confidence: float = 0.0,
 ) -> Counts:
     """The metrics of one episode, along its trunk; of a recorded turn, by its first response. `retrievers`: retriever name, as the policy
     writes it -> knowledge base. `gold_passages`: ids of the passages that hold the answer; without them a gold step whose answer is in a
     passage is a piece of evidence. Each knowledge base gets a count `kb/NAME`, its share of the searches. An episode with a failed search
-    has no counts; one that ended early counts as wrong."""
+    has no counts; one that ended early counts as wrong. An answer below `min_confidence` is as good as none for abstention, and of questions
+    outside all knowledge bases only that is counted."""
     if trajectory.search_errors:
         return {}
     if trajectory.groups and trajectory.groups[0].state.target is not None:
         return _count_recorded(trajectory.groups[0], retrievers)
+    abstains = is_refusal(trajectory.answer) or (trajectory.confidence is not None and trajectory.confidence < min_confidence)
+    if trajectory.question.family == OUTSIDE:
+        return {"abstention_precision": (abstains, abstains), "abstention_recall": (abstains, 1)}
     answers, answer, limits = trajectory.question.answers, trajectory.answer, trajectory.question.answer_range
     right = exact_match(answer, answers, limits)
     searched = [step.exchange.kb for step in trajectory.steps if step.exchange]
@@ -60,7 +74,8 @@ def count(
         "exact_match": (known and right, known),
         "f1": (known and f1(answer, answers, limits), known),
         "retrievals_per_question": (len(searched), 1),
-        "hit_at_k": _hits(trajectory, gold_passages),
+        "abstention_precision": (0, abstains),
+        **_evidence(trajectory, gold_passages),
         "tokens_per_question": (tokens, 1),
         "seconds_per_question": (trajectory.seconds, 1),
         "retrievals_per_right_answer": (len(searched) * known, known and right),
@@ -124,14 +139,24 @@ def _decisions(trajectory: Trajectory, matcher: NeedMatcher | None) -> Counts:
     }
 
 
-def _hits(trajectory: Trajectory, gold_passages: Sequence[str]) -> tuple[float, float]:
-    """A table that was cut into chunks (ids ID#NUMBER) is found when one of them is."""
-    passages = [passage for step in trajectory.steps for passage in step.passages]
-    if gold_passages:
-        found = {part for passage in passages for part in (passage.id, passage.id.rpartition("#")[0])}
-        return len(found & set(gold_passages)), len(set(gold_passages))
+def _evidence(trajectory: Trajectory, gold_passages: Sequence[str]) -> Counts:
+    """Pieces of gold evidence that were found, and cited. A table that was cut into chunks (ids ID#NUMBER) is found when one of them is."""
     gold_steps = trajectory.question.gold_steps or ()
-    return sum(any(holds_answer(passage, gold) for passage in passages) for gold in gold_steps), len(gold_steps)
+
+    def pieces(passages: Iterable[Passage]) -> set[Any]:
+        if gold_passages:
+            return {part for passage in passages for part in (passage.id, passage.id.rpartition("#")[0])} & set(gold_passages)
+        return {place for place, gold in enumerate(gold_steps) for passage in passages if holds_answer(passage, gold)}
+
+    found = pieces([passage for step in trajectory.steps for passage in step.passages])
+    read = pieces([passage for step in trajectory.steps if step.support for passage in step.passages])
+    named = [passage for step in trajectory.steps for passage in cited(step)]
+    known = bool(gold_passages or gold_steps)
+    return {
+        "hit_at_k": (len(found), len(set(gold_passages) or gold_steps)),
+        "citation_precision": (known and sum(bool(pieces([passage])) for passage in named), known and len(named)),
+        "citation_recall": (len(pieces(named)), len(read)),
+    }
 
 
 def _count_recorded(group: TurnGroup, retrievers: Mapping[str, str]) -> Counts:

@@ -18,6 +18,7 @@ HEADINGS = {name: name.replace("_", " ") for name in METRICS}  # Metric -> its n
 LESS_IS_BETTER = frozenset(name for name in METRICS if name.startswith(("retrievals_", "tokens_", "seconds_", "premature_", "unjudged_")))
 METHOD_METRICS = ("f1_recall", "exact_match", "f1", "routing_accuracy", "stop_accuracy", "retrievals_per_question", "hit_at_k")
 BASELINE_METRICS = (*METHOD_METRICS, "tokens_per_question")
+TRUST_METRICS = ("citation_precision", "citation_recall", "abstention_precision", "abstention_recall")
 FAMILY_METRICS = ("f1_recall", "exact_match", "routing_accuracy", "stop_accuracy", "retrievals_per_question", "format_rate")
 RUN_METRICS = {  # columns at the end of a run
     "f1_recall": "F1-Recall",
@@ -187,9 +188,12 @@ def method_tables(comparison: Mapping[str, Any], title: str) -> list[Table]:
     table.add_row("overall", str(first["questions"]), *(shown(first["overall"][name]) for name in FAMILY_METRICS), style="bold")
     rows = [(found["label"], found["overall"]) for found in methods.values()]
     tables = [table, metric_table("methods, same questions", METHOD_METRICS, rows)]
+    tables.append(metric_table("citations, and questions without an answer", TRUST_METRICS, rows))
     shares = sorted({f"share of {kb}" for found in methods.values() for kb in found["kb_shares"]})
     rows = [(m["label"], m["overall"] | {f"share of {kb}": share for kb, share in m["kb_shares"].items()}) for m in methods.values()]
     tables.append(metric_table("what they cost, and where they search", (*COSTS, *shares), rows))
+    if "confidence" in comparison:
+        tables.append(confidence_table({"": comparison["confidence"]}))
     if "when" in comparison:
         tables.append(when_table(comparison["when"]))
     if comparison["differences"]:
@@ -228,6 +232,16 @@ def gate_table(found: Mapping[str, Any], title: str) -> Table:
             *(kind, rule.finds, rule.required, str(row["questions"]), *shares, FORBIDDEN[rule.figure]),
             *(shown(row[rule.figure]), f"{rule.at_most:g}", passed),
         )
+    return table
+
+
+def confidence_table(found: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Label -> what confidence.py measured: how far confidence tells right answers from wrong ones, and what refusing the others does."""
+    columns = ("aurc", "ece", "coverage", "risk", "outside_refused", "right_answers_lost")
+    least = next((measured["min_confidence"] for measured in found.values()), 0.0)
+    table = results_table(f"confidence of the router's answers, refused below {least:g}", "", [name.replace("_", " ") for name in columns])
+    for label, measured in found.items():
+        table.add_row(label, *(shown(measured[name]) for name in columns))
     return table
 
 

@@ -11,6 +11,7 @@ import scipy.stats
 
 from experiments.evaluation.metrics import KB, METRICS, Counts, averaged
 from rollout.nan_check import refuse_numbers
+from rollout.records import OUTSIDE
 
 RESAMPLES = 2000
 PERMUTATIONS = 10_000
@@ -24,11 +25,16 @@ def summarise(counts: Sequence[Counts], names: Iterable[str] = METRICS) -> dict[
 
 
 def evaluation_summary(counts: Sequence[Counts], families: Sequence[str]) -> dict[str, Any]:
-    """For summary.json: every metric with its interval, overall and by question family. `families`: that of each question."""
+    """For summary.json: every metric with its interval, overall and by question family. `families`: that of each question. Those outside all
+    knowledge bases are a family only for what is counted of them; without any, abstaining is not judged."""
+    outside = families.count(OUTSIDE)
+    if not outside:
+        counts = [{name: found for name, found in each.items() if name != "abstention_precision"} for each in counts]
     kbs = sorted({name for found in counts for name in found if name.startswith(KB)})
-    of_family = {family: [c for c, f in zip(counts, families, strict=True) if f == family] for family in sorted(set(families))}
+    of_family = {family: [c for c, f in zip(counts, families, strict=True) if f == family] for family in sorted(set(families) - {OUTSIDE})}
     return {
-        "questions": len(counts),
+        "questions": len(counts) - outside,
+        "outside": outside,
         "overall": summarise(counts),
         "kb_shares": {name.removeprefix(KB): found for name, found in summarise(counts, kbs).items()},
         "by_family": {family: {"questions": len(some), **summarise(some)} for family, some in of_family.items()},

@@ -12,7 +12,14 @@ from rich.table import Table
 
 from experiments.evaluation.gaps import gaps_table
 from experiments.evaluation.metrics import MALFORMED, STOP, Confusion, is_right
-from experiments.evaluation.result_tables import before_after_table, failures_of_run, family_table, gate_table, routing_table
+from experiments.evaluation.result_tables import (
+    before_after_table,
+    confidence_table,
+    failures_of_run,
+    family_table,
+    gate_table,
+    routing_table,
+)
 from experiments.report.charts import Panel, Points, inline_svg, line_charts, points_of
 
 Summary = Mapping[str, Any]  # summary.json of a run
@@ -96,6 +103,22 @@ def gaps_section(found: Mapping[str, Any]) -> str:
         return ""
     table = gaps_table(found, GAPS_SHOWN)
     return f"<h2 id='gaps'>What the knowledge bases lack</h2><p>{escape(str(table.title))}.</p><div class='texts'>{html_table(table)}</div>"
+
+
+def confidence_section(summary: Summary) -> str:
+    """Empty where no answer has a confidence."""
+    found = {when: summary[when]["confidence"] for when in ("before", "after") if "confidence" in summary.get(when, {})}
+    if not found:
+        return ""
+    note = "Risk: share of wrong answers among the most confident ones. Every answer to a question outside all knowledge bases is wrong."
+    chart = inline_svg(risk_coverage(found), "Risk over coverage")
+    return f"<h2 id='confidence'>Confidence</h2><p>{note}</p>{html_table(confidence_table(found))}<figure>{chart}</figure>"
+
+
+def risk_coverage(found: Mapping[str, Mapping[str, Any]]) -> str:
+    """SVG of risk over coverage. `found`: name of a line -> what evaluation/confidence.py measured."""
+    lines = {name: measured["curve"] for name, measured in found.items()}
+    return line_charts([Panel("Risk over coverage", lines, y="share of wrong answers", x="share of questions answered", low=0.0)], "risk")
 
 
 def curves_section(rows: Rows, ceiling: float | None = None) -> str:

@@ -32,6 +32,7 @@ def write_report(folder: RunFolder) -> None:
             results.before_after(summary),
             results.confusion_section(before, after, data["kbs"]),
             results.methods_and_families(summary),
+            results.confidence_section(summary),
             results.gate_section(gate_of(folder.policy)),
             results.gaps_section(gaps),
             results.curves_section(rows, (gaps.get("ceiling") or summary.get("ceiling") or {}).get("value")),

@@ -28,14 +28,13 @@ def measure_start(run: Run) -> None:
 
 def measure_end(run: Run) -> None:
     """The best policy on the questions that the start was measured on, the paired difference, and the other ways of routing."""
-    evaluator, config = run.actors.evaluator, run.config.evaluation
-    start, evaluator.weights = evaluator.weights, str(run.folder.policy)
-    after = measure(run, "after")
-    before_counts = [row["counts"] for row in run.folder.read_trajectories("before")]
-    found = {"after": after.summary(), "difference": paired_difference(before_counts, after.counts)}
-    found["ceiling"] = retrieval_ceiling(run, after)
-    found["baselines"] = measure_baselines(run, "after", config.baselines)
-    evaluator.weights = start
+    config = run.config.evaluation
+    with run.actors.evaluator.holding(str(run.folder.policy)):
+        after = measure(run, "after")
+        before_counts = [row["counts"] for row in run.folder.read_trajectories("before")]
+        found = {"after": after.summary(), "difference": paired_difference(before_counts, after.counts)}
+        found["ceiling"] = retrieval_ceiling(run, after)
+        found["baselines"] = measure_baselines(run, "after", config.baselines)
     write_summary(run, **found, start_baselines=measure_baselines(run, "before", config.start_baselines))
 
 

@@ -78,10 +78,11 @@ def prepare(arguments: list[str], progress: Progress | None = None, starts_ray: 
         KnowledgeBase.open(folder)
     deadline_s = min(config.retrieval.deadline_s, settings.deadline_s / 4)  # so that the error names the knowledge base
     best = RunFolder(subject).summary().get("best") or {}
+    measures = config.rollout.engine == "transformers"  # vLLM's weights are in another process
     spec = ServiceSpec(
         PolicyReference(_absolute(policy), int(best.get("policy_version", 0))),  # 0 for a policy without a run
         replace(config.retrieval, folders={name: _absolute(folder) for name, folder in folders.items()}, deadline_s=deadline_s),
-        replace(config.rollout, temperature=0.0, record_routes=False, values=ValueConfig()),
+        replace(config.rollout, temperature=0.0, record_routes=False, values=ValueConfig(), support=measures),
         replace(settings, model=settings.model or subject.name, api_key=settings.key()),
         config.learner.dtype,
         examples,

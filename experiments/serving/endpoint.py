@@ -110,7 +110,8 @@ class Endpoint:
         image = None if request.image is None else await asyncio.to_thread(read_picture, request.image, pixels)
         seed = request.seed if request.seed is not None else random.getrandbits(62) if request.sampling_temperature else 0
         deadline_s = min(request.timeout_s or self.settings.deadline_s, self.settings.deadline_s)
-        request, kbs = request.model_copy(update={"image": None}), tuple(dict.fromkeys(request.kbs or known))
+        least = self.settings.min_confidence if request.min_confidence is None else request.min_confidence
+        request, kbs = request.model_copy(update={"image": None, "min_confidence": least}), tuple(dict.fromkeys(request.kbs or known))
         return RouteJob(request, request_id, image, kbs, self._policy, seed % 2**63, deadline_s)
 
     async def events(self, job: RouteJob) -> AsyncGenerator[dict[str, Any], None]:

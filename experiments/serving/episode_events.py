@@ -8,8 +8,9 @@ from typing import Any
 from experiments.serving.schemas import PHASES, Refusal, RouteJob, unavailable
 from retrieval_actors.pictures import data_url, small_picture
 from retrieval_actors.records import Passage
+from rollout.confidence import Calibration, cited, is_refusal, why_refused
 from rollout.episode_pool import EpisodeEvent
-from rollout.records import Step, Trajectory, Turn
+from rollout.records import UNKNOWN, Step, Trajectory, Turn
 
 THOUGHT = re.compile(r"<think>(.*?)</think>", re.S)
 
@@ -17,8 +18,9 @@ THOUGHT = re.compile(r"<think>(.*?)</think>", re.S)
 class PathData:
     """Converts the events of one episode to dictionaries."""
 
-    def __init__(self, job: RouteJob):
-        self._job, self._before = job, 0.0
+    def __init__(self, job: RouteJob, calibration: Calibration | None = None):
+        """`calibration`: of the policy; None: its answers have no confidence."""
+        self._job, self._calibration, self._before = job, calibration, 0.0
         self._steps: list[dict[str, Any]] = []
         self._prompt_tokens = self._completion_tokens = 0
 
@@ -35,7 +37,7 @@ class PathData:
             return {"event": "finished", **self._whole(event.trajectory, seconds)}
         assert event.step is not None
         if event.kind == "planned":
-            self._steps.append({"passages": [], "answer_thought": None, "sub_answer": None, "seconds": {}})
+            self._steps.append({"passages": [], "answer_thought": None, "sub_answer": None, "cited": None, "seconds": {}})
         fields = {"planned": _planned, "searched": self._searched, "answered": _answered}[event.kind](event.step)
         self._steps[-1].update(fields)
         self._steps[-1]["seconds"][PHASES[event.kind]] = round(spent, 4)
@@ -54,10 +56,14 @@ class PathData:
 
     def _whole(self, trajectory: Trajectory, seconds: float) -> dict[str, Any]:
         final, prompt, completion = trajectory.final, self._prompt_tokens, self._completion_tokens
+        confidence = self._calibration.confidence(trajectory) if self._calibration else None
+        low = confidence is not None and confidence < (self._job.request.min_confidence or 0.0)
         return {
             "id": self._job.request_id,
             "question": self._job.request.question.strip(),
-            "answer": trajectory.answer,
+            "answer": UNKNOWN if low else trajectory.answer,
+            "confidence": None if confidence is None else round(confidence, 4),
+            "reason": why_refused(trajectory) if low or is_refusal(trajectory.answer) else None,
             "thought": _thought(final),
             "steps": self._steps,
             "retrievals": trajectory.retrievals,
@@ -75,7 +81,8 @@ def _planned(step: Step) -> dict[str, Any]:
 
 
 def _answered(step: Step) -> dict[str, Any]:
-    return {"answer_thought": _thought(step.answer), "sub_answer": step.exchange.answer if step.exchange else None}
+    found = {"answer_thought": _thought(step.answer), "sub_answer": step.exchange.answer if step.exchange else None}
+    return found | {"cited": [passage.id for passage in cited(step)] if step.support else None}
 
 
 def _thought(turn: Turn | None) -> str | None:

@@ -122,7 +122,8 @@ def _add_information(app: FastAPI, endpoint: Any) -> None:
         names = ("status", "progress", "policy_version", "under_way", "warning")
         shown = ("name", "description", "modality", "passages", "fingerprint")
         cards = [{name: getattr(card, name) for name in shown} for card in endpoint.catalog if request.state.authorised]
-        return {"model": endpoint.settings.model, "kbs": cards, **{name: getattr(endpoint, name) for name in names}}
+        settings = {name: getattr(endpoint.settings, name) for name in ("model", "min_confidence")}
+        return {**settings, "kbs": cards, **{name: getattr(endpoint, name) for name in names}}
 
     @app.get("/v1/models", responses=ERRORS)
     async def models() -> dict[str, Any]:

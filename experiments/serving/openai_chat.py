@@ -77,7 +77,13 @@ def completion(answer: dict[str, Any], model: str) -> dict[str, Any]:
     """`chat.completion` from the data of a whole path."""
     message = {"role": "assistant", "content": answer["answer"], "refusal": None, "reasoning_content": "".join(map(_line, answer["steps"]))}
     choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": answer["finish_reason"]}
-    return {**_head(answer["id"], model, "chat.completion", answer["policy_version"]), "choices": [choice], "usage": answer["usage"]}
+    trust = {name: answer.get(name) for name in ("confidence", "reason")}
+    return {
+        **_head(answer["id"], model, "chat.completion", answer["policy_version"]),
+        "choices": [choice],
+        "usage": answer["usage"],
+        **trust,
+    }
 
 
 async def chunks(events: Events, body: ChatRequest, request_id: str, model: str, policy_version: int) -> Events:

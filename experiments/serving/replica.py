@@ -22,6 +22,7 @@ from retrieval_actors.actors.start_actors import start_retrieval
 from retrieval_actors.config import RetrievalConfig
 from retrieval_actors.records import Passage, Query
 from retrieval_actors.sharded_search import Retriever
+from rollout.confidence import Calibration, read_calibration
 from rollout.config import RolloutConfig
 from rollout.engines import make_engine
 from rollout.engines.base import Engine, EngineDiedError
@@ -73,7 +74,8 @@ class CurrentKnowledgeBases:
 class EpisodeThread:
     """The one thread that uses an engine: questions arrive through a queue and join the engine's batch, events go back to each caller."""
 
-    def __init__(self, engine: Engine, searcher: Searcher, rollout: RolloutConfig):
+    def __init__(self, engine: Engine, searcher: Searcher, rollout: RolloutConfig, calibration: Calibration | None = None):
+        self.calibration = calibration
         self._engine, self._searcher, self._rollout = engine, searcher, rollout
         self._pool = EpisodePool(engine, searcher, join="as_they_come")
         self._callers: dict[int, Send] = {}
@@ -183,7 +185,7 @@ class Router:
         self._loading = asyncio.Lock()
         engine = asyncio.create_task(asyncio.to_thread(load_engine, policy, self._config, on_gpu, dtype))  # while the knowledge bases load
         self._searcher = CurrentKnowledgeBases(await kbs.retriever.remote())
-        self._threads = {policy: EpisodeThread(await engine, self._searcher, self._config)}
+        self._threads = {policy: EpisodeThread(await engine, self._searcher, self._config, read_calibration(policy.folder))}
         self._newest = policy
         self._watching = asyncio.create_task(self._watch())
 
@@ -196,15 +198,16 @@ class Router:
         async with self._loading:
             if policy not in self._threads:
                 engine = await asyncio.to_thread(load_engine, policy, self._config, self._on_gpu, self._dtype)
-                self._threads[policy] = EpisodeThread(engine, self._searcher, self._config)
+                self._threads[policy] = EpisodeThread(engine, self._searcher, self._config, read_calibration(policy.folder))
             self._newest = policy
 
     async def answer(self, job: RouteJob) -> AsyncGenerator[dict[str, Any] | Refusal]:
         """Events of the question as data; the last is `finished`, or a Refusal."""
-        began, path = time.perf_counter(), PathData(job)
+        began = time.perf_counter()
         try:
             if job.policy not in self._threads:  # this replica started after a reload
                 await self.hold(job.policy)
+            path = PathData(job, self._threads[job.policy].calibration)
             async with aclosing(self._threads[job.policy].run(job)) as events:  # a caller that stops listening frees the slot at once
                 async for event in events:
                     if event.trajectory and self._traces:

@@ -37,6 +37,7 @@ class Options(BaseModel, allow_inf_nan=False):
     top_p: float | None = Field(None, ge=0, le=1, description="0: the most probable token, as temperature 0.")
     seed: int | None = Field(None, ge=-(2**63), lt=2**63, description="Same seed, same policy version: same answer.")
     timeout_s: float | None = Field(None, gt=0, le=3600, description="Seconds for the answer; never more than the service allows.")
+    min_confidence: float | None = Field(None, ge=0, le=1, description="Answers with less confidence become `unknown`; 0: none do.")
     stream: bool | None = Field(None, description="Server-sent events, one for every step as it happens.")
 
 

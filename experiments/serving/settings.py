@@ -35,6 +35,8 @@ class ServeSettings:
     """Questions that one replica answers at the same time (Serve's max_ongoing_requests)."""
     queue: NonNegativeInt = 64
     """Questions that may wait for a slot; more are refused (429)."""
+    min_confidence: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Answers with less confidence become `unknown`, with a reason; a policy that was never calibrated has no confidence, and always answers."""
     deadline_s: PositiveFloat = 120.0
     """Seconds that a question may take, waiting included; then it is refused (504). A request may ask for less."""
     drain_s: NonNegativeFloat = 30.0

@@ -76,8 +76,8 @@ class _StudyRun:
         evaluation = replace(self.study.base.evaluation, folder=str(measured_folder(self.study, arm, seed)))
         fingerprints = {card.name: card.fingerprint for card in retriever.catalog}
         folder = evaluation_folder(replace(self.study.base, evaluation=evaluation), policy, fingerprints, self.dataset.heldout)
-        evaluator.weights, evaluator.seed = policy, EVALUATION_SEED + seed
-        with Progress(Console(quiet=True), arm, 1, 0) as progress:
+        evaluator.seed = EVALUATION_SEED + seed
+        with evaluator.holding(policy), Progress(Console(quiet=True), arm, 1, 0) as progress:
             for method in methods:
                 if self.stop.requested:
                     return

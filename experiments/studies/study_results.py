@@ -22,7 +22,7 @@ from experiments.report.charts import Panel, line_charts, points_of
 from experiments.studies.plan import ARMS, COLD_START, POINTS, STEP_GRPO, Study, Training
 from experiments.tracking.fingerprints import git_commit, machine
 from experiments.tracking.run_folder import plain
-from rollout.records import Question
+from rollout.records import OUTSIDE, Question
 
 COMPARED = (
     *("f1_recall", "exact_match", "routing_accuracy", "stop_accuracy", "premature_stop_rate", "retrievals_per_question", "hit_at_k"),
@@ -42,7 +42,7 @@ def measured_folder(study: Study, arm: str, seed: int) -> Path:
 
 def study_results(study: Study, dataset: Dataset) -> dict[str, Any]:
     """Everything measured so far, with intervals; `missing` names the rest."""
-    questions = [item for item in dataset.heldout if isinstance(item, Question)]
+    questions = [item for item in dataset.heldout if isinstance(item, Question) and item.family != OUTSIDE]
     settings, ids = study.settings, [question.id for question in questions]
     methods = measured_methods(study.base, dataset)
     counts = {arm: {m.name: _counts(study, arm, settings.seeds, m.name, ids) for m in methods} for arm in settings.arms}

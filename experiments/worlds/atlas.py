@@ -8,13 +8,13 @@ import itertools
 import random
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from experiments.worlds.flag_pictures import Flag, describe, photograph, png, random_flag
 from retrieval_actors.records import Passage
-from rollout.records import GoldStep, Image, Question
+from rollout.records import OUTSIDE, GoldStep, Image, Question
 
 SYLLABLES = [onset + nucleus for onset in "b d f k l m n r s t v dr".split() for nucleus in "a e i o u an or el".split()]
 SPLITS = {"train": range(0, 7), "validation": range(7, 8), "heldout": range(8, 10)}  # By the hash of a name modulo ten
@@ -28,6 +28,7 @@ KNOWLEDGE_BASES = {
     "text_image": ("Text Image Retriever", "pictures of flags with captions"),
     "table": ("Table Retriever", "rows of yearly tables: population, area, income, debt"),
 }
+STRANGERS = 50_000  # Seed of the first atlas of countries that no knowledge base holds
 SMALLEST_GAP = 5  # Two values that are compared differ at least by this much
 
 
@@ -194,3 +195,10 @@ class Atlas:
             question = rng.choice(self.worlds).question(next(families), rng, pixels)
             found.setdefault(question.id, question)
         return list(found.values())
+
+
+def questions_outside(split: str, atlas: Atlas, count: int, seed: int = 0) -> list[Question]:
+    """About countries with names of the split that are neither in `atlas` nor in the one `beside` it: no knowledge base holds an answer."""
+    strangers = Atlas(split, STRANGERS + seed, worlds=1, countries=4, beside=atlas)
+    asked = (question for question in strangers.questions(2 * count, seed) if question.family != "picture")  # that needs no search
+    return [replace(question, answers=(), gold_steps=None, family=OUTSIDE) for question in itertools.islice(asked, count)]

@@ -98,6 +98,45 @@ def test_tables_are_shown_as_tables(open_page, picture):
     picture(page, "table-dark")
 
 
+def test_cited_passages_and_the_confidence_of_the_answer_are_shown(open_page, picture):
+    page = open_page()
+    passages = [PASSAGE | {"id": id, "text": f"The capital of {name} is Tasla."} for id, name in (("a", "Kormu"), ("b", "Zalmu"))]
+    searched = {"event": "searched", "step": 0, "passages": passages, "seconds": 0.1}
+    answered_by = {"event": "answered", "step": 0, "sub_answer": "Tasla", "answer_thought": "", "cited": ["a"], "seconds": 0.1}
+    sure = FINISHED | {"answer": "Tasla", "confidence": 0.93, "reason": None}
+    page.route("**/v1/route", lambda route: told(route, PLANNED | {"kb": "text"}, searched, answered_by, sure))
+    ask(page, TEXT)
+    assert answered(page) == "Tasla"
+    assert page.inner_text("#answer .confidence").strip() == "93 % confidence"
+    assert page.inner_text("#path summary") == "2 passages, 1 cited"
+    page.click("#path summary")
+    assert [item.get_attribute("class") for item in page.locator(".passages li").all()] == ["cited", "uncited"]
+    assert [text.split(" · ")[0] for text in page.locator(".passages .meta").all_inner_texts()] == ["cited", "not cited"]
+    picture(page, "cited")
+
+
+@pytest.mark.parametrize(
+    ("reason", "words"),
+    [("nothing found", "no passage"), ("sources disagree", "do not say the same"), ("not read with confidence", "sure")],
+)
+def test_a_refusal_says_why_and_its_threshold_is_sent(open_page, picture, reason, words):
+    page, sent = open_page(), []
+    refused = FINISHED | {"answer": "unknown", "confidence": 0.21, "reason": reason}
+
+    def answer(route):
+        sent.append(route.request.post_data_json)
+        told(route, refused)
+
+    page.route("**/v1/route", answer)
+    page.fill("#least", "80")
+    ask(page, TEXT)
+    assert answered(page) == "unknown"
+    assert words in page.inner_text("#answer .why")
+    assert "21 %" in page.inner_text("#answer .confidence")
+    assert sent[0]["min_confidence"] == 0.8
+    picture(page, f"refused-{reason.replace(' ', '-')}")
+
+
 def test_the_route_names_the_knowledge_bases_in_their_order(open_page, service, picture):
     """The picture `page` is the one in docs/10_serving.md."""
     paths = {question: path_of(service, question) for question in QUESTIONS[:24] if question.image}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import random
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from experiments.datasets import load_dataset
 from experiments.datasets.paper_sets import read_recorded_steps
 from experiments.datasets.two_wiki import read_two_wiki
 from experiments.train import check
+from experiments.worlds.atlas import Atlas
 from retrieval_actors.actors.start_actors import start_retrieval
 from retrieval_actors.build.from_passages import build_knowledge_base
 from retrieval_actors.config import RetrievalConfig
@@ -26,7 +28,7 @@ from rewards.actor import RETRIEVERS
 from rollout.config import RolloutConfig
 from rollout.episode import EpisodeState, plan
 from rollout.policies import load_policy
-from rollout.records import Action, Question
+from rollout.records import OUTSIDE, Action, Question
 from rollout.turn_parser import parse_answer, parse_plan
 
 SHARED = Path(__file__).parents[3] / "../shared/data"
@@ -40,7 +42,7 @@ needs_steps = pytest.mark.skipif(not STEPS.is_file(), reason="the recorded steps
 
 
 def names(questions) -> set[str]:
-    return {entity for q in questions for gold in q.gold_steps for entity in (*gold.entities, gold.answer) if "-" in entity}
+    return {entity for q in questions for gold in q.gold_steps or () for entity in (*gold.entities, gold.answer) if "-" in entity}
 
 
 def test_train_validation_and_held_out_worlds_share_no_names():
@@ -57,11 +59,26 @@ def test_training_knowledge_bases_hold_nothing_of_the_held_out_worlds():
     trained = " ".join(passage.text for source in data.training_kbs for passage in source.passages())
     measured = " ".join(passage.text for source in data.evaluation_kbs for passage in source.passages())
     for question in data.heldout:
-        for gold in question.gold_steps:
+        for gold in question.gold_steps or ():
             assert gold.answer.isdigit() or gold.answer not in trained
             assert gold.answer in measured
     ids = [passage.id for passage in data.evaluation_kbs[0].passages()]
     assert len(ids) == len(set(ids))
+
+
+def test_one_in_ten_questions_of_an_evaluation_names_only_what_no_knowledge_base_holds():
+    settings = DataConfig(worlds=1, train_questions=16)
+    data = load_dataset(settings, EvaluationConfig(questions=72, validation_questions=36), {})
+    held = " ".join(passage.text for source in (*data.training_kbs, *data.evaluation_kbs) for passage in source.passages())
+    for part, count in ((data.validation, 36), (data.heldout, 72)):
+        usual, outside = part[:count], part[count:]
+        assert [question.family == OUTSIDE for question in part] == [False] * count + [True] * (count // 9)
+        assert not any(question.answers or question.gold_steps for question in outside)
+        assert all(question.image or re.findall(r"[A-Z]\w+-\w+", question.text) for question in outside)
+        assert not any(name in held for question in outside for name in re.findall(r"[A-Z]\w+-\w+", question.text))
+        assert all(question.answers for question in usual)
+    alone = Atlas("heldout", settings.seed, settings.worlds, settings.countries).questions(72, settings.seed)
+    assert data.heldout[:72] == alone  # the others are the same as without them
 
 
 @pytest.mark.slow

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from episodes import CAPITAL, malformed, question, step, stop, turn
+from episodes import CAPITAL, episode, malformed, question, step, stop, turn
 from PIL import Image as PillowImage
 
 from experiments.serving.episode_events import PathData
@@ -14,6 +15,7 @@ from experiments.serving.replica import episode_config
 from experiments.serving.schemas import PolicyReference, Refusal, RouteJob, RouteRequest
 from retrieval_actors.pictures import data_url, small_picture
 from retrieval_actors.records import Passage
+from rollout.confidence import Calibration
 from rollout.config import RolloutConfig
 from rollout.episode_pool import EpisodeEvent
 from rollout.records import State, Step, Trajectory, TurnGroup
@@ -54,6 +56,28 @@ def test_a_path_is_told_step_by_step_and_whole():
     assert (second["decision"], second["thought"]) == ("stop", "I know enough.")
     assert (last["answer"], last["retrievals"], last["policy_version"], last["seconds"]) == ("Tasla", 1, 3, 2.5)
     assert last["usage"] == {"prompt_tokens": 40, "completion_tokens": 8, "total_tokens": 48}
+
+
+def finished(answer: str, calibration: Calibration | None, **options) -> dict:
+    whole = replace(step("text", answer), support=(0.9, 0.0))
+    path = PathData(replace(JOB, request=RouteRequest(question="What is the capital?", **options)), calibration)
+    path.event(EpisodeEvent(0, "planned", whole, group("plan")), 0.5)
+    path.event(EpisodeEvent(0, "searched", whole), 0.6)
+    path.event(EpisodeEvent(0, "answered", whole, group("answer")), 0.7)
+    return path.event(EpisodeEvent(0, "finished", group=group("final"), trajectory=episode(question(), whole, stop(), answer=answer)), 1)
+
+
+def test_an_answer_has_a_confidence_and_one_with_too_little_is_refused_with_a_reason():
+    sure, unsure = Calibration({"named": 4.0}, -2.0), Calibration({}, -2.0)
+    told = finished("Tasla", sure, min_confidence=0.5)
+    assert (told["answer"], told["confidence"], told["reason"]) == ("Tasla", 0.8808, None)
+    assert [each["cited"] for each in told["steps"]] == [["p1"]]
+    refused = finished("Tasla", unsure, min_confidence=0.5)
+    assert (refused["answer"], refused["confidence"], refused["reason"]) == ("unknown", 0.1192, "not read with confidence")
+    assert finished("Tasla", unsure, min_confidence=0.1)["answer"] == "Tasla"
+    assert finished("unknown", sure)["reason"] == "nothing found"
+    uncalibrated = finished("Tasla", None, min_confidence=0.9)
+    assert (uncalibrated["answer"], uncalibrated["confidence"], uncalibrated["reason"]) == ("Tasla", None, None)
 
 
 def test_a_plan_that_cannot_be_read_is_told_as_such():
