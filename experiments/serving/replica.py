@@ -15,7 +15,7 @@ from typing import Any
 from ray.exceptions import RayError
 
 from experiments.config import TrackingConfig
-from experiments.serving.episode_events import PathData
+from experiments.serving.episode_events import PathData, passages_data
 from experiments.serving.request_traces import RequestTraces
 from experiments.serving.schemas import PolicyReference, Refusal, RouteJob, RouteRequest, unavailable
 from retrieval_actors.actors.start_actors import start_retrieval
@@ -52,6 +52,14 @@ class KnowledgeBases:
     async def retriever(self) -> Retriever:
         """Waits until all actors have loaded. Raises what starting them raised."""
         return await asyncio.shield(self._starting)
+
+    async def search(self, kb: str, query: str, k: int) -> list[dict[str, Any]] | Refusal:
+        """The `k` nearest passages, best first, as events show them."""
+        found = await asyncio.to_thread((await self.retriever()).search_routed, [(kb, Query(query))], k)
+        try:
+            return passages_data(found[0])
+        except Refusal as refusal:
+            return refusal
 
     def check_health(self) -> None:
         """Called by Serve, which restarts the replica when it raises."""
@@ -128,7 +136,8 @@ class EpisodeThread:
 
     def _add(self, job: RouteJob, send: Send) -> None:
         question, config = Question(job.request_id, job.request.question.strip(), (), job.image), episode_config(self._rollout, job.request)
-        self._callers[self._pool.add(question, config, job.seed, kbs=job.kbs, deadline_s=job.deadline_s)] = send
+        options: dict[str, Any] = {"kbs": job.kbs, "deadline_s": job.deadline_s, "earlier": job.request.chat}
+        self._callers[self._pool.add(question, config, job.seed, **options)] = send
 
     def _cancel(self, send: Send) -> None:
         for ticket in [ticket for ticket, caller in self._callers.items() if caller is send]:
