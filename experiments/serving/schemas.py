@@ -120,6 +120,7 @@ class ResponsesRequest(Options, extra="allow"):
     """As OpenAI's clients send it to the Responses API. Nothing is stored: earlier turns of a chat stand in `input`."""
 
     input: str | Annotated[list[dict[str, Any]], Field(min_length=1)]
+    model: str | None = Field(None, description="As in /v1/models; optional.")
     text: dict[str, Any] | None = Field(None, description="`format`: no other than text.")
     max_output_tokens: int | None = Field(None, description="Of each turn; 0 or less: as many as the service allows.")
 

@@ -21,8 +21,12 @@ from retrieval_actors.records import KnowledgeBaseCard
 from rollout.config import RolloutConfig
 from rollout.policies import load_policy
 
-CARD = KnowledgeBaseCard("text", "Text Retriever", "Facts about countries.", "text", 2, "f", "e", 3, 1)
+CARDS = (
+    KnowledgeBaseCard("text", "Text Retriever", "Facts about countries.", "text", 2, "f", "e", 3, 1),
+    KnowledgeBaseCard("wiki", "Wiki Retriever", "Articles about everything.", "text", 9, "g", "e", 3, 1),
+)
 REFERENCE = PolicyReference("p", 3)
+EXAMPLES = [{"question": "What is the capital of Kormu?"}]
 
 
 def asks_once(kind: str, prompt: str, sibling: int) -> str:
@@ -35,7 +39,7 @@ def asks_once(kind: str, prompt: str, sibling: int) -> str:
 
 
 class KnownLibrary(Library):
-    catalog = (CARD,)
+    catalog = CARDS
 
 
 class LocalKnowledgeBases(KnowledgeBases):
@@ -80,15 +84,14 @@ class Handles:
 
 @contextmanager
 def served(say=asks_once, library: Library | None = None, key: str = "", **settings) -> Iterator[SimpleNamespace]:
-    """`url`, `endpoint`, `engine` and the `handles` of a service that is ready; it has one knowledge base, `text`."""
+    """`url`, `endpoint`, `engine` and the `handles` of a service that is ready; it has two knowledge bases, `text` and `wiki`."""
     library, config = library or KnownLibrary(), RolloutConfig(mode="chain", group_size=1, passages=2, temperature=0.0)
     engine = Script(load_policy(POLICY), say)
     router = object.__new__(Router)  # without Ray, which its constructor asks for the retriever
     router._traces, router._threads = None, {REFERENCE: EpisodeThread(engine, library, config)}
-    router._threads[REFERENCE]._pool._cards = {"text": CARD}
     handles = Handles(router, LocalKnowledgeBases(library))
-    endpoint = Endpoint(handles, handles, ServeSettings(model="m", **settings), key_digest(key), [])
-    endpoint.status, endpoint.catalog, endpoint._policy = "ready", (CARD,), REFERENCE
+    endpoint = Endpoint(handles, handles, ServeSettings(model="m", **settings), key_digest(key), EXAMPLES)
+    endpoint.status, endpoint.catalog, endpoint._policy = "ready", CARDS, REFERENCE
     port = free_port()
     server = uvicorn.Server(uvicorn.Config(endpoint.__serve_build_asgi_app__(), port=port, log_level="error", lifespan="on"))
     thread = threading.Thread(target=server.run, daemon=True)
