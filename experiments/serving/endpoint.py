@@ -18,6 +18,7 @@ from urllib.parse import unquote_to_bytes
 from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import RayServeException, RequestCancelledError
 
+from experiments.serving.episode_events import passages_data
 from experiments.serving.http_routes import build_api
 from experiments.serving.mcp_endpoint import add_mcp
 from experiments.serving.middleware import Addresses, Admission, Metrics
@@ -160,9 +161,7 @@ class Endpoint:
                 found = await asyncio.wait_for(self._kbs.search.remote(kb, query, k), self.settings.deadline_s)
             except (RayError, RayServeException, TimeoutError):
                 raise unavailable("knowledge_base_unavailable", f"knowledge base {kb} did not answer; try again") from None
-        if isinstance(found, Refusal):
-            raise found
-        return found
+        return passages_data(found)
 
     async def _get_ready(self) -> None:
         self.status = "loading"

@@ -15,7 +15,7 @@ from typing import Any
 from ray.exceptions import RayError
 
 from experiments.config import TrackingConfig
-from experiments.serving.episode_events import PathData, passages_data
+from experiments.serving.episode_events import PathData
 from experiments.serving.request_traces import RequestTraces
 from experiments.serving.schemas import PolicyReference, Refusal, RouteJob, RouteRequest, unavailable
 from retrieval_actors.actors.start_actors import start_retrieval
@@ -53,13 +53,9 @@ class KnowledgeBases:
         """Waits until all actors have loaded. Raises what starting them raised."""
         return await asyncio.shield(self._starting)
 
-    async def search(self, kb: str, query: str, k: int) -> list[dict[str, Any]] | Refusal:
-        """The `k` nearest passages, best first, as events show them."""
-        found = await asyncio.to_thread((await self.retriever()).search_routed, [(kb, Query(query))], k)
-        try:
-            return passages_data(found[0])
-        except Refusal as refusal:
-            return refusal
+    async def search(self, kb: str, query: str, k: int) -> list[Passage]:
+        """The `k` nearest passages, best first."""
+        return (await asyncio.to_thread((await self.retriever()).search_routed, [(kb, Query(query))], k))[0]
 
     def check_health(self) -> None:
         """Called by Serve, which restarts the replica when it raises."""

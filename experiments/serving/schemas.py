@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, StringConstraints
 from starlette.responses import JSONResponse
 
 from rollout.records import Image
@@ -19,14 +19,6 @@ def _whole_characters(text: Any) -> Any:
     return text.encode(errors="replace").decode() if isinstance(text, str) else text
 
 
-def _beginning(text: Any) -> Any:
-    return _whole_characters(text[:EARLIER_CHARS]) if isinstance(text, str) else text
-
-
-def _latest(turns: Any) -> Any:
-    return turns[-EARLIER_TURNS:] if isinstance(turns, list) else turns
-
-
 def _as_list(stop: Any) -> Any:
     return [stop] if isinstance(stop, str) else stop
 
@@ -35,7 +27,7 @@ QuestionText = Annotated[str, StringConstraints(max_length=MAX_QUESTION_CHARS, p
 Kbs = Annotated[list[Annotated[str, StringConstraints(max_length=200)]], Field(min_length=1, max_length=64)]
 MaxSteps = Annotated[int, Field(ge=0, le=8)]
 Passages = Annotated[int, Field(ge=1, le=20)]
-ChatText = Annotated[str, BeforeValidator(_beginning)]
+ChatText = Annotated[str, BeforeValidator(_whole_characters), AfterValidator(lambda text: text[:EARLIER_CHARS])]
 Stops = Annotated[list[str], Field(max_length=MAX_STOPS), BeforeValidator(_as_list, json_schema_input_type=str | list[str])]
 
 
@@ -67,7 +59,7 @@ class RouteRequest(Options, extra="forbid", strict=True):
     image: str | None = Field(None, description="Data URL of a picture that the question is about.")
     max_tokens: int | None = Field(None, ge=1, description="Of each turn; never more than the service allows.")
     pictures: bool | None = Field(None, description="Passages with a picture carry a small version of it.")
-    earlier: Annotated[list[EarlierTurn], BeforeValidator(_latest)] | None = Field(
+    earlier: Annotated[list[EarlierTurn], AfterValidator(lambda turns: turns[-EARLIER_TURNS:])] | None = Field(
         None,
         description="What was asked before in this chat: a follow-up is first put into a question that stands alone. The last 4 are read.",
     )

@@ -122,9 +122,11 @@ def test_the_key_is_asked_for_and_get_opens_no_stream():
     with served(key="a-long-key") as service:
 
         async def listed(headers: dict[str, str]) -> int:
-            async with create_mcp_http_client(headers=headers) as sender:
-                async with Client(streamable_http_client(f"{service.url}/mcp", http_client=sender)) as client:
-                    return len((await client.list_tools()).tools)
+            async with (
+                create_mcp_http_client(headers=headers) as sender,
+                Client(streamable_http_client(f"{service.url}/mcp", http_client=sender)) as client,
+            ):
+                return len((await client.list_tools()).tools)
 
         assert asyncio.run(listed({"authorization": "Bearer a-long-key"})) == 3
         body = {"jsonrpc": "2.0", "id": 1, "method": "tools/list"}
