@@ -56,6 +56,6 @@ def add_mcp(api: FastAPI, endpoint: Any) -> None:
     security = TransportSecuritySettings(enable_dns_rebinding_protection=False)  # Admission has checked the host
     body = endpoint.settings.max_body_mb * 2**20
     made = server.streamable_http_app(stateless_http=True, json_response=True, max_request_body_size=body, transport_security=security)
-    (route,) = made.routes
+    route: Any = made.routes[0]
     api.router.add_route("/mcp", route.endpoint, methods=["POST"])  # GET would open a stream on which nothing comes
     api.router.lifespan_context = lambda app: server.session_manager.run()

@@ -1,4 +1,4 @@
-"""The service without Ray: the real endpoint, router and episodes in this process, behind an HTTP server. Engine and knowledge bases are scripted."""
+"""The service without Ray: the real endpoint, router and episodes in this process, behind HTTP. Engine and knowledge bases are scripted."""
 
 from __future__ import annotations
 
