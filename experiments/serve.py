@@ -1,4 +1,4 @@
-"""`r1-router serve [RUN_OR_POLICY] [CONFIG.yaml] [key=value ...]`: serve a policy over HTTP: OpenAI's API, and a page that shows each step.
+"""`r1-router serve [RUN_OR_POLICY] [CONFIG.yaml] [key=value ...]`: serve a policy over HTTP: OpenAI's API, MCP, a page that shows each step.
 
 RUN_OR_POLICY is a run folder, whose configuration, best policy and knowledge bases are used, or a policy folder; without it, the newest run, or the
 policy that comes with the repository.
@@ -33,7 +33,8 @@ def main(arguments: list[str]) -> int:
     ):
         now.stop()
         with suppress(KeyboardInterrupt):  # SIGTERM raises it, too
-            console.print(f"ready: {address}/ in a browser, {address}/v1 for OpenAI's clients; Ctrl-C ends it", soft_wrap=True)
+            addresses = f"{address}/ in a browser, {address}/v1 for OpenAI's clients, {address}/mcp for agents"
+            console.print(f"ready: {addresses}; Ctrl-C ends it", soft_wrap=True)
             while True:
                 signal.pause()
     return 0

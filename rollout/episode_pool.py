@@ -21,6 +21,7 @@ from retrieval_actors.records import Passage
 from rollout.config import RolloutConfig
 from rollout.engines.base import Engine, Request, Response, Sampling
 from rollout.episode import Branches, EpisodeState, QuestionError, Requests, derive_seed, episode
+from rollout.follow_ups import follow_up
 from rollout.methods import find_method
 from rollout.records import Question, State, Step, Trajectory, TurnGroup
 from rollout.route_values import look_at_routes
@@ -39,11 +40,12 @@ class EpisodeEvent:
     """What happened in the episode with this ticket: the step so far; at the end the trajectory (`failed`: the turns until then, and `error`)."""
 
     ticket: int
-    kind: Literal["planned", "searched", "answered", "finished", "failed"]
+    kind: Literal["rewritten", "planned", "searched", "answered", "finished", "failed"]
     step: Step | None = None
-    group: TurnGroup | None = None  # `planned`, `answered`, `finished`: the siblings
+    group: TurnGroup | None = None  # `rewritten`, `planned`, `answered`, `finished`: the siblings
     trajectory: Trajectory | None = None
     error: str | None = None
+    question: str = ""  # `rewritten`: in its new words; as it was asked, if there are none
 
 
 @dataclass
@@ -51,6 +53,7 @@ class _Running:
     state: EpisodeState
     seed: int
     end: float  # deadline, by `time.monotonic`
+    earlier: Sequence[tuple[str, str]] = ()  # questions and answers of its chat
     coroutine: Requests | None = None  # None: the episode waits for room
     asked: State | SearchRequest | Branches | None = None
     request: int | None = None  # the engine's ticket of the last turn
@@ -98,14 +101,22 @@ class EpisodePool:
         return len(self._running) + len(self._events)
 
     def add(
-        self, question: Question, config: RolloutConfig, seed: int, *, kbs: Sequence[str] | None = None, deadline_s: float | None = None
+        self,
+        question: Question,
+        config: RolloutConfig,
+        seed: int,
+        *,
+        kbs: Sequence[str] | None = None,
+        deadline_s: float | None = None,
+        earlier: Sequence[tuple[str, str]] = (),
     ) -> int:
-        """One more episode; returns its ticket. `kbs`: the knowledge bases it may search (default: all). `deadline_s`: seconds until it fails."""
+        """One more episode; returns its ticket. `kbs`: the knowledge bases it may search (default: all). `deadline_s`: seconds until it fails.
+        `earlier`: the questions and answers of a chat that the question follows on from."""
         ticket = next(self._numbers)
         end = math.inf if deadline_s is None else time.monotonic() + deadline_s
         cards = self._cards if kbs is None else {name: self._cards[name] for name in kbs}
         state = EpisodeState(question, self.engine.policy, cards, config, random.Random(seed))
-        self._running[ticket] = _Running(state, seed, end)
+        self._running[ticket] = _Running(state, seed, end, earlier)
         self._waiting.append(ticket)
         return ticket
 
@@ -150,7 +161,8 @@ class EpisodePool:
             running = self._running[ticket]
             running.state.started = time.perf_counter()
             find = find_method(running.state.config.routing, running.state.cards)
-            running.coroutine = (partial(episode, look=look_at_routes) if running.state.config.values.measured else find)(running.state)
+            run = partial(episode, look=look_at_routes) if running.state.config.values.measured else find
+            running.coroutine = follow_up(running.state, running.earlier, run) if running.earlier else run(running.state)
             self._continue(ticket, None)
             held += running.tokens
 
@@ -191,7 +203,9 @@ class EpisodePool:
         running.branches, running.tokens = {}, 0
         started = {next(self._numbers): (place, branch) for place, branch in enumerate(asked.branches)}
         for number, (place, branch) in started.items():
-            self._running[number] = _Running(branch.state, branch.seed, math.inf, branch.run(branch.state), parent=(ticket, place))
+            self._running[number] = _Running(
+                branch.state, branch.seed, math.inf, coroutine=branch.run(branch.state), parent=(ticket, place)
+            )
         for number in started:
             self._continue(number, None)
 
@@ -221,7 +235,9 @@ class EpisodePool:
             self._continue(ticket, TurnGroup(asked, tuple(running.siblings[i].turn(asked.kind, policy) for i in range(running.width))))
             if running.parent:
                 continue
-            if asked.kind == "plan":
+            if asked.kind == "rewrite":
+                self._events.insert(before, EpisodeEvent(ticket, "rewritten", group=state.groups[-1], question=state.question.text))
+            elif asked.kind == "plan":
                 self._events.insert(before, EpisodeEvent(ticket, "planned", step=Step(state.plan, state.action), group=state.groups[-1]))
             elif asked.kind == "answer" and state.config.routing != "all":
                 self._events.insert(before, EpisodeEvent(ticket, "answered", step=state.steps[-1], group=state.groups[-1]))

@@ -18,7 +18,7 @@ import numpy as np
 
 from retrieval_actors.records import Passage
 
-TurnKind = Literal["plan", "answer", "final"]
+TurnKind = Literal["plan", "answer", "final", "rewrite"]  # `rewrite`: of a chat that is served, see follow_ups.py
 FinishReason = Literal["stop", "length"]
 UNKNOWN = "unknown"  # what an answer turn says when the passages do not hold the answer
 OUTSIDE = "outside"  # family of questions whose answer is in no knowledge base: only abstaining is right

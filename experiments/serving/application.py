@@ -67,7 +67,9 @@ def prepare(arguments: list[str], progress: Progress | None = None, starts_ray: 
         if not joined_address():
             held_port(settings.host, settings.port).close()
     folders, examples = dict(config.retrieval.folders), []
-    if not folders:  # the knowledge bases of the data set, and hence its questions
+    own = [argument for argument in rest if not argument.startswith("retrieval.folders")]
+    trained_on_dataset = (subject / "config.yaml").is_file() and not load_policy_or_run(str(subject), own)[0].retrieval.folders
+    if not folders or trained_on_dataset:  # the knowledge bases of the data set and those that are named, and hence its questions
         dataset = load_dataset(config.data, config.evaluation, folders)
         folders = ensure_knowledge_bases(dataset.evaluation_kbs, progress)
         questions = [question for question in dataset.heldout[:EXAMPLES] if isinstance(question, Question)]

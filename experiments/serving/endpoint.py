@@ -9,7 +9,7 @@ import binascii
 import random
 import re
 import time
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
@@ -18,7 +18,9 @@ from urllib.parse import unquote_to_bytes
 from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import RayServeException, RequestCancelledError
 
+from experiments.serving.episode_events import passages_data
 from experiments.serving.http_routes import build_api
+from experiments.serving.mcp_endpoint import add_mcp
 from experiments.serving.middleware import Addresses, Admission, Metrics
 from experiments.serving.schemas import PolicyReference, Refusal, RouteJob, RouteRequest, unavailable
 from experiments.serving.settings import ServeSettings, is_loopback
@@ -48,6 +50,7 @@ class Endpoint:
 
     def __serve_build_asgi_app__(self) -> Any:
         api = build_api(self)
+        add_mcp(api, self)
         body, only_local = self.settings.max_body_mb * 2**20, is_loopback(self.settings.host)
         api.add_middleware(Admission, digest=self._digest, max_body=body, only_local=only_local, metrics=self.metrics)
         self.metrics.instrument(api)  # outside of the admission: refused requests count
@@ -88,6 +91,19 @@ class Endpoint:
     def policy_version(self) -> int:
         return self._policy.version
 
+    def cards(self) -> list[dict[str, Any]]:
+        """What is said of each knowledge base."""
+        return [
+            {name: getattr(card, name) for name in ("name", "description", "modality", "passages", "fingerprint")} for card in self.catalog
+        ]
+
+    def known(self, kbs: Sequence[str]) -> tuple[str, ...]:
+        """These knowledge bases, each once. Raises Refusal for one that is not served."""
+        served = [card.name for card in self.catalog]
+        if unknown := [kb for kb in kbs if kb not in served]:
+            raise Refusal(422, "unknown_knowledge_base", f"knowledge base {unknown[0][:100]!r} is none of {', '.join(served)}", "kbs")
+        return tuple(dict.fromkeys(kbs))
+
     @contextmanager
     def slot(self) -> Iterator[None]:
         """Holds one slot in the block. Raises Refusal when no slot is free or the service is not ready."""
@@ -103,15 +119,13 @@ class Endpoint:
 
     async def job(self, request: RouteRequest, request_id: str) -> RouteJob:
         """The question for the router. Raises Refusal for a picture or a knowledge base that cannot be used."""
-        known = [card.name for card in self.catalog]
-        if unknown := [kb for kb in request.kbs or [] if kb not in known]:
-            raise Refusal(422, "unknown_knowledge_base", f"knowledge base {unknown[0][:100]!r} is none of {', '.join(known)}", "kbs")
+        kbs = self.known(request.kbs or [card.name for card in self.catalog])
         pixels = self.settings.max_megapixels * 1e6
         image = None if request.image is None else await asyncio.to_thread(read_picture, request.image, pixels)
         seed = request.seed if request.seed is not None else random.getrandbits(62) if request.sampling_temperature else 0
         deadline_s = min(request.timeout_s or self.settings.deadline_s, self.settings.deadline_s)
         least = self.settings.min_confidence if request.min_confidence is None else request.min_confidence
-        request, kbs = request.model_copy(update={"image": None, "min_confidence": least}), tuple(dict.fromkeys(request.kbs or known))
+        request = request.model_copy(update={"image": None, "min_confidence": least})
         return RouteJob(request, request_id, image, kbs, self._policy, seed % 2**63, deadline_s)
 
     async def events(self, job: RouteJob) -> AsyncGenerator[dict[str, Any], None]:
@@ -145,6 +159,16 @@ class Endpoint:
             finally:
                 stream.cancel()
         raise late
+
+    async def search(self, kb: str, query: str, k: int) -> list[dict[str, Any]]:
+        """The `k` passages of the knowledge base that are nearest to the query, best first, without a policy. Raises Refusal."""
+        with self.slot():
+            self.known([kb])
+            try:
+                found = await asyncio.wait_for(self._kbs.search.remote(kb, query, k), self.settings.deadline_s)
+            except (RayError, RayServeException, TimeoutError):
+                raise unavailable("knowledge_base_unavailable", f"knowledge base {kb} did not answer; try again") from None
+        return passages_data(found)
 
     async def _get_ready(self) -> None:
         self.status = "loading"

@@ -1,8 +1,10 @@
-"""One episode as events for the client: `planned`, `searched` and `answered` of each step, and at the end `finished` with the whole path."""
+"""One episode as events for the client: `rewritten` for a follow-up in a chat; `planned`, `searched` and `answered` of each step; and at the end
+`finished` with the whole path."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from experiments.serving.schemas import PHASES, Refusal, RouteJob, unavailable
@@ -22,6 +24,7 @@ class PathData:
         """`calibration`: of the policy; None: its answers have no confidence."""
         self._job, self._calibration, self._before = job, calibration, 0.0
         self._steps: list[dict[str, Any]] = []
+        self._understood_as: str | None = None
         self._prompt_tokens = self._completion_tokens = 0
 
     def event(self, event: EpisodeEvent, seconds: float) -> dict[str, Any]:
@@ -35,6 +38,9 @@ class PathData:
             raise Refusal(*((504, "deadline_exceeded") if late else (422, "context_length_exceeded")), event.error or "")
         if event.trajectory:
             return {"event": "finished", **self._whole(event.trajectory, seconds)}
+        if event.kind == "rewritten":
+            self._understood_as = event.question
+            return {"event": "rewritten", "understood_as": event.question, "seconds": round(spent, 4)}
         assert event.step is not None
         if event.kind == "planned":
             self._steps.append({"passages": [], "answer_thought": None, "sub_answer": None, "cited": None, "seconds": {}})
@@ -44,15 +50,7 @@ class PathData:
         return {"event": event.kind, "step": len(self._steps) - 1, **fields, "seconds": round(spent, 4)}
 
     def _searched(self, step: Step) -> dict[str, Any]:
-        for passage in step.passages:
-            if passage.error:
-                raise unavailable("knowledge_base_unavailable", f"knowledge base {passage.kb}: {passage.error}")
-        return {"passages": [self._passage(passage) for passage in step.passages]}
-
-    def _passage(self, passage: Passage) -> dict[str, Any]:
-        small = small_picture(passage.image) if self._job.request.pictures and passage.image else None
-        text = {"id": passage.id, "title": passage.title, "text": passage.text, "score": round(passage.score, 6), "error": ""}
-        return text | {"image": data_url(small) if small else None}
+        return {"passages": passages_data(step.passages, bool(self._job.request.pictures))}
 
     def _whole(self, trajectory: Trajectory, seconds: float) -> dict[str, Any]:
         final, prompt, completion = trajectory.final, self._prompt_tokens, self._completion_tokens
@@ -61,6 +59,7 @@ class PathData:
         return {
             "id": self._job.request_id,
             "question": self._job.request.question.strip(),
+            "understood_as": self._understood_as,
             "answer": UNKNOWN if low else trajectory.answer,
             "confidence": None if confidence is None else round(confidence, 4),
             "reason": why_refused(trajectory) if low or is_refusal(trajectory.answer) else None,
@@ -72,6 +71,19 @@ class PathData:
             "usage": {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion},
             "seconds": round(seconds, 4),
         }
+
+
+def passages_data(passages: Sequence[Passage], pictures: bool = False) -> list[dict[str, Any]]:
+    """`pictures`: with a small version of each one's picture. Raises Refusal for a search that failed."""
+    if error := next((passage for passage in passages if passage.error), None):
+        raise unavailable("knowledge_base_unavailable", f"knowledge base {error.kb}: {error.error}")
+    return [_passage(passage, pictures) for passage in passages]
+
+
+def _passage(passage: Passage, pictures: bool) -> dict[str, Any]:
+    small = small_picture(passage.image) if pictures and passage.image else None
+    text = {"id": passage.id, "title": passage.title, "text": passage.text, "score": round(passage.score, 6), "error": ""}
+    return text | {"image": data_url(small) if small else None}
 
 
 def _planned(step: Step) -> dict[str, Any]:

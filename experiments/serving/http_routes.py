@@ -5,7 +5,7 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
 from contextlib import AsyncExitStack, aclosing
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,6 +18,7 @@ from starlette.exceptions import HTTPException
 
 from experiments.serving import schemas
 from experiments.serving.openai_chat import as_route_request, check_model, chunks, completion, cut
+from experiments.serving.openai_responses import Responses, as_chat
 from experiments.serving.schemas import PolicyReference, Refusal
 
 PAGE = Path(__file__).parent / "page" / "index.html"
@@ -45,19 +46,18 @@ def _add_questions(app: FastAPI, endpoint: Any) -> None:
     @app.post("/v1/route", responses={200: EVENTS, **ERRORS})
     async def route(body: schemas.RouteRequest, request: Request, held: Held) -> Response:
         """The answer with every step: thought, query, knowledge base, passages and sub-answer."""
-        events = await _begin(endpoint, request, body, held)
+        events = await begin(endpoint, request, body, held)
         if not body.stream:
-            return JSONResponse(await _whole(request, events))
-        lines = (f"event: {event['event']}\ndata: {_json(event)}\n\n" async for event in events)
-        return StreamingResponse(lines, media_type="text/event-stream")
+            return JSONResponse(await whole(request, events))
+        return _stream((event["event"], event) async for event in events)
 
     @app.post("/v1/chat/completions", responses={200: EVENTS, **ERRORS})
     async def chat(body: schemas.ChatRequest, request: Request, held: Held) -> Response:
         """OpenAI's chat completions. The last message of role user is the question; images come as data URLs."""
         model = endpoint.settings.model
-        events = await _begin(endpoint, request, as_route_request(body, model), held)
+        events = await begin(endpoint, request, as_route_request(body, model), held)
         if not body.stream:
-            return JSONResponse(completion(cut(await _whole(request, events), body.stop), model))
+            return JSONResponse(completion(cut(await whole(request, events), body.stop), model))
 
         async def lines() -> AsyncIterator[str]:
             async for chunk in chunks(events, body, request.state.request_id, model, request.state.logged["policy_version"]):
@@ -65,6 +65,15 @@ def _add_questions(app: FastAPI, endpoint: Any) -> None:
             yield "data: [DONE]\n\n"
 
         return StreamingResponse(lines(), media_type="text/event-stream")
+
+    @app.post("/v1/responses", responses={200: EVENTS, **ERRORS})
+    async def respond(body: schemas.ResponsesRequest, request: Request, held: Held) -> Response:
+        """OpenAI's Responses API: a reasoning item with the path, and a message with the answer. Nothing is stored."""
+        events = await begin(endpoint, request, as_route_request(as_chat(body), endpoint.settings.model), held)
+        made = Responses(request.state.request_id, endpoint.settings.model, request.state.logged["policy_version"])
+        if not body.stream:
+            return JSONResponse(made.whole(await whole(request, events)))
+        return _stream((event["type"], event) async for event in made.events(events))
 
     @app.post("/v1/admin/reload", responses=ERRORS)
     async def reload(body: schemas.ReloadRequest) -> schemas.ReloadRequest:
@@ -77,7 +86,7 @@ def _add_questions(app: FastAPI, endpoint: Any) -> None:
         return body
 
 
-async def _begin(endpoint: Any, request: Request, body: schemas.RouteRequest, held: AsyncExitStack) -> AsyncIterator[dict[str, Any]]:
+async def begin(endpoint: Any, request: Request, body: schemas.RouteRequest, held: AsyncExitStack) -> AsyncIterator[dict[str, Any]]:
     """The events; without `stream`, only `finished`. `held` closes the slot and the episode. Raises Refusal if there is no first event."""
     held.enter_context(endpoint.slot())
     job = await endpoint.job(body, request.state.request_id)
@@ -97,11 +106,16 @@ async def _with_error(first: dict[str, Any], events: AsyncGenerator[dict[str, An
         yield {"event": "error", **refusal.body()}
 
 
-async def _whole(request: Request, events: AsyncIterator[dict[str, Any]]) -> dict[str, Any]:
+async def whole(request: Request, events: AsyncIterator[dict[str, Any]]) -> dict[str, Any]:
     """The `finished` event; adds its numbers to the request log."""
     event = await anext(events)
     request.state.logged |= {"retrievals": event["retrievals"], "answer_seconds": event["seconds"]}
     return {key: value for key, value in event.items() if key != "event"}
+
+
+def _stream(events: AsyncIterable[tuple[str, dict[str, Any]]]) -> Response:
+    """Server-sent events: (name, data)."""
+    return StreamingResponse((f"event: {name}\ndata: {_json(data)}\n\n" async for name, data in events), media_type="text/event-stream")
 
 
 def _add_information(app: FastAPI, endpoint: Any) -> None:
@@ -120,8 +134,7 @@ def _add_information(app: FastAPI, endpoint: Any) -> None:
         """`starting`, `loading`, `ready` (200; all others 503) or `draining`, and how far it is. `warning`: the policy did not pass the gate."""
         response.status_code = 200 if endpoint.status == "ready" else 503
         names = ("status", "progress", "policy_version", "under_way", "warning")
-        shown = ("name", "description", "modality", "passages", "fingerprint")
-        cards = [{name: getattr(card, name) for name in shown} for card in endpoint.catalog if request.state.authorised]
+        cards = endpoint.cards() if request.state.authorised else []
         settings = {name: getattr(endpoint.settings, name) for name in ("model", "min_confidence")}
         return {**settings, "kbs": cards, **{name: getattr(endpoint, name) for name in names}}
 

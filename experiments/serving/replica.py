@@ -54,6 +54,10 @@ class KnowledgeBases:
         """Waits until all actors have loaded. Raises what starting them raised."""
         return await asyncio.shield(self._starting)
 
+    async def search(self, kb: str, query: str, k: int) -> list[Passage]:
+        """The `k` nearest passages, best first."""
+        return (await asyncio.to_thread((await self.retriever()).search_routed, [(kb, Query(query))], k))[0]
+
     def check_health(self) -> None:
         """Called by Serve, which restarts the replica when it raises."""
         if self._starting.done():
@@ -130,7 +134,8 @@ class EpisodeThread:
 
     def _add(self, job: RouteJob, send: Send) -> None:
         question, config = Question(job.request_id, job.request.question.strip(), (), job.image), episode_config(self._rollout, job.request)
-        self._callers[self._pool.add(question, config, job.seed, kbs=job.kbs, deadline_s=job.deadline_s)] = send
+        options: dict[str, Any] = {"kbs": job.kbs, "deadline_s": job.deadline_s, "earlier": job.request.chat}
+        self._callers[self._pool.add(question, config, job.seed, **options)] = send
 
     def _cancel(self, send: Send) -> None:
         for ticket in [ticket for ticket, caller in self._callers.items() if caller is send]:

@@ -53,6 +53,9 @@ def _spans(episode: Trajectory, rewards: Mapping[tuple[str, str, bytes], TurnRew
     def turn_span(turn: Turn, **inputs: Any) -> dict[str, Any]:
         return _turn_span(turn, groups.get(id(turn)), rewards, inputs)
 
+    for group in episode.groups:
+        if group.state.kind == "rewrite":
+            yield turn_span(group.chosen, question=group.state.question.text)
     for step in episode.steps:
         if step.plan is not None:
             span = turn_span(step.plan, question=question, known=list(known))

@@ -39,7 +39,8 @@ class Script:
     def _response(self, ticket, request, sibling):
         prompt = self.policy.tokenizer.decode(request.prompt_ids)
         self.prompts.append(prompt)
-        kind = "plan" if "Next step?" in prompt else "final" if "Final answer?" in prompt else "answer"
+        asks = {"Next step?": "plan", "Final answer?": "final", "question that stands alone": "rewrite"}
+        kind = next((kind for words, kind in asks.items() if words in prompt), "answer")
         ids = np.array([*self.policy.tokenizer(self.say(kind, prompt, sibling))["input_ids"], self.policy.end_token_id], np.int32)
         logprobs = np.full(len(ids), -0.5, np.float32)
         return Response(ticket, sibling, ids, logprobs, "stop", self.policy_version)

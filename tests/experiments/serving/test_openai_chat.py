@@ -14,7 +14,15 @@ from experiments.serving.schemas import ChatRequest, Refusal
 STEP = {"sub_question": "Which country?", "kb": "text", "sub_answer": "Kormu"}
 STOP = {"sub_question": None, "kb": None, "sub_answer": None}
 USAGE = {"prompt_tokens": 5, "completion_tokens": 7, "total_tokens": 12}
-ANSWER = {"id": "7", "answer": "Tasla", "steps": [STEP, STOP], "finish_reason": "stop", "policy_version": 3, "usage": USAGE}
+ANSWER = {
+    "id": "7",
+    "answer": "Tasla",
+    "understood_as": None,
+    "steps": [STEP, STOP],
+    "finish_reason": "stop",
+    "policy_version": 3,
+    "usage": USAGE,
+}
 
 
 def asked(*messages: dict, **more) -> ChatRequest:

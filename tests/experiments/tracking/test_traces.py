@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from episodes import episode, question, step, stop
+from episodes import episode, question, step, stop, turn
 from made_run import config_in, finished, row
 
 from experiments.tracking import mlflow_tracker as tracker_file
@@ -30,11 +30,11 @@ def grouped(number: int, answer: str = "Tasla") -> tuple[Trajectory, list[Scored
     turns = [first.plan, first.answer, last.plan, made.final]
     assert all(turns)
     groups, scored = [], []
-    for place, turn in enumerate(turns):
-        state = State(turn.kind, np.array([1, 2, 3, number, place], np.int32), None, made.question)
-        groups.append(TurnGroup(state, (turn,)))
+    for place, said in enumerate(turns):
+        state = State(said.kind, np.array([1, 2, 3, number, place], np.int32), None, made.question)
+        groups.append(TurnGroup(state, (said,)))
         reward = PLAN_REWARD if place == 0 else TurnReward(0.5)
-        scored.append(ScoredTurn(state.key, state.prompt_ids, None, turn, reward, f"q{number}", 1.0, f"q{number}"))
+        scored.append(ScoredTurn(state.key, state.prompt_ids, None, said, reward, f"q{number}", 1.0, f"q{number}"))
     return replace(made, groups=tuple(groups), seconds=5.0, ends=(1.0, 1.5, 3.0, 4.0, 5.0)), scored
 
 
@@ -195,3 +195,12 @@ def test_each_method_of_an_evaluation_is_a_run_with_its_traces(tmp_path: Path, n
         right = next(each.feedback.value for each in trace.info.assessments if each.name == "exact_match")
         assert float(right) == runs[trace.info.trace_metadata["mlflow.sourceRun"]].data.metrics["f1_recall"]
     assert {trace.info.trace_metadata["mlflow.trace.session"] for trace in traces} == {f"{folder.name}/q1", f"{folder.name}/q2"}
+
+
+def test_a_follow_up_in_a_chat_has_its_rewrite_turn_first():
+    asked = question()
+    state = State("rewrite", np.zeros(3, np.int32), None, replace(asked, text="and its capital?"))
+    rewrite = TurnGroup(state, (turn("rewrite", f"<question>{asked.text}</question>"),))
+    spans = trace_line(replace(episode(asked, step("text", "Tasla"), answer="Tasla"), groups=(rewrite,)), "request", 0.0)["spans"]
+    assert [span["name"] for span in spans] == ["rewrite", "plan", "search", "answer", "final"]
+    assert (spans[0]["inputs"], spans[1]["inputs"]["question"]) == ({"question": "and its capital?"}, asked.text)
