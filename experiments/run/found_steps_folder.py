@@ -110,7 +110,7 @@ def find(
                 key = some[first + number // rollout.group_size]
                 episodes[key].append(candidate_of(trajectory, rollout, reward, cards))
                 failed[key] += trajectory.search_errors
-                tokens[key] += summary_of(trajectory).counts["sampled_tokens"]
+                tokens[key] += int(summary_of(trajectory).counts["sampled_tokens"])
         asked = {key: [turn for found in episodes[key] if isinstance(found, Candidate) for turn in found.asked] for key in some}
         said, spent = answered([turn for turns in asked.values() for turn in turns], evaluator, retriever, rollout)
         for key, turns in asked.items():

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, contextmanager
-from typing import Any
+from typing import Any, cast
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 from mcp.server.mcpserver import Context, MCPServer
 from mcp.server.mcpserver.exceptions import ToolError
 from mcp.server.transport_security import TransportSecuritySettings
@@ -38,8 +38,8 @@ def add_mcp(api: FastAPI, endpoint: Any) -> None:
         `answer`, and `steps`: sub-question, knowledge base, passages and sub-answer of each search. An empty answer: none was found."""
         with errors():
             async with AsyncExitStack() as held:
-                asked = RouteRequest(question=question, kbs=knowledge_bases, max_steps=max_steps, image=image)
-                request = context.request_context.request
+                given = {"question": question, "kbs": knowledge_bases, "max_steps": max_steps, "image": image}
+                asked, request = RouteRequest.model_validate(given), cast(Request, context.request_context.request)
                 return await whole(request, await begin(endpoint, request, asked, held))
 
     @server.tool()
