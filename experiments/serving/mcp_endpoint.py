@@ -38,9 +38,9 @@ def add_mcp(api: FastAPI, endpoint: Any) -> None:
         `answer`, and `steps`: sub-question, knowledge base, passages and sub-answer of each search. An empty answer: none was found."""
         with errors():
             async with AsyncExitStack() as held:
-                asked = RouteRequest(question=question, kbs=knowledge_bases, max_steps=max_steps, image=image)
-                request = context.request_context.request
-                return await whole(request, await begin(endpoint, request, asked, held))
+                fields = {"question": question, "kbs": knowledge_bases, "max_steps": max_steps, "image": image}
+                request: Any = context.request_context.request
+                return await whole(request, await begin(endpoint, request, RouteRequest.model_validate(fields), held))
 
     @server.tool()
     async def search(knowledge_base: str, query: QuestionText, k: Passages = 5) -> list[dict[str, Any]]:
