@@ -38,11 +38,12 @@ def known(result: Interval | None) -> bool:
 
 
 def shown(result: Interval | None, signed: bool = False) -> str:
-    """`.912 ±.021`, with half the width of the interval."""
+    """`.912 ±.021`, with half the width of the interval; `.912` where it has none, as with a single seed."""
     if not result or not known(result):
         return "–"
     half, digits = (result["high"] - result["low"]) / 2, 0 if abs(result["value"]) >= 100 else 3
-    return f"{result['value']:{'+' if signed else ''}.{digits}f} ±{half:.{digits}f}"
+    value = f"{result['value']:{'+' if signed else ''}.{digits}f}"
+    return f"{value} ±{half:.{digits}f}" if half == half else value
 
 
 def results_table(title: str, first: str, columns: Iterable[str]) -> Table:
