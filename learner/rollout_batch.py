@@ -12,8 +12,8 @@ from typing import Any
 import ray
 
 from learner.deadline import results
-from rollout.records import Trajectory, repeats_of
-from rollout.roll_out import WorkReport
+from rollout.records import Trajectory
+from rollout.roll_out import WorkReport, repeats_of
 from rollout.trajectory_summary import TrajectorySummary
 
 NOWHERE = -1

@@ -8,11 +8,10 @@ siblings, and only siblings are compared.
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -291,15 +290,3 @@ class RecordedTurn:
     @property
     def message(self) -> Message:
         return Message(self.system, self.user, self.image is not None, not self.image_first)
-
-
-def repeats_of(questions: Sequence[Any]) -> list[int]:
-    """For each question (of recorded turns: each prompt), how often it occurs earlier in the list: equal ones must not draw the same episodes."""
-    seen: Counter[Any] = Counter()
-    found = []
-    for question in questions:
-        recorded = isinstance(question, RecordedTurn)
-        key = (question.system, question.user, question.image) if recorded else getattr(question, "id", question)
-        found.append(seen[key])
-        seen[key] += 1
-    return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -14,7 +15,7 @@ from rollout.config import RolloutConfig
 from rollout.engines.base import Engine, Request, Sampling, generate
 from rollout.episode import derive_seed
 from rollout.episode_pool import EpisodePool
-from rollout.records import Question, RecordedTurn, State, Trajectory, TurnGroup, repeats_of
+from rollout.records import Question, RecordedTurn, State, Trajectory, TurnGroup
 from rollout.searches import Searcher
 from rollout.timeline import Span, Timeline
 from rollout.trajectory_summary import TrajectorySummary, summary_of
@@ -159,3 +160,15 @@ def roll_out(
         return [trajectory for _, found in run.work() for trajectory in found]
     finally:
         run.close()
+
+
+def repeats_of(questions: Sequence[Any]) -> list[int]:
+    """For each question (of recorded turns: each prompt), how often it occurs earlier in the list: equal ones must not draw the same episodes."""
+    seen: Counter[Any] = Counter()
+    found = []
+    for question in questions:
+        recorded = isinstance(question, RecordedTurn)
+        key = (question.system, question.user, question.image) if recorded else getattr(question, "id", question)
+        found.append(seen[key])
+        seen[key] += 1
+    return found
