@@ -1,11 +1,11 @@
 """`r1-router cold-start [key=value ...]`: train the tiny policy from scratch to where reinforcement learning starts.
 
 Supervised learning on the teacher's turns over an endless stream of fresh training worlds, on the turns of a step data set (`recorded`), or, for
-a policy that can read already, on the teacher's turns on the training questions of a run (`data`). For a relay (`data=relay.yaml`) the policy is
-fresh again, and the teacher its own.
+a policy that can read already, on the teacher's turns on the training questions of a run (`data`). A relay (`data=relay.yaml`) has a teacher of
+its own, for a fresh policy or, which takes a fraction of the time, for one that can read already.
 
     r1-router cold-start out=runs/cold_start minutes=60
-    r1-router cold-start data=relay.yaml out=runs/relay_cold_start minutes=25
+    r1-router cold-start data=relay.yaml start=experiments/worlds/cold_start_policy out=runs/relay_cold_start minutes=14
     r1-router cold-start data=pretrained.yaml start=policies/smollm2-135m out=runs/warm muon=false lr=3e-4
 """
 
