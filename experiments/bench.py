@@ -7,6 +7,7 @@ found_steps gold steps that are found from questions and answers, against the tr
 rewards     the need matcher, on relations that its calibration was not fitted on
 serve       the service: overhead and throughput
 start       from the command to the first iteration: seconds, processes, memory
+peers       SmolLM2-135M: rollouts, updates, iterations against transformers, vLLM and TRL (sets up vLLM once)
 scale       the driver of a simulated cluster of 1 to 64 nodes: CPU and bytes per trajectory
 """
 
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from experiments.benchmarks.bench_results import FOLDER, measure_rows
 from experiments.benchmarks.found_steps import found_steps_rows
 from experiments.benchmarks.learner import learner_rows
+from experiments.benchmarks.peers import peers_rows
 from experiments.benchmarks.retrieval import retrieval_rows
 from experiments.benchmarks.rewards import rewards_rows
 from experiments.benchmarks.rollout import rollout_rows
@@ -39,6 +41,7 @@ BENCHMARKS = {
     "rewards": rewards_rows,
     "serve": serve_rows,
     "start": start_rows,
+    "peers": peers_rows,
     "scale": scale_rows,
 }
 

@@ -32,6 +32,7 @@ from learner.objective.token_logprobs import Scorer, inputs_of, packed
 from learner.ranks.learner_rank import LearnerRank, MiniBatch
 from rewards.scored_summary import ScoredSummary
 from rollout.policies import Policy, load_policy
+from rollout.records import ScoredTurn
 
 CONFIG = LearnerConfig()
 LOADS = {"turns of the default world": 3.0, "prompts of 512 tokens, responses of 32": 5.0}
@@ -59,9 +60,13 @@ def rows_of_load(policy: Policy, load: str, quick: bool) -> list[Row]:
         turns = default_turns(policy, 8 if quick else 16, GROUP)
     else:
         turns = turns_of_lengths(policy, 2 if quick else 8, GROUP, prompt=512, response=32)
+    return rows_of(turns, CONFIG)
+
+
+def rows_of(turns: Sequence[ScoredTurn], config: LearnerConfig) -> list[Row]:
     scored = ScoredSummary.of(turns)
-    advantages = turn_advantages(scored, CONFIG)
-    (planned,), credit = deal(scored, advantages, CONFIG, 0)
+    advantages = turn_advantages(scored, config)
+    (planned,), credit = deal(scored, advantages, config, 0)
     columns = advantages.advantages, credit.weights, scored.episode, credit.routes
     return [row_of([turns[i] for i in row.turns], *(column[row.turns] for column in columns)) for row in planned]
 
@@ -88,9 +93,8 @@ def shipped_policy() -> Policy:
     return load_policy(find_policy(TrainConfig().train.policy))
 
 
-def update_of(variant: str, policy: Policy, rows: Sequence[Row], in_one_pass: bool = False) -> Callable[[], None]:
-    """Forward and backward over all rows, gradients added up in the parameters."""
-    tokens = 10**9 if in_one_pass else CONFIG.tokens_per_micro_batch
+def update_of(variant: str, policy: Policy, rows: Sequence[Row], tokens: int = CONFIG.tokens_per_micro_batch) -> Callable[[], None]:
+    """Forward and backward over all rows, up to `tokens` in one pass, gradients added up in the parameters."""
     denominator = sum(row.weight for row in rows)
     batches = cut(rows, tokens) if variant == "shared" else padded_batches(one_sample_rows(rows), tokens)
     scorer = Scorer(policy)
@@ -162,7 +166,7 @@ def memory_of(variant: str, load: str, quick: bool) -> int:
     update_of(variant, policy, rows[:1])()
     before = resident()
     forget_peak()
-    update_of(variant, policy, rows, in_one_pass=True)()
+    update_of(variant, policy, rows, tokens=10**9)()
     return peak() - before
 
 
