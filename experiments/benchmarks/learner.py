@@ -67,7 +67,7 @@ def rows_of(turns: Sequence[ScoredTurn], config: LearnerConfig) -> list[Row]:
     scored = ScoredSummary.of(turns)
     advantages = turn_advantages(scored, config)
     (planned,), credit = deal(scored, advantages, config, 0)
-    columns = advantages.advantages, credit.weights, scored.episode, credit.routes
+    columns = advantages.advantages, credit.weights, scored.episode, credit.names, credit.routes
     return [row_of([turns[i] for i in row.turns], *(column[row.turns] for column in columns)) for row in planned]
 
 

@@ -68,7 +68,7 @@ def library_generate(work: Work) -> Once:
     """All responses in one batch."""
     policy, requests = endless(work), requests_of(work)
     policy.banned_token_ids = ()
-    engine = GenerateEngine(policy, work.siblings * len(requests))
+    engine: Any = GenerateEngine(policy, work.siblings * len(requests))
     return lambda: {"tokens": sum(len(response.ids) for group in generate(engine, requests) for response in group)}
 
 

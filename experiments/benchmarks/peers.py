@@ -51,10 +51,11 @@ def peers_rows(quick: bool) -> Iterator[BenchResult]:
 
 
 def work_of(policy: Path, prompts: int, new_tokens: int, siblings: int = 8) -> Work:
-    """Prompts of the default world, without pictures, in the chat format of the policy."""
+    """Every prompt is four of the default world: as long as one with three real passages."""
     text = Policy(None, tokenizer_of(policy))
-    messages = islice((turn.message for turn in demonstrations(11) if turn.image is None), prompts)
-    shown = [text.chat.prompt(message.system, [{"type": "text", "text": message.user}]) for message in messages]
+    turns = (turn.message.user for turn in demonstrations(11) if turn.image is None)
+    messages = ["\n".join(islice(turns, 4)) for _ in range(prompts)]
+    shown = [text.chat.prompt("", [{"type": "text", "text": message}]) for message in messages]
     return Work(str(policy.absolute()), shown, [text._tokenized(prompt, None).tolist() for prompt in shown], siblings, new_tokens)
 
 
@@ -82,17 +83,23 @@ def in_rounds(names: Collection[str], work: Work, rounds: int) -> dict[str, list
     (LOGS / "work.json").write_text(json.dumps(asdict(work)), encoding="utf-8")
     found: dict[str, Any] = {name: [] for name in names}
     running: dict[str, Contender] = {}
+    wanted = len(work.ids) * work.siblings * work.new_tokens
+
+    def advance(name: str, step: int) -> None:
+        if step == 0:
+            running[name] = Contender(name, work.threads)
+        elif step == 1:
+            running[name].answer()  # it is ready
+        else:
+            found[name].append(running[name].measured())
+            if (tokens := found[name][-1].get("tokens", wanted)) != wanted:
+                raise PeerFailed(f"it sampled {tokens} tokens; expected {wanted}")
+
     try:
-        for step in range(rounds + 1):
+        for step in range(2 + rounds):  # they load side by side, and are measured one at a time
             for name in [name for name in names if isinstance(found[name], list)]:
                 try:
-                    if not step:
-                        running[name] = Contender(name, work.threads)
-                        continue
-                    found[name].append(running[name].measured())
-                    wanted = len(work.ids) * work.siblings * work.new_tokens
-                    if found[name][-1].get("tokens", wanted) != wanted:
-                        raise PeerFailed(f"it sampled {found[name][-1]['tokens']} tokens; expected {wanted}")
+                    advance(name, step)
                 except PeerFailed as error:
                     found[name] = str(error)
     finally:
@@ -102,7 +109,7 @@ def in_rounds(names: Collection[str], work: Work, rounds: int) -> dict[str, list
 
 
 class Contender:
-    """A running process. Raises `PeerFailed` when it cannot be started, or ends before it answers."""
+    """A running process. Raises `PeerFailed` where there is no Python for it, or it ends before it answers."""
 
     def __init__(self, name: str, threads: int):
         self.log = LOGS / f"{name.replace(', ', '_').replace(' ', '_')}.log"
@@ -112,14 +119,13 @@ class Contender:
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
         with self.log.open("w", encoding="utf-8") as log:
             self.process = subprocess.Popen(command, **pipes, stderr=log, env=environment, text=True, bufsize=1)
-        self._answer()
 
     def measured(self) -> Result:
         with suppress(BrokenPipeError):  # the process has ended: there is no answer either
             print(file=self.process.stdin)
-        return self._answer()
+        return self.answer()
 
-    def _answer(self) -> Result:
+    def answer(self) -> Result:
         late = Timer(DEADLINE_S, self.process.kill)
         late.start()
         line = self.process.stdout.readline()  # type: ignore[union-attr]
