@@ -4,6 +4,7 @@ It loads what it needs, and does its work once for every line that it reads. Eve
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import json
 import os
@@ -86,10 +87,12 @@ def main(name: str, file: str) -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no answer
     torch.set_num_threads(work.threads)
+    release = ctypes.CDLL(None).malloc_trim
     once = contender(name, work)
     print("{}", file=answers, flush=True)
     for _ in sys.stdin:
         print(json.dumps(measured(once)), file=answers, flush=True)
+        release(0)  # memory that is free again goes to the others
     for child in psutil.Process().children(recursive=True):
         child.kill()
     os._exit(0)  # some libraries would wait for their threads
