@@ -47,7 +47,7 @@ class PeerFailed(Exception):
 
 def peers_rows(quick: bool) -> Iterator[BenchResult]:
     fetch_smollm2("auto", POLICY, Console())
-    yield from compared(work_of(POLICY, *((2, 8) if quick else (8, 64))))
+    yield from compared(work_of(POLICY, *((2, 8) if quick else (4, 64))))
 
 
 def work_of(policy: Path, prompts: int, new_tokens: int, siblings: int = 8) -> Work:

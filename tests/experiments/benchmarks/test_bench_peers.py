@@ -32,7 +32,7 @@ def test_all_sample_as_much_and_one_update_has_the_loss_and_the_gradient_of_a_ba
     found = in_fresh_process(updates_of, work, names)
     rollouts = [found[name] for name in found if name.startswith("rollout")]
     assert {one["tokens"] for one in rollouts} == {2 * 4 * 6}
-    assert found["limits"]["flops"] > 1e9 < found["limits"]["bandwidth"]
+    assert found["limits"]["flops"] > 1e6 < found["limits"]["bandwidth"]
     norm, loss = found["update, ours"]["norm"], found["update, ours"]["loss"]
     assert norm > 1e-3 < abs(loss)
     assert found["update, bare torch"]["norm"] == pytest.approx(norm, rel=SAME_UPDATE)
