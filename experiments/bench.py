@@ -7,6 +7,7 @@ found_steps gold steps that are found from questions and answers, against the tr
 rewards     the need matcher, on relations that its calibration was not fitted on
 serve       the service: overhead and throughput
 start       from the command to the first iteration: seconds, processes, memory
+peers       SmolLM2-135M: rollouts, updates, iterations against transformers, vLLM and TRL (sets up vLLM once)
 scale       the driver of a simulated cluster of 1 to 64 nodes: CPU and bytes per trajectory
 gpu         a GPU in `minutes`, most valuable first: parity, decoding, learning, weights, a run; needs neither Ray nor DeepSpeed nor FAISS
 """
@@ -24,7 +25,7 @@ from experiments.config import RunConfigError, TrainConfig
 from experiments.config.reading import read_settings
 from retrieval_actors.folder_lock import hold
 
-BENCHMARKS = "retrieval rollout learner found_steps rewards serve start scale gpu".split()
+BENCHMARKS = "retrieval rollout learner found_steps rewards serve start peers scale gpu".split()
 """`NAME_rows` of `experiments/benchmarks/NAME.py`; imported only when it runs."""
 
 

@@ -9,7 +9,6 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-STATUS, FORGET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 MIB = 2**20
 
 
@@ -25,15 +24,16 @@ def free_port() -> int:
         return int(free.getsockname()[1])
 
 
-def resident(field: str = "VmRSS:") -> int:
-    """Bytes of memory of this process (Linux)."""
-    return next(int(line.split()[1]) * 1024 for line in STATUS.read_text().splitlines() if line.startswith(field))
+def resident(field: str = "VmRSS:", pid: int | str = "self") -> int:
+    """Bytes of memory of this process, or of another one (Linux)."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
 
 
-def forget_peak() -> None:
-    FORGET.write_text("5")
+def forget_peak(pid: int | str = "self") -> None:
+    Path(f"/proc/{pid}/clear_refs").write_text("5")
 
 
-def peak() -> int:
+def peak(pid: int | str = "self") -> int:
     """The largest since `forget_peak`."""
-    return resident("VmHWM:")
+    return resident("VmHWM:", pid)

@@ -81,9 +81,8 @@ def shipped_policy() -> Policy:
     return load_policy(find_policy(TrainConfig().train.policy))
 
 
-def update_of(variant: str, policy: Policy, rows: Sequence[Row], in_one_pass: bool = False) -> Callable[[], None]:
-    """Forward and backward over all rows, gradients added up in the parameters."""
-    tokens = 10**9 if in_one_pass else CONFIG.tokens_per_micro_batch
+def update_of(variant: str, policy: Policy, rows: Sequence[Row], tokens: int = CONFIG.tokens_per_micro_batch) -> Callable[[], None]:
+    """Forward and backward over all rows, up to `tokens` in one pass, gradients added up in the parameters."""
     denominator = sum(row.weight for row in rows)
     batches = cut(rows, tokens) if variant == "shared" else padded_batches(one_sample_rows(rows), tokens)
     scorer = Scorer(policy)
@@ -138,7 +137,7 @@ def memory_of(variant: str, load: str, quick: bool) -> int:
     update_of(variant, policy, rows[:1])()
     before = resident()
     forget_peak()
-    update_of(variant, policy, rows, in_one_pass=True)()
+    update_of(variant, policy, rows, tokens=10**9)()
     return peak() - before
 
 

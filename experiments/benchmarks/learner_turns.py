@@ -29,7 +29,7 @@ def default_turns(engine: Engine, questions: int, group_size: int, seed: int = 0
     knowledge_bases, config = SlowKnowledgeBases(atlas, seconds=0.0), RolloutConfig(group_size=group_size)
     trajectories = roll_out(atlas.questions(questions), engine, knowledge_bases, config, seed)
     return [
-        _scored(group.state, turn, rng.random(), str(number))
+        scored(group.state, turn, rng.random(), str(number))
         for number, trajectory in enumerate(trajectories)
         for group in trajectory.groups
         for turn in group.turns
@@ -51,11 +51,11 @@ def turns_of_lengths(policy: Policy, states: int, siblings: int, prompt: int, re
         for _ in range(siblings):
             ids = some(response)
             turn = Turn("plan", ids, np.full(response, -np.log(len(allowed)), np.float32), "length", 0, "")
-            found.append(_scored(state, turn, rng.random(), str(number)))
+            found.append(scored(state, turn, rng.random(), str(number)))
     return found
 
 
-def _scored(state: State, turn: Turn, reward: float, episode: str) -> ScoredTurn:
+def scored(state: State, turn: Turn, reward: float, episode: str) -> ScoredTurn:
     return ScoredTurn(state.key, state.prompt_ids, state.image, turn, TurnReward(reward), episode, reward, state.question.id)
 
 
