@@ -45,7 +45,7 @@ class TransformersEngine:
         self._entering: deque[Group] = deque()  # prefilled, with pending siblings
         self._ended: list[Response] = []
         self._tickets = 0
-        self._banned = torch.tensor(policy.banned_token_ids, device=policy.device)
+        self._banned = torch.tensor(policy.banned_token_ids, dtype=torch.long, device=policy.device)
         self.stats = EngineStats()
 
     @property
