@@ -104,7 +104,7 @@ def test_an_unknown_length_does_not_get_around_the_limit_of_the_body(client):
 def test_what_is_not_there_says_so(client):
     assert client.get("/v1/route").status_code == 405
     assert client.get("/nowhere").json()["error"]["code"] == "not_found"
-    for not_offered in ("completions", "responses", "embeddings"):
+    for not_offered in ("completions", "moderations", "embeddings"):
         assert client.post(f"/v1/{not_offered}", json={}).json()["error"]["code"] == "not_found"
 
 
