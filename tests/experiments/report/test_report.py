@@ -218,6 +218,7 @@ def test_a_run_that_ends_early_leaves_a_report_with_its_warnings_and_no_figures_
         config=dataclasses.make_dataclass("Config", ["name"])("early"),
         folder=folder,
         actors=actors,
+        dataset=SimpleNamespace(gold_tokens=0),
         totals=Totals(warnings=[sign]),
         tracker=SimpleNamespace(failures=0),
         iteration=3,
