@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from experiments.config import TrainConfig, flat
+from experiments.config import TrainConfig, flat, with_derived
 from experiments.datasets import Dataset
 from experiments.tracking.run_folder import RunFolder
 from rollout.engines import chosen_engine
@@ -65,7 +65,7 @@ def _weights(policy: str) -> str:
 
 def _changed(config: TrainConfig) -> Iterator[str]:
     """The settings that differ from the defaults."""
-    defaults = flat(TrainConfig())
+    defaults = flat(with_derived(TrainConfig()))
     changed = [f"{key}={_text(value)}" for key, value in flat(config).items() if value != defaults.get(key) and key not in IN_OTHER_LINES]
     lines = textwrap.wrap(", ".join(changed), WIDTH - 12, break_on_hyphens=False) or ["nothing"]
     if len(lines) > MOST_CHANGED_LINES:
