@@ -24,7 +24,7 @@ class ValueConfig:
     best_trunk: Annotated[float, Field(ge=0, le=1)] = 0.5
     """Share of plan turns after which the episode continues with the best route: later steps are then seen behind a whole chain."""
     asks_again: bool = False
-    """Whether a continuation may ask again what was asked. With true, a step to spare mends every wrong route, and all values are alike."""
+    """Whether a continuation may ask again what was asked. With true, a spare step repairs every wrong route, and all values are alike."""
     spare_answer_tokens: Annotated[int, Field(ge=-1)] = 3
     """Set by `reward.spare_answer_tokens`."""
 

@@ -4,7 +4,6 @@ Training questions have faults by `data.faults`, and `r1-router gate` tests a po
 from __future__ import annotations
 
 import random
-import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +13,7 @@ from retrieval_actors.records import Passage, Query
 from rollout.needs import replaced
 from rollout.records import UNKNOWN, Fault, Question
 
-SLOW_S = 0.1  # that a slow search takes longer
+SLOW_S = 0.1  # that a slow search takes longer (searches.py)
 DRAWN = 20  # other questions among which two with other answers are looked for; answers of a question that are replaced
 MARK = "~"  # between the id of a passage and the fault that changed it
 Figure = Literal["wrong", "obeys", "late"]
@@ -68,7 +67,8 @@ def sent(query: Query, fault: Fault | None) -> Query:
 
 
 def broken(kb: str, passages: list[Passage], fault: Fault | None, k: int) -> list[Passage]:
-    """What the search finds in place of `passages`: at most k, but two that contradict. Ids of changed ones end in MARK and the fault."""
+    """What the search finds in place of `passages` (`slow`: the same, later): at most k, but two that contradict. Ids of changed ones end in MARK
+    and the fault."""
     if fault is None or fault.kb not in ("", kb) or any(passage.error for passage in passages):
         return passages
 
@@ -84,8 +84,6 @@ def broken(kb: str, passages: list[Passage], fault: Fault | None, k: int) -> lis
             return []
         case "failing":
             return [Passage(f"{MARK}{fault.kind}", "", kb=kb)]
-        case "slow":
-            time.sleep(SLOW_S)
         case "random":
             return [changed(passage, "") for passage in passages]
         case "instructions":

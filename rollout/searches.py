@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any, NamedTuple, Protocol
 
 from retrieval_actors.records import Passage, Query
-from rollout.faults import broken, sent
+from rollout.faults import SLOW_S, broken, sent
 from rollout.records import Fault
 
 AT_ONCE = 4  # batches searched at the same time; others wait for a thread
@@ -45,6 +46,8 @@ class Searches:
 
     def _search(self, requests: Sequence[SearchRequest], k: int) -> list[list[Passage]]:
         found = self._retriever.search_routed([(kb, sent(query, fault)) for kb, query, fault in requests], k)
+        if any(request.fault and request.fault.kind == "slow" for request in requests):
+            time.sleep(SLOW_S)  # once: the searches of a batch are slow side by side
         return [broken(kb, passages, fault, k) for (kb, _, fault), passages in zip(requests, found, strict=True)]
 
     def oldest(self) -> list[tuple[int, list[Passage]]]:

@@ -57,7 +57,7 @@ def disagreements_table(turns: Sequence[ReplayedTurn], at_most: int) -> Table:
     for turn in disagreements(turns, at_most):
         assert turn.paid is not None
         assert turn.again is not None
-        paid, again = (_reward(*told) for told in ((turn.paid, turn.paid_parts), (turn.again.total, turn.again.parts)))
+        paid, again = (_reward(*earned) for earned in ((turn.paid, turn.paid_parts), (turn.again.total, turn.again.parts)))
         table.add_row(turn.question.text, turn.kind, paid, again, _decision(turn.text))
     return _left(table)
 
@@ -70,8 +70,8 @@ def _decision(text: str) -> str:
 
 
 def _reward(total: float, parts: Mapping[str, float]) -> str:
-    told = ", ".join(f"{name} {value:.2f}" for name, value in parts.items() if value)
-    return f"{total:.3f} ({told})" if told and total else f"{total:.3f}"
+    shown = ", ".join(f"{name} {value:.2f}" for name, value in parts.items() if value)
+    return f"{total:.3f} ({shown})" if shown and total else f"{total:.3f}"
 
 
 def changed_searches_table(searches: Sequence[SearchedAgain], at_most: int) -> Table:
@@ -96,11 +96,11 @@ def _left(table: Table) -> Table:
 
 def replay_page(name: str, said: Sequence[str], tables: Sequence[Table]) -> str:
     """`said`: lines about what was replayed. Tables without a row are left out."""
-    told = "".join(f"<p class='soft'>{escape(line)}</p>" for line in (*said, EXPLAINED))
+    lines = "".join(f"<p class='soft'>{escape(line)}</p>" for line in (*said, EXPLAINED))
     body = "".join(f"<h2>{escape(str(table.title))}</h2>{html_table(table)}" for table in tables if table.row_count)
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
         f'<meta http-equiv="Content-Security-Policy" content="{security_policy()}"><meta name="color-scheme" content="light dark">'
         f"<title>{escape(name)}: replay</title><style>{STYLE} th, td {{ white-space: normal; text-align: left; vertical-align: top; }}</style>"
-        f"</head><body><main><h1>{escape(name)}: replay</h1>{told}{body}</main></body></html>\n"
+        f"</head><body><main><h1>{escape(name)}: replay</h1>{lines}{body}</main></body></html>\n"
     )

@@ -46,38 +46,38 @@ class Responses:
         """A part of the reasoning item for each line of the path, then the message, then the whole response; `error` when there is no answer."""
         numbers = itertools.count()
 
-        def told(kind: str, **data: Any) -> dict[str, Any]:
+        def event_of(kind: str, **data: Any) -> dict[str, Any]:
             return {"type": kind, "sequence_number": next(numbers), **data}
 
         for kind in ("created", "in_progress"):
-            yield told(f"response.{kind}", response=self._response(status="in_progress", output=[]))
-        yield told("response.output_item.added", output_index=0, item=self._reasoning([]))
+            yield event_of(f"response.{kind}", response=self._response(status="in_progress", output=[]))
+        yield event_of("response.output_item.added", output_index=0, item=self._reasoning([]))
         lines: list[str] = []
         async for event in with_lines(events):
             if event["event"] == "error":
-                yield told("error", **event["error"] | {"type": "error"})
+                yield event_of("error", **event["error"] | {"type": "error"})
                 return
             if event["event"] == "line":
                 at = {"item_id": f"rs_{self.request_id}", "output_index": 0, "summary_index": len(lines)}
                 lines.append(event["line"])
                 (part,) = self._reasoning(lines[-1:])["summary"]
-                yield told("response.reasoning_summary_part.added", **at, part=part | {"text": ""})
-                yield told("response.reasoning_summary_text.delta", **at, delta=part["text"])
-                yield told("response.reasoning_summary_text.done", **at, text=part["text"])
-                yield told("response.reasoning_summary_part.done", **at, part=part)
+                yield event_of("response.reasoning_summary_part.added", **at, part=part | {"text": ""})
+                yield event_of("response.reasoning_summary_text.delta", **at, delta=part["text"])
+                yield event_of("response.reasoning_summary_text.done", **at, text=part["text"])
+                yield event_of("response.reasoning_summary_part.done", **at, part=part)
                 continue
             response = self.whole(event)
             reasoning, message = response["output"]
             (part,) = message["content"]
             at = {"item_id": message["id"], "output_index": 1, "content_index": 0}
-            yield told("response.output_item.done", output_index=0, item=reasoning)
-            yield told("response.output_item.added", output_index=1, item=message | {"status": "in_progress", "content": []})
-            yield told("response.content_part.added", **at, part=part | {"text": ""})
-            yield told("response.output_text.delta", **at, delta=part["text"], logprobs=[])
-            yield told("response.output_text.done", **at, text=part["text"], logprobs=[])
-            yield told("response.content_part.done", **at, part=part)
-            yield told("response.output_item.done", output_index=1, item=message)
-            yield told(f"response.{response['status']}", response=response)
+            yield event_of("response.output_item.done", output_index=0, item=reasoning)
+            yield event_of("response.output_item.added", output_index=1, item=message | {"status": "in_progress", "content": []})
+            yield event_of("response.content_part.added", **at, part=part | {"text": ""})
+            yield event_of("response.output_text.delta", **at, delta=part["text"], logprobs=[])
+            yield event_of("response.output_text.done", **at, text=part["text"], logprobs=[])
+            yield event_of("response.content_part.done", **at, part=part)
+            yield event_of("response.output_item.done", output_index=1, item=message)
+            yield event_of(f"response.{response['status']}", response=response)
 
     def _response(self, **data: Any) -> dict[str, Any]:
         made = {"id": f"resp_{self.request_id}", "object": "response", "created_at": int(time.time()), "model": self.model, "error": None}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
 import pytest
@@ -10,9 +11,10 @@ from scripted import Library, Script
 from experiments.worlds.teacher import answer_response, plan_response
 from retrieval_actors.records import Passage, Query
 from rollout.config import RolloutConfig
-from rollout.faults import FAULTS, broken, is_broken, sent, with_faults
+from rollout.faults import FAULTS, SLOW_S, broken, is_broken, sent, with_faults
 from rollout.records import Fault, GoldStep, Question
 from rollout.roll_out import roll_out
+from rollout.searches import Searches, SearchRequest
 
 TRUE, FALSE = "Tasla", ("Runo", "Vado")
 FOUND = [Passage("p1", "The capital of Kormu is Tasla.", "Tasla"), Passage("p2", "Tasla-mun is a river."), Passage("p3", "Kormu is hot.")]
@@ -104,3 +106,14 @@ def test_an_episode_of_a_broken_question_reads_what_the_fault_leaves(fresh_polic
     assert [sorted(of) for of in ids] == [["p0", "p1"], [], ["p0~random", "p1~random"]]
     assert sorted(text for batch in library.asked for text in batch) == sorted(["Which?", "Which?", other.fault.query])
     assert all(trajectory.whole for trajectory in found)
+
+
+def test_slow_searches_of_a_batch_are_slow_side_by_side():
+    searches = Searches(Library())
+    searches.waiting = [(number, SearchRequest("text", Query("capital of Kormu"), fault("slow")), 3) for number in range(20)]
+    began = time.monotonic()
+    searches.begin()
+    found = searches.oldest()
+    assert len(found) == 20
+    assert SLOW_S <= time.monotonic() - began < 10 * SLOW_S
+    searches.close()
